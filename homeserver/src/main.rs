@@ -1,2 +1,9 @@
-//! Skeleton.
-fn main() {}
+//! The binary `sotto`.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

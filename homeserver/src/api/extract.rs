@@ -1,0 +1,135 @@
+//! From HTTP to ruma's types and back.
+
+use axum::{
+    body::Body,
+    extract::{FromRef, FromRequest, RawPathParams, Request},
+    response::{IntoResponse, Response},
+};
+use http_body_util::{BodyExt, Limited};
+use ruma::api::{
+    IncomingRequest, IncomingRequestExt, OutgoingResponse, OutgoingResponseExt,
+    auth_scheme::{AccessToken, AccessTokenOptional, AuthScheme},
+    error::ErrorKind,
+};
+
+use super::error::MatrixError;
+use crate::service::accounts::{Accounts, Requester};
+
+/// The largest body of a request that is not an upload, in bytes: a federation transaction of fifty
+/// events of the largest size fits.
+const MAX_BODY: usize = 10 * 1024 * 1024;
+
+/// A request that needs no authentication.
+pub(crate) struct Anonymous<T>(pub(crate) T);
+
+/// A request by a user.
+pub(crate) struct Authenticated<T> {
+    pub(crate) requester: Requester,
+    pub(crate) body: T,
+}
+
+/// A request by a user or by somebody unknown.
+pub(crate) struct MaybeAuthenticated<T> {
+    pub(crate) requester: Option<Requester>,
+    pub(crate) body: T,
+}
+
+/// A response of ruma.
+pub(crate) struct Matrix<T>(pub(crate) T);
+
+impl<T: OutgoingResponse> IntoResponse for Matrix<T> {
+    fn into_response(self) -> Response {
+        match self.0.try_into_http_response::<Vec<u8>>() {
+            Ok(response) => response.map(Body::from),
+            Err(error) => MatrixError::internal(&error).into_response(),
+        }
+    }
+}
+
+impl<S, T> FromRequest<S> for Anonymous<T>
+where
+    T: IncomingRequest,
+    S: Send + Sync,
+{
+    type Rejection = MatrixError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
+        let (request, path) = read(request, state).await?;
+        Ok(Self(parse(&request, &path)?))
+    }
+}
+
+impl<S, T> FromRequest<S> for Authenticated<T>
+where
+    T: IncomingRequest<Authentication = AccessToken>,
+    Accounts: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = MatrixError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
+        let token = AccessToken::extract_authentication(&request)
+            .map_err(|_| MatrixError::missing_token())?;
+        let requester = Accounts::from_ref(state).authenticate(&token).await?;
+        let requester = requester.ok_or_else(MatrixError::unknown_token)?;
+        let (request, path) = read(request, state).await?;
+        Ok(Self { requester, body: parse(&request, &path)? })
+    }
+}
+
+impl<S, T> FromRequest<S> for MaybeAuthenticated<T>
+where
+    T: IncomingRequest<Authentication = AccessTokenOptional>,
+    Accounts: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = MatrixError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
+        let requester = match AccessToken::extract_authentication(&request) {
+            Err(_) => None,
+            Ok(token) => {
+                let requester = Accounts::from_ref(state).authenticate(&token).await?;
+                Some(requester.ok_or_else(MatrixError::unknown_token)?)
+            }
+        };
+        let (request, path) = read(request, state).await?;
+        Ok(Self { requester, body: parse(&request, &path)? })
+    }
+}
+
+/// Reads the body, up to [`MAX_BODY`], and the parts of the path.
+pub(super) async fn read<S: Send + Sync>(
+    request: Request,
+    state: &S,
+) -> Result<(http::Request<Vec<u8>>, Vec<String>), MatrixError> {
+    let (mut parts, body) = request.into_parts();
+    let path = axum::extract::FromRequestParts::from_request_parts(&mut parts, state)
+        .await
+        .map(|params: RawPathParams| params.iter().map(|(_, value)| value.to_owned()).collect())
+        .map_err(|_| MatrixError::invalid_param("The path is not UTF-8"))?;
+    let body = Limited::new(body, MAX_BODY).collect().await.map_err(|error| {
+        if error.is::<http_body_util::LengthLimitError>() {
+            MatrixError::new(
+                http::StatusCode::PAYLOAD_TOO_LARGE,
+                ErrorKind::TooLarge,
+                "The request is too large",
+            )
+        } else {
+            MatrixError::bad_json("The request ended too early")
+        }
+    })?;
+    Ok((http::Request::from_parts(parts, body.to_bytes().to_vec()), path))
+}
+
+pub(super) fn parse<T: IncomingRequest>(
+    request: &http::Request<Vec<u8>>,
+    path: &[String],
+) -> Result<T, MatrixError> {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    let mut borrowed = http::Request::new(request.body().as_slice());
+    borrowed.method_mut().clone_from(request.method());
+    borrowed.uri_mut().clone_from(request.uri());
+    borrowed.headers_mut().clone_from(request.headers());
+    Ok(T::try_from_http_request(borrowed, &path)?)
+}

@@ -1,0 +1,136 @@
+//! The configuration: one TOML file, every key optional but `server_name`, unknown keys refused.
+
+mod load;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+pub use load::{ConfigError, Overrides};
+use ruma::OwnedServerName;
+use serde::Deserialize;
+
+/// Everything that an operator decides.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The name after the colon in user ids. Can never be changed once there are users. Default
+    /// `localhost`, which does not federate.
+    #[serde(default = "default_server_name")]
+    pub server_name: OwnedServerName,
+    /// Where all data lives. Default `./sotto-data`.
+    #[serde(default = "default_data_dir")]
+    pub data_dir: PathBuf,
+    /// `postgres://…`; by default a SQLite database in `data_dir`.
+    #[serde(default)]
+    pub database: Option<String>,
+    /// Where clients connect over plain HTTP; also serves the federation paths, so that one reverse
+    /// proxy is enough. Default `127.0.0.1:8008`.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// The address that clients use, if it is not `https://` and the server name; given out by
+    /// `.well-known`.
+    #[serde(default)]
+    pub public_base_url: Option<String>,
+    /// How to reach whoever runs this server, a Matrix id or `mailto:`.
+    #[serde(default)]
+    pub contact: Option<String>,
+    /// Who may make an account.
+    #[serde(default)]
+    pub registration: Registration,
+    /// How the server speaks with other servers.
+    #[serde(default)]
+    pub federation: Federation,
+    /// What the server accepts to store.
+    #[serde(default)]
+    pub media: Media,
+}
+
+/// Who may make an account.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Registration {
+    /// Anybody.
+    Open,
+    /// Whoever has a registration token.
+    #[default]
+    Token,
+    /// Nobody.
+    Closed,
+}
+
+/// How the server speaks with other servers.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Federation {
+    /// Where other servers connect, with TLS. By default they come through a reverse proxy to `listen`.
+    pub listen: Option<SocketAddr>,
+    /// The certificate chain for `listen`, a PEM file.
+    pub certificate: Option<PathBuf>,
+    /// The private key for `certificate`, a PEM file.
+    pub private_key: Option<PathBuf>,
+    /// Certificate authorities to trust beside those of the system, a PEM file.
+    pub ca_file: Option<PathBuf>,
+    /// Networks that outgoing requests may reach although they are not public, such as `127.0.0.0/8`.
+    pub allow_networks: Vec<String>,
+    /// Addresses of servers by name, in place of discovery.
+    pub names: BTreeMap<OwnedServerName, SocketAddr>,
+}
+
+/// What the server accepts to store.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Media {
+    /// The largest upload, in bytes. Default 100 MiB.
+    pub max_upload_bytes: u64,
+}
+
+impl Default for Media {
+    fn default() -> Self {
+        Self { max_upload_bytes: 100 * 1024 * 1024 }
+    }
+}
+
+impl Config {
+    /// The configuration with every default, for a server of this name.
+    #[must_use]
+    pub fn new(server_name: OwnedServerName) -> Self {
+        Self {
+            server_name,
+            data_dir: default_data_dir(),
+            database: None,
+            listen: default_listen(),
+            public_base_url: None,
+            contact: None,
+            registration: Registration::default(),
+            federation: Federation::default(),
+            media: Media::default(),
+        }
+    }
+
+    /// The URL of the database.
+    #[must_use]
+    pub fn database_url(&self) -> String {
+        self.database.clone().unwrap_or_else(|| sqlite_url(&self.data_dir.join("sotto.db")))
+    }
+}
+
+fn sqlite_url(path: &Path) -> String {
+    // Characters that mean something in a URL must not change which file it is.
+    let path = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    format!("sqlite://{path}?mode=rwc")
+}
+
+fn default_server_name() -> OwnedServerName {
+    ruma::owned_server_name!("localhost")
+}
+
+fn default_data_dir() -> PathBuf {
+    PathBuf::from("sotto-data")
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 8008))
+}

@@ -1,0 +1,12 @@
+//! The rules. Services form a line: each holds only services above it in this list, and none of them all.
+
+pub(crate) mod accounts;
+pub(crate) mod devices;
+pub(crate) mod events;
+pub(crate) mod heads;
+pub(crate) mod membership;
+pub(crate) mod rooms;
+pub(crate) mod sync;
+pub(crate) mod timeline;
+pub(crate) mod uia;
+pub(crate) mod visibility;

@@ -1,0 +1,110 @@
+//! The heads of rooms, in a pipeline.
+//!
+//! The head of a room is held while an event is decided upon, not while it is committed: the next event
+//! builds on the head that this one will make. Should the commit fail, whatever was built on it fails too,
+//! because the database compares heads before it swaps them.
+
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+use ruma::{OwnedRoomId, RoomId};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::storage::{
+    Families, Storage, StorageError,
+    append::{Append, AppendError, Appended},
+    rooms::Room,
+};
+
+/// The heads that are in memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Heads {
+    storage: Storage,
+    slots: Arc<Cache<OwnedRoomId, Arc<Mutex<Option<Room>>>>>,
+}
+
+/// A room that nobody else appends to while this is held. Not to be held over a network call.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    storage: Storage,
+    slot: Arc<Mutex<Option<Room>>>,
+    guard: OwnedMutexGuard<Option<Room>>,
+}
+
+impl Heads {
+    pub(crate) fn new(storage: Storage) -> Self {
+        Self { storage, slots: Arc::new(Cache::new(16_384)) }
+    }
+
+    /// Takes hold of a room; the room is `None` if the server does not know it.
+    pub(crate) async fn hold(&self, room_id: &RoomId) -> Result<Slot, StorageError> {
+        let slot = match self.slots.get(room_id) {
+            Some(slot) => slot,
+            None => {
+                let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
+                match self.slots.get_or_insert_with(room_id, fresh) {
+                    Ok(slot) => slot,
+                    Err(never) => match never {},
+                }
+            }
+        };
+        let mut guard = slot.clone().lock_owned().await;
+        if guard.is_none() {
+            *guard = self.storage.read().await?.rooms().by_id(room_id).await?;
+        }
+        Ok(Slot { storage: self.storage.clone(), slot, guard })
+    }
+
+    /// The room as the next event would find it, without holding it.
+    pub(crate) async fn room(&self, room_id: &RoomId) -> Result<Option<Room>, StorageError> {
+        Ok(self.hold(room_id).await?.room().cloned())
+    }
+}
+
+impl Slot {
+    /// The room.
+    pub(crate) fn room(&self) -> Option<&Room> {
+        self.guard.as_ref()
+    }
+
+    /// Appends, and lets go of the room as soon as the order is fixed. `None` if the head had moved:
+    /// gather and decide again.
+    pub(crate) async fn append(mut self, append: Append) -> Result<Option<Appended>, AppendError> {
+        let after = Room {
+            nid: append.room_nid,
+            room_id: append.room_id.clone(),
+            version: append.version.clone(),
+            head_version: append.head.version,
+            head: Some(append.head.clone()),
+        };
+        let redacted: Vec<_> = append.redactions.iter().map(|redaction| redaction.target).collect();
+        let answer = self.storage.enqueue(append).await?;
+        *self.guard = Some(after);
+        drop(self.guard);
+        let outcome = answer.await.unwrap_or(Err(StorageError::Stopped.into()));
+        match outcome {
+            Ok(appended) => {
+                for nid in redacted {
+                    self.storage.event_cache().forget(nid);
+                }
+                for event in &appended.events {
+                    self.storage.event_cache().replace(event);
+                }
+                Ok(Some(appended))
+            }
+            Err(error) => {
+                // What memory has is built on what is not there.
+                *self.slot.lock().await = None;
+                match error {
+                    AppendError::HeadMoved => Ok(None),
+                    error @ (AppendError::Repeated(_) | AppendError::Storage(_)) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Forgets what memory has of the room, after something outside of appends changed it.
+    pub(crate) fn forget(mut self) {
+        *self.guard = None;
+    }
+}

@@ -1,0 +1,194 @@
+//! Timelines: events of local users, appended to rooms, and read again.
+
+mod draft;
+mod read;
+
+use std::sync::Arc;
+
+use ruma::{
+    OwnedEventId, OwnedServerName, RoomId, UserId,
+    api::error::ErrorKind,
+    events::{StateEventType, TimelineEventType},
+};
+use serde_json::value::RawValue;
+use sotto_federation::room::{
+    auth::Rejection,
+    builder::{BuildError, Template},
+    signing::SigningKey,
+};
+
+pub(crate) use self::{
+    draft::Draft,
+    read::{Direction, Page, PageToken, ReadError},
+};
+use super::{accounts::Requester, events::Events, heads::Heads};
+use crate::{
+    clock::Clock,
+    storage::{
+        Storage, StorageError,
+        append::AppendError,
+        events::{Txn, TxnScope},
+    },
+};
+
+/// How often an event is decided upon again because somebody else was first.
+const ATTEMPTS: usize = 16;
+
+/// Appends and reads events.
+#[derive(Clone)]
+pub(crate) struct Timeline {
+    storage: Storage,
+    pub(crate) heads: Heads,
+    pub(crate) events: Events,
+    clock: Clock,
+    pub(crate) server_name: OwnedServerName,
+    key: Arc<SigningKey>,
+}
+
+/// Why an event was not sent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendError {
+    /// The server has no such room, or takes no part in it.
+    #[error("the room is not known")]
+    UnknownRoom,
+    /// The rules of the room refuse it.
+    #[error("the room does not allow it: {0}")]
+    Refused(Rejection),
+    /// There can be no such event.
+    #[error(transparent)]
+    Malformed(#[from] BuildError),
+    /// The same transaction already made this event.
+    #[error("the transaction was carried out before")]
+    Repeated(OwnedEventId),
+    /// The event that a redaction names is not in the room.
+    #[error("there is no such event to redact")]
+    NothingToRedact,
+    /// The event belongs to somebody else.
+    #[error("the room does not allow to redact this event")]
+    MayNotRedact,
+    /// Others appended all the time.
+    #[error("the room is too busy")]
+    Busy,
+    /// The database failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl From<AppendError> for SendError {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::Repeated(event_id) => Self::Repeated(event_id),
+            AppendError::HeadMoved => Self::Busy,
+            AppendError::Storage(error) => Self::Storage(error),
+        }
+    }
+}
+
+impl SendError {
+    /// The errcode, and a sentence that may be shown.
+    pub(crate) fn kind(&self) -> (ErrorKind, &'static str) {
+        match self {
+            Self::UnknownRoom => (ErrorKind::Forbidden, "You are not in this room"),
+            Self::Refused(_) | Self::MayNotRedact => (ErrorKind::Forbidden, "You are not allowed to do this here"),
+            Self::Malformed(BuildError::TooLarge | BuildError::FieldTooLong(_)) => {
+                (ErrorKind::TooLarge, "The event is too large")
+            }
+            Self::Malformed(_) => (ErrorKind::BadJson, "The event is not canonical JSON"),
+            Self::NothingToRedact => (ErrorKind::NotFound, "There is no such event"),
+            Self::Repeated(_) | Self::Busy | Self::Storage(_) => {
+                (ErrorKind::Unknown, "The server could not do this now")
+            }
+        }
+    }
+}
+
+impl Timeline {
+    pub(crate) fn new(
+        storage: Storage,
+        events: Events,
+        clock: Clock,
+        server_name: OwnedServerName,
+        key: Arc<SigningKey>,
+    ) -> Self {
+        let heads = Heads::new(storage.clone());
+        Self { storage, heads, events, clock, server_name, key }
+    }
+
+    /// Sends a message event
+    /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidsendeventtypetxnid)).
+    pub(crate) async fn send(
+        &self,
+        requester: &Requester,
+        room_id: &RoomId,
+        template: Template,
+        txn_id: &ruma::TransactionId,
+    ) -> Result<OwnedEventId, SendError> {
+        let endpoint = format!("send/{}", template.event_type);
+        let txn = Txn { scope: TxnScope::new(requester, &endpoint), id: txn_id.to_owned() };
+        let sent = self.append(&requester.user_id, room_id, template, Some(txn)).await;
+        match sent {
+            Err(SendError::Repeated(event_id)) => Ok(event_id),
+            sent => sent,
+        }
+    }
+
+    /// Sets a part of the state; what already is so is not said again
+    /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidstateeventtypestatekey)).
+    pub(crate) async fn set_state(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        event_type: StateEventType,
+        state_key: String,
+        content: Box<RawValue>,
+    ) -> Result<OwnedEventId, SendError> {
+        let room = self.heads.room(room_id).await?;
+        if let Some(head) = room.and_then(|room| room.head)
+            && let Some((_, now)) =
+                self.events.state_pdu(head.state, &event_type, &state_key).await?
+            && now.sender() == sender
+            && same_json(now.content(), &content)
+        {
+            return Ok(now.event_id().to_owned());
+        }
+        let event_type = TimelineEventType::from(event_type.to_string());
+        let template =
+            Template { event_type, content, state_key: Some(state_key), redacts: None };
+        self.append(sender, room_id, template, None).await
+    }
+
+    /// Builds, judges and appends one event of a local user.
+    pub(crate) async fn append(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        template: Template,
+        txn: Option<Txn>,
+    ) -> Result<OwnedEventId, SendError> {
+        for _ in 0..ATTEMPTS {
+            let slot = self.heads.hold(room_id).await?;
+            let draft = slot.room().and_then(Draft::of);
+            let mut draft = draft.ok_or(SendError::UnknownRoom)?;
+            let event_id =
+                self.draft_event(&mut draft, sender, copy(&template), txn.clone()).await?;
+            if slot.append(draft.finish()?).await?.is_some() {
+                return Ok(event_id);
+            }
+        }
+        Err(SendError::Busy)
+    }
+}
+
+fn copy(template: &Template) -> Template {
+    Template {
+        event_type: template.event_type.clone(),
+        content: template.content.clone(),
+        state_key: template.state_key.clone(),
+        redacts: template.redacts.clone(),
+    }
+}
+
+fn same_json(a: &RawValue, b: &RawValue) -> bool {
+    let parse = |json: &RawValue| serde_json::from_str::<serde_json::Value>(json.get()).ok();
+    parse(a) == parse(b)
+}

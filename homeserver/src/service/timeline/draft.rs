@@ -1,0 +1,294 @@
+//! Events that are being made, each on top of the one before, until all are appended at once.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use ruma::{
+    OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, UserId,
+    events::{StateEventType, TimelineEventType, room::member::MembershipState},
+    room_version_rules::RoomVersionRules,
+};
+use sotto_federation::room::{
+    auth::{self, Judged, Verdict},
+    builder::{self, Basis, BuildError, Template},
+    pdu::Pdu,
+    redaction, version,
+};
+
+use super::{SendError, Timeline};
+use crate::{
+    service::visibility,
+    storage::{
+        StorageError,
+        append::{Append, NewEvent, Placement, Redaction},
+        events::{StoredEvent, Txn},
+        rooms::{Head, Room, RoomNid},
+        state_map::{self, Node, NodeId, StateKeyId},
+        state_nodes::pair,
+    },
+};
+
+/// A room with events to be.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    room_nid: Option<RoomNid>,
+    room_id: Option<OwnedRoomId>,
+    version: RoomVersionId,
+    expected: Option<i64>,
+    /// What the next event builds on.
+    extremities: Vec<OwnedEventId>,
+    depth: i64,
+    state: NodeId,
+    events: Vec<NewEvent>,
+    nodes: Vec<(NodeId, Arc<Node>)>,
+    state_keys: Vec<(StateKeyId, Vec<u8>)>,
+    redactions: Vec<Redaction>,
+}
+
+/// The state that decides on an event.
+pub(crate) type AuthState = HashMap<(StateEventType, String), Arc<Pdu>>;
+
+impl Draft {
+    /// Starts on the head of a room; `None` if the server takes no part in it.
+    pub(crate) fn of(room: &Room) -> Option<Self> {
+        let head = room.head.clone()?;
+        Some(Self {
+            room_nid: Some(room.nid),
+            room_id: Some(room.room_id.clone()),
+            version: room.version.clone(),
+            expected: Some(head.version),
+            extremities: head.extremities,
+            depth: head.depth,
+            state: head.state,
+            events: Vec::new(),
+            nodes: Vec::new(),
+            state_keys: Vec::new(),
+            redactions: Vec::new(),
+        })
+    }
+
+    /// Starts a new room. `room_id` is `None` where the create event will say it.
+    pub(crate) fn new_room(version: RoomVersionId, room_id: Option<OwnedRoomId>) -> Self {
+        let empty = state_map::empty();
+        Self {
+            room_nid: None,
+            room_id,
+            version,
+            expected: None,
+            extremities: Vec::new(),
+            depth: 0,
+            state: empty.root,
+            events: Vec::new(),
+            nodes: empty.nodes,
+            state_keys: Vec::new(),
+            redactions: Vec::new(),
+        }
+    }
+
+    /// The room, once it has a name.
+    pub(crate) fn room_id(&self) -> Option<&OwnedRoomId> {
+        self.room_id.as_ref()
+    }
+
+    /// What is to be appended.
+    pub(crate) fn finish(self) -> Result<Append, SendError> {
+        Ok(Append {
+            room_nid: self.room_nid.ok_or(BuildError::RoomId)?,
+            room_id: self.room_id.ok_or(BuildError::RoomId)?,
+            version: self.version,
+            expected: self.expected,
+            head: Head {
+                version: self.expected.unwrap_or(0) + 1,
+                extremities: self.extremities,
+                state: self.state,
+                depth: self.depth,
+            },
+            events: self.events,
+            outliers: Vec::new(),
+            nodes: self.nodes,
+            state_keys: self.state_keys,
+            redactions: self.redactions,
+        })
+    }
+
+    fn rules(&self) -> Result<RoomVersionRules, SendError> {
+        let rules = version::rules(&self.version);
+        rules.ok_or_else(|| BuildError::UnsupportedRoomVersion.into())
+    }
+}
+
+impl Timeline {
+    /// Adds an event of a local user to a draft.
+    pub(crate) async fn draft_event(
+        &self,
+        draft: &mut Draft,
+        sender: &UserId,
+        template: Template,
+        txn: Option<Txn>,
+    ) -> Result<OwnedEventId, SendError> {
+        let rules = draft.rules()?;
+        let target = self.redaction_target(draft, &template).await?;
+        let auth = self.auth_state(draft.state, sender, &template, &rules).await?;
+        let judged = self.build(draft, sender, template, &auth, &rules)?;
+        match judged.verdict() {
+            Verdict::Accepted => {}
+            Verdict::SoftFailed(rejection) | Verdict::Rejected(rejection) => {
+                return Err(SendError::Refused(rejection.clone()));
+            }
+        }
+        let event_id = judged.pdu().event_id().to_owned();
+        if let Some(target) = target {
+            redact(draft, &judged, &target, &auth, &rules)?;
+        }
+        self.place(draft, judged, txn).await?;
+        Ok(event_id)
+    }
+
+    /// The parts of the state that the rules ask for
+    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#auth-events-selection)), and the create
+    /// event, which they need where it is not among them.
+    pub(crate) async fn auth_state(
+        &self,
+        state: NodeId,
+        sender: &UserId,
+        template: &Template,
+        rules: &RoomVersionRules,
+    ) -> Result<AuthState, SendError> {
+        let Template { event_type, state_key, content, .. } = template;
+        let types = auth::auth_types(event_type, sender, state_key.as_deref(), content, rules)
+            .map_err(SendError::Refused)?;
+        let create = (StateEventType::RoomCreate, String::new());
+        let mut found = AuthState::new();
+        for key in types.into_iter().chain([create]) {
+            if !found.contains_key(&key)
+                && let Some((_, pdu)) = self.events.state_pdu(state, &key.0, &key.1).await?
+            {
+                found.insert(key, pdu);
+            }
+        }
+        Ok(found)
+    }
+
+    fn build(
+        &self,
+        draft: &Draft,
+        sender: &UserId,
+        template: Template,
+        auth: &AuthState,
+        rules: &RoomVersionRules,
+    ) -> Result<Judged, SendError> {
+        let Template { event_type, state_key, content, .. } = &template;
+        let selected = auth::auth_types(event_type, sender, state_key.as_deref(), content, rules)
+            .map_err(SendError::Refused)?;
+        let auth_events = selected.iter().filter_map(|key| auth.get(key));
+        let basis = Basis {
+            room_id: draft.room_id.clone(),
+            prev_events: draft.extremities.iter().take(20).cloned().collect(),
+            auth_events: auth_events.map(|pdu| pdu.event_id().to_owned()).collect(),
+            depth: u64::try_from(draft.depth + 1).unwrap_or(1),
+        };
+        let (now, key) = (self.clock.now(), &self.key);
+        let built = builder::build(template, &basis, sender, now, rules, &self.server_name, key)?;
+        let state = |event_type: &StateEventType, state_key: &str| {
+            auth.get(&(event_type.clone(), state_key.to_owned())).cloned()
+        };
+        Ok(auth::judge_own(built, state, rules))
+    }
+
+    /// Puts a judged event on top of the draft.
+    async fn place(
+        &self,
+        draft: &mut Draft,
+        judged: Judged,
+        txn: Option<Txn>,
+    ) -> Result<(), SendError> {
+        let nid = self.storage.counters().next_nid();
+        let before = draft.state;
+        let mut replaces = None;
+        let mut memberships = Vec::new();
+        let pdu = judged.pdu();
+        if let Some(state_key) = pdu.state_key() {
+            let event_type = StateEventType::from(pdu.event_type().to_string());
+            replaces = self.storage.state_get(before, &event_type, state_key).await?;
+            let key = self.storage.states().key(&event_type, state_key);
+            let changes = BTreeMap::from([(key, Some(nid))]);
+            let changed = self.storage.state_change(before, &changes).await?;
+            draft.state = changed.root;
+            draft.nodes.extend(changed.nodes);
+            if replaces.is_none() {
+                draft.state_keys.push((key, pair(&event_type, state_key)));
+            }
+            memberships.extend(membership(pdu).map(|(user, is)| (user, is, nid)));
+            self.storage.event_cache().insert_pending(nid, Arc::new(pdu.clone()));
+        }
+        if draft.room_nid.is_none() {
+            draft.room_nid = Some(RoomNid(self.storage.counters().next_nid().0));
+            draft.room_id = Some(pdu.room_id().to_owned());
+        }
+        draft.extremities = vec![pdu.event_id().to_owned()];
+        draft.depth = i64::try_from(pdu.depth()).unwrap_or(i64::MAX - 1);
+        draft.events.push(NewEvent {
+            nid,
+            judged,
+            placement: Placement::Timeline,
+            state_before: before,
+            state_after: draft.state,
+            head_state: draft.state,
+            replaces,
+            memberships,
+            txn,
+        });
+        Ok(())
+    }
+
+    /// The event that a template redacts, if it is a redaction.
+    async fn redaction_target(
+        &self,
+        draft: &Draft,
+        template: &Template,
+    ) -> Result<Option<Arc<StoredEvent>>, SendError> {
+        let Some(target) = &template.redacts else { return Ok(None) };
+        let target = self.events.by_id(target).await?;
+        let here = target.filter(|target| Some(target.room_nid) == draft.room_nid);
+        here.map(Some).ok_or(SendError::NothingToRedact)
+    }
+}
+
+/// Lets a redaction take effect, if its sender may redact the event
+/// ([spec](https://spec.matrix.org/v1.19/rooms/v3/#handling-redactions)).
+fn redact(
+    draft: &mut Draft,
+    judged: &Judged,
+    target: &StoredEvent,
+    auth: &AuthState,
+    rules: &RoomVersionRules,
+) -> Result<(), SendError> {
+    let sender = judged.pdu().sender();
+    if target.pdu.sender() != sender && !visibility::may_redact(sender, auth, rules) {
+        return Err(SendError::MayNotRedact);
+    }
+    let pruned = redaction::redact(&target.pdu, rules).map_err(|_| {
+        StorageError::inconsistent("events", "json", target.pdu.event_id().as_str())
+    })?;
+    draft.redactions.push(Redaction {
+        target: target.nid,
+        pruned: Arc::new(pruned),
+        by: judged.pdu().event_id().to_owned(),
+    });
+    Ok(())
+}
+
+/// Whose membership an event sets, and to what.
+pub(crate) fn membership(pdu: &Pdu) -> Option<(OwnedUserId, MembershipState)> {
+    #[derive(serde::Deserialize)]
+    struct Content {
+        membership: MembershipState,
+    }
+    if *pdu.event_type() != TimelineEventType::RoomMember {
+        return None;
+    }
+    let user_id = pdu.membership_target()?.to_owned();
+    Some((user_id, pdu.content_as::<Content>().ok()?.membership))
+}

@@ -1,0 +1,251 @@
+//! All SQL. One file per family of tables; [`Storage::write`] and [`Storage::append`] are the only ways to
+//! change anything, [`Storage::read`] the way to look.
+//!
+//! What was written is durable before the call returns, and visible to every reader in the order of the
+//! log. One text of SQL serves SQLite and `PostgreSQL`; what really differs is in [`dialect`].
+
+pub(crate) mod accounts;
+pub(crate) mod append;
+pub(crate) mod counters;
+pub(crate) mod devices;
+pub mod dialect;
+pub(crate) mod events;
+pub mod log;
+pub(crate) mod memberships;
+pub(crate) mod rooms;
+pub mod roster;
+pub(crate) mod state_map;
+pub(crate) mod state_nodes;
+pub mod writer;
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use ruma::ServerName;
+use sqlx::{Any, AnyConnection, AnyPool, any::AnyPoolOptions, pool::PoolConnection};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+use self::{
+    append::{Append, AppendError, Appended},
+    counters::Counters,
+    dialect::Dialect,
+    log::Log,
+    roster::Roster,
+    state_nodes::StateNodes,
+    writer::{Closure, Job, Tx, Writer},
+};
+
+/// Why the database gave no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The database refused or failed.
+    #[error("the database failed: {0}")]
+    Database(Arc<sqlx::Error>),
+    /// A migration failed.
+    #[error("the database could not be brought up to date: {0}")]
+    Migration(Arc<sqlx::migrate::MigrateError>),
+    /// A row holds something that we never wrote.
+    #[error("table {table} has a broken {column} in row {row:?}")]
+    Inconsistent {
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: &'static str,
+        /// What identifies the row.
+        row: String,
+    },
+    /// The database belongs to a server of another name.
+    #[error("this database belongs to the server {found}, not to {expected}")]
+    OtherServer {
+        /// Whose it is.
+        found: String,
+        /// Whose it should be.
+        expected: String,
+    },
+    /// The server is stopping, or the transaction that this was part of was lost.
+    #[error("the write was not carried out")]
+    Stopped,
+}
+
+impl StorageError {
+    pub(crate) fn inconsistent(table: &'static str, column: &'static str, row: &str) -> Self {
+        Self::Inconsistent { table, column, row: row.to_owned() }
+    }
+}
+
+impl From<sqlx::Error> for StorageError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(Arc::new(error))
+    }
+}
+
+/// The database of one server. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Storage(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    pool: AnyPool,
+    jobs: mpsc::Sender<Job>,
+    counters: Arc<Counters>,
+    log: Arc<Log>,
+    states: StateNodes,
+    events: events::EventCache,
+}
+
+impl Storage {
+    /// Opens the database, brings it up to date, and starts its writer on `tasks`.
+    pub async fn open(
+        url: &str,
+        server_name: &ServerName,
+        tasks: &TaskTracker,
+    ) -> Result<Self, StorageError> {
+        sqlx::any::install_default_drivers();
+        let dialect = Dialect::of(url);
+        let pool = AnyPoolOptions::new()
+            .max_connections(8)
+            .after_connect(move |connection, _| Box::pin(dialect.prepare(connection)))
+            .connect(url)
+            .await?;
+        sqlx::migrate!("./migrations")
+            .run(&pool)
+            .await
+            .map_err(|error| StorageError::Migration(Arc::new(error)))?;
+        let mut connection = pool.acquire().await?;
+        let secret = claim(&mut connection, server_name).await?;
+        let counters = Arc::new(Counters::load(&mut connection).await?);
+        let rows = memberships::Memberships(&mut connection).all().await?;
+        drop(connection);
+        let log = Arc::new(Log::new(counters.position(), Roster::new(server_name, rows)));
+        let (jobs, queue) = mpsc::channel(1024);
+        let writer = Writer {
+            pool: pool.clone(),
+            dialect,
+            counters: counters.clone(),
+            log: log.clone(),
+            jobs: queue,
+        };
+        tasks.spawn(writer.run());
+        let (states, events) = (StateNodes::new(secret), events::EventCache::new());
+        Ok(Self(Arc::new(Inner { pool, jobs, counters, log, states, events })))
+    }
+
+    /// The log.
+    #[must_use]
+    pub fn log(&self) -> &Arc<Log> {
+        &self.0.log
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    pub(crate) fn states(&self) -> &StateNodes {
+        &self.0.states
+    }
+
+    pub(crate) fn event_cache(&self) -> &events::EventCache {
+        &self.0.events
+    }
+
+    /// A connection to read with.
+    pub async fn read(&self) -> Result<Reader, StorageError> {
+        Ok(Reader(self.0.pool.acquire().await?))
+    }
+
+    /// Runs `run` in a write transaction, together with whatever else waits to be written. When this
+    /// returns `Ok` the changes are on disk and in the log; when `run` returns an error, none of its
+    /// changes exist.
+    pub async fn write<T, E, F>(&self, run: F) -> Result<T, E>
+    where
+        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, E>> + Send + 'static,
+        T: Send + 'static,
+        E: From<StorageError> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Write(Box::new(Closure::new(run, reply)));
+        self.0.jobs.send(job).await.map_err(|_| StorageError::Stopped)?;
+        answer.await.map_err(|_| StorageError::Stopped)?
+    }
+
+    /// Adds events to a room if its head is still the one that they were decided upon.
+    pub(crate) async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        self.enqueue(append).await?.await.map_err(|_| StorageError::Stopped)?
+    }
+
+    /// As [`Storage::append`], in two steps: the order of appends is fixed when this returns, the answer
+    /// comes after the commit.
+    pub(crate) async fn enqueue(
+        &self,
+        append: Append,
+    ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, StorageError> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Append(Box::new(append), reply);
+        self.0.jobs.send(job).await.map_err(|_| StorageError::Stopped)?;
+        Ok(answer)
+    }
+}
+
+/// A connection to read with.
+#[derive(Debug)]
+pub struct Reader(PoolConnection<Any>);
+
+/// The families of tables, by name: `tx.devices().…`, `reader.devices().…`.
+pub(crate) trait Families {
+    fn connection(&mut self) -> &mut AnyConnection;
+
+    fn accounts(&mut self) -> accounts::Accounts<'_> {
+        accounts::Accounts(self.connection())
+    }
+    fn devices(&mut self) -> devices::Devices<'_> {
+        devices::Devices(self.connection())
+    }
+    fn events(&mut self) -> events::Events<'_> {
+        events::Events(self.connection())
+    }
+    fn memberships(&mut self) -> memberships::Memberships<'_> {
+        memberships::Memberships(self.connection())
+    }
+    fn rooms(&mut self) -> rooms::Rooms<'_> {
+        rooms::Rooms(self.connection())
+    }
+}
+
+impl Families for Reader {
+    fn connection(&mut self) -> &mut AnyConnection {
+        &mut self.0
+    }
+}
+
+impl Families for Tx {
+    fn connection(&mut self) -> &mut AnyConnection {
+        &mut self.connection
+    }
+}
+
+/// Binds the database to the name of its server, once and for all; the secret of its state keys.
+async fn claim(
+    connection: &mut AnyConnection,
+    server_name: &ServerName,
+) -> Result<String, StorageError> {
+    let mut bytes = [0_u8; 32];
+    getrandom::fill(&mut bytes).map_err(|_| StorageError::Stopped)?;
+    let fresh: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    for (name, value) in [("server_name", server_name.as_str()), ("state_key_secret", &fresh)] {
+        sqlx::query("INSERT INTO facts (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
+            .bind(name)
+            .bind(value)
+            .execute(&mut *connection)
+            .await?;
+    }
+    let mut fact = async |name: &'static str| -> Result<String, StorageError> {
+        let query = sqlx::query_scalar("SELECT value FROM facts WHERE name = $1").bind(name);
+        Ok(query.fetch_one(&mut *connection).await?)
+    };
+    let found = fact("server_name").await?;
+    if found != server_name.as_str() {
+        return Err(StorageError::OtherServer { found, expected: server_name.to_string() });
+    }
+    fact("state_key_secret").await
+}

@@ -1,0 +1,463 @@
+//! `events`: every event once, with the state around it.
+
+use std::sync::{Arc, OnceLock};
+
+use quick_cache::sync::Cache;
+use ruma::{
+    EventId, OwnedEventId, OwnedTransactionId, RoomVersionId,
+    serde::Raw,
+    events::AnySyncTimelineEvent,
+};
+use serde_json::value::RawValue;
+use sotto_federation::room::{auth::Verdict, pdu::Pdu};
+use sqlx::{AnyConnection, Row, any::AnyRow};
+
+use super::{
+    StorageError,
+    append::{NewEvent, NewOutlier, Redaction},
+    dialect,
+    log::StreamPosition,
+    roster::Membership,
+    rooms::RoomNid,
+    state_map::{EventNid, NodeId},
+};
+
+/// What a local client said to make an event idempotent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Txn {
+    /// User, device and endpoint.
+    pub scope: TxnScope,
+    /// The client's id.
+    pub id: OwnedTransactionId,
+}
+
+/// Within what a transaction id is unique.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TxnScope(pub String);
+
+/// An event as it is stored. Never changes, but for a redaction, which replaces the whole value.
+#[derive(Debug)]
+pub struct StoredEvent {
+    pub(crate) nid: EventNid,
+    pub(crate) room_nid: RoomNid,
+    /// The event.
+    pub pdu: Arc<Pdu>,
+    pub(crate) version: RoomVersionId,
+    pub(crate) verdict: StoredVerdict,
+    /// The place in the log; negative for events fetched from the past; `None` where clients do not see
+    /// the event.
+    pub position: Option<i64>,
+    /// `None` for outliers.
+    pub(crate) state: Option<States>,
+    pub(crate) replaces: Option<EventNid>,
+    /// The redaction that applies.
+    pub(crate) redacted_by: Option<OwnedEventId>,
+    pub(crate) txn: Option<Txn>,
+    /// The memberships that changed with it; filled only for entries of the log.
+    pub memberships: Vec<Membership>,
+    pub(crate) membership_nids: Vec<EventNid>,
+    /// The event in client format without anything that depends on who asks; made once, when first asked.
+    pub(crate) client_json: OnceLock<Raw<AnySyncTimelineEvent>>,
+}
+
+/// The states around an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct States {
+    pub(crate) before: NodeId,
+    pub(crate) after: NodeId,
+    /// The current state of the room when the event was added.
+    pub(crate) head: NodeId,
+}
+
+/// What was decided about a stored event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StoredVerdict {
+    Accepted,
+    SoftFailed,
+    Rejected,
+}
+
+impl StoredVerdict {
+    fn of(verdict: &Verdict) -> Self {
+        match verdict {
+            Verdict::Accepted => Self::Accepted,
+            Verdict::SoftFailed(_) => Self::SoftFailed,
+            Verdict::Rejected(_) => Self::Rejected,
+        }
+    }
+}
+
+impl StoredEvent {
+    pub(super) fn new(
+        room_nid: RoomNid,
+        event: NewEvent,
+        position: Option<i64>,
+        memberships: Vec<Membership>,
+        version: &RoomVersionId,
+    ) -> Self {
+        Self {
+            nid: event.nid,
+            room_nid,
+            verdict: StoredVerdict::of(event.judged.verdict()),
+            pdu: Arc::new(event.judged.into_pdu()),
+            version: version.clone(),
+            position,
+            state: Some(States {
+                before: event.state_before,
+                after: event.state_after,
+                head: event.head_state,
+            }),
+            replaces: event.replaces,
+            redacted_by: None,
+            txn: event.txn,
+            membership_nids: event.memberships.iter().map(|row| row.2).collect(),
+            memberships,
+            client_json: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn outlier(room_nid: RoomNid, outlier: NewOutlier, version: &RoomVersionId) -> Self {
+        Self {
+            nid: outlier.nid,
+            room_nid,
+            verdict: match outlier.judged.rejection() {
+                None => StoredVerdict::Accepted,
+                Some(_) => StoredVerdict::Rejected,
+            },
+            pdu: Arc::new(outlier.judged.into_pdu()),
+            version: version.clone(),
+            position: None,
+            state: None,
+            replaces: None,
+            redacted_by: None,
+            txn: None,
+            membership_nids: Vec::new(),
+            memberships: Vec::new(),
+            client_json: OnceLock::new(),
+        }
+    }
+
+    /// Whether other events may build on this one.
+    #[must_use]
+    pub(crate) fn is_accepted(&self) -> bool {
+        self.verdict == StoredVerdict::Accepted
+    }
+
+    /// The place in the log of an event of the live timeline.
+    #[must_use]
+    pub fn log_position(&self) -> Option<StreamPosition> {
+        self.position.filter(|position| *position > 0).map(StreamPosition)
+    }
+}
+
+const COLUMNS: &str = "events.nid, events.event_id, events.room_nid, events.position, events.json, \
+     events.verdict, events.state_before, events.state_after, events.head_state, events.replaces, \
+     events.redacted_by, events.txn_scope, events.txn_id, rooms.version, rooms.room_id";
+
+const FROM: &str = "FROM events JOIN rooms ON rooms.room_nid = events.room_nid";
+
+/// The table `events`.
+#[derive(Debug)]
+pub struct Events<'t>(pub(super) &'t mut AnyConnection);
+
+/// Which part of a timeline, and from which end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Slice {
+    /// Newest first, positions at or below this one.
+    Backwards { at_most: i64 },
+    /// Oldest first, positions above this one.
+    Forwards { above: i64 },
+}
+
+impl Events<'_> {
+    /// Events by their ids, in no order; unknown ones are left out.
+    pub(crate) async fn by_ids(
+        &mut self,
+        ids: &[OwnedEventId],
+    ) -> Result<Vec<StoredEvent>, StorageError> {
+        let mut found = Vec::with_capacity(ids.len());
+        for piece in dialect::pieces(ids) {
+            let list = dialect::numbered(1, piece.len());
+            let sql = format!("SELECT {COLUMNS} {FROM} WHERE events.event_id IN ({list})");
+            let query = piece.iter().fold(dialect::query(sql), |q, id| q.bind(id.to_string()));
+            for row in query.fetch_all(&mut *self.0).await? {
+                found.push(read(&row)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Events by their numbers, in no order.
+    pub(crate) async fn by_nids(
+        &mut self,
+        nids: &[EventNid],
+    ) -> Result<Vec<StoredEvent>, StorageError> {
+        let mut found = Vec::with_capacity(nids.len());
+        for piece in dialect::pieces(nids) {
+            let list = dialect::numbered(1, piece.len());
+            let sql = format!("SELECT {COLUMNS} {FROM} WHERE events.nid IN ({list})");
+            let query = piece.iter().fold(dialect::query(sql), |q, nid| q.bind(nid.0));
+            for row in query.fetch_all(&mut *self.0).await? {
+                found.push(read(&row)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// A part of the timeline of a room.
+    pub(crate) async fn slice(
+        &mut self,
+        room_nid: RoomNid,
+        slice: Slice,
+        limit: i64,
+    ) -> Result<Vec<StoredEvent>, StorageError> {
+        let (comparison, from) = match slice {
+            Slice::Backwards { at_most } => ("<= $2 ORDER BY events.position DESC", at_most),
+            Slice::Forwards { above } => ("> $2 ORDER BY events.position ASC", above),
+        };
+        let sql = format!(
+            "SELECT {COLUMNS} {FROM} WHERE events.room_nid = $1 AND events.position {comparison} LIMIT $3"
+        );
+        let rows =
+            dialect::query(sql).bind(room_nid.0).bind(from).bind(limit).fetch_all(&mut *self.0);
+        rows.await?.iter().map(read).collect()
+    }
+
+    /// The newest events of many rooms, at most `limit` each, above and up to a position, oldest first
+    /// within each room.
+    pub(crate) async fn newest(
+        &mut self,
+        rooms: &[RoomNid],
+        above: i64,
+        at_most: i64,
+        limit: i64,
+    ) -> Result<Vec<StoredEvent>, StorageError> {
+        let mut found = Vec::new();
+        for piece in dialect::pieces(rooms) {
+            let list = dialect::numbered(4, piece.len());
+            let sql = format!(
+                "SELECT {COLUMNS} FROM (SELECT nid AS chosen, ROW_NUMBER() OVER \
+                 (PARTITION BY room_nid ORDER BY position DESC) AS age FROM events \
+                 WHERE position > $1 AND position <= $2 AND room_nid IN ({list})) AS newest \
+                 JOIN events ON events.nid = newest.chosen \
+                 JOIN rooms ON rooms.room_nid = events.room_nid \
+                 WHERE newest.age <= $3 ORDER BY events.position ASC"
+            );
+            let query = dialect::query(sql).bind(above).bind(at_most).bind(limit);
+            let query = piece.iter().fold(query, |q, room| q.bind(room.0));
+            for row in query.fetch_all(&mut *self.0).await? {
+                found.push(read(&row)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Events of the whole log after a position, oldest first: for workers that read forward.
+    pub(crate) async fn after(
+        &mut self,
+        position: StreamPosition,
+        at_most: StreamPosition,
+        limit: i64,
+    ) -> Result<Vec<StoredEvent>, StorageError> {
+        let sql = format!(
+            "SELECT {COLUMNS} {FROM} WHERE events.position > $1 AND events.position <= $2 \
+             ORDER BY events.position ASC LIMIT $3"
+        );
+        let rows = dialect::query(sql).bind(position.0).bind(at_most.0).bind(limit);
+        rows.fetch_all(&mut *self.0).await?.iter().map(read).collect()
+    }
+}
+
+/// The events that clients made with these transaction ids.
+pub(super) async fn by_txns(
+    connection: &mut AnyConnection,
+    keys: &[(RoomNid, &Txn)],
+) -> Result<Vec<(RoomNid, Txn, OwnedEventId)>, StorageError> {
+    let mut found = Vec::new();
+    for piece in dialect::pieces(keys) {
+        let sql = format!(
+            "SELECT events.room_nid, events.txn_scope, events.txn_id, events.event_id FROM events \
+             JOIN (VALUES {}) AS v ON events.txn_id = v.column1 AND events.txn_scope = v.column2 \
+             AND events.room_nid = v.column3",
+            dialect::rows(piece.len(), 3)
+        );
+        let query = piece.iter().fold(dialect::query(sql), |query, (room_nid, txn)| {
+            query.bind(txn.id.to_string()).bind(txn.scope.0.clone()).bind(room_nid.0)
+        });
+        for row in query.fetch_all(&mut *connection).await? {
+            let id: String = row.try_get(3)?;
+            let txn = Txn {
+                scope: TxnScope(row.try_get(1)?),
+                id: row.try_get::<String, _>(2)?.into(),
+            };
+            let event_id = parse("event_id", &id, EventId::parse(&id))?;
+            found.push((RoomNid(row.try_get(0)?), txn, event_id));
+        }
+    }
+    Ok(found)
+}
+
+/// Replaces an event by its redacted form.
+pub(super) async fn redact(
+    connection: &mut AnyConnection,
+    redaction: &Redaction,
+) -> Result<(), StorageError> {
+    sqlx::query("UPDATE events SET json = $1, redacted_by = $2 WHERE nid = $3")
+        .bind(redaction.pruned.json().get().to_owned())
+        .bind(redaction.by.to_string())
+        .bind(redaction.target.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Inserts events; one that was an outlier so far gets its place.
+pub(super) async fn insert(
+    connection: &mut AnyConnection,
+    events: &[Arc<StoredEvent>],
+) -> Result<(), StorageError> {
+    let conflict = "ON CONFLICT (nid) DO UPDATE SET position = excluded.position, \
+         verdict = excluded.verdict, state_before = excluded.state_before, \
+         state_after = excluded.state_after, head_state = excluded.head_state, \
+         replaces = excluded.replaces";
+    insert_with(connection, events, conflict).await
+}
+
+/// Inserts outliers; what is there already stays as it is.
+pub(super) async fn insert_outliers(
+    connection: &mut AnyConnection,
+    events: &[Arc<StoredEvent>],
+) -> Result<(), StorageError> {
+    insert_with(connection, events, "ON CONFLICT (event_id) DO NOTHING").await
+}
+
+async fn insert_with(
+    connection: &mut AnyConnection,
+    events: &[Arc<StoredEvent>],
+    conflict: &str,
+) -> Result<(), StorageError> {
+    for piece in dialect::pieces(events) {
+        let sql = format!(
+            "INSERT INTO events (nid, event_id, room_nid, position, json, verdict, state_before, \
+             state_after, head_state, replaces, txn_scope, txn_id) VALUES {} {conflict}",
+            dialect::rows(piece.len(), 12)
+        );
+        let query = piece.iter().fold(dialect::query(sql), |query, event| {
+            let before = event.state.map(|state| state.before);
+            let after = event.state.filter(|s| s.after != s.before).map(|state| state.after);
+            let head = event.state.filter(|s| s.head != s.after).map(|state| state.head);
+            query
+                .bind(event.nid.0)
+                .bind(event.pdu.event_id().to_string())
+                .bind(event.room_nid.0)
+                .bind(event.position)
+                .bind(event.pdu.json().get().to_owned())
+                .bind(match event.verdict {
+                    StoredVerdict::Accepted => 0_i64,
+                    StoredVerdict::SoftFailed => 1,
+                    StoredVerdict::Rejected => 2,
+                })
+                .bind(before.map(|id| id.0.to_vec()))
+                .bind(after.map(|id| id.0.to_vec()))
+                .bind(head.map(|id| id.0.to_vec()))
+                .bind(event.replaces.map(|nid| nid.0))
+                .bind(event.txn.as_ref().map(|txn| txn.scope.0.clone()))
+                .bind(event.txn.as_ref().map(|txn| txn.id.to_string()))
+        });
+        query.execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+fn read(row: &AnyRow) -> Result<StoredEvent, StorageError> {
+    let event_id: String = row.try_get(1)?;
+    let id = parse("event_id", &event_id, EventId::parse(&event_id))?;
+    let verdict = match row.try_get::<i64, _>(5)? {
+        0 => StoredVerdict::Accepted,
+        1 => StoredVerdict::SoftFailed,
+        _ => StoredVerdict::Rejected,
+    };
+    let json = parse("json", &event_id, RawValue::from_string(row.try_get(4)?))?;
+    let version: String = row.try_get(13)?;
+    let rejected = verdict == StoredVerdict::Rejected;
+    let pdu = parse("json", &event_id, Pdu::from_storage(id, json, rejected))?;
+    let before = node(row.try_get(6)?);
+    let after = node(row.try_get(7)?);
+    let head = node(row.try_get(8)?);
+    let txn_id: Option<String> = row.try_get(12)?;
+    let scope: Option<String> = row.try_get(11)?;
+    let redacted_by: Option<String> = row.try_get(10)?;
+    Ok(StoredEvent {
+        nid: EventNid(row.try_get(0)?),
+        room_nid: RoomNid(row.try_get(2)?),
+        pdu: Arc::new(pdu),
+        version: parse("version", &event_id, RoomVersionId::try_from(version.as_str()))?,
+        verdict,
+        position: row.try_get(3)?,
+        state: before.map(|before| {
+            let after = after.unwrap_or(before);
+            States { before, after, head: head.unwrap_or(after) }
+        }),
+        replaces: row.try_get::<Option<i64>, _>(9)?.map(EventNid),
+        redacted_by: redacted_by
+            .map(|id| parse("redacted_by", &event_id, EventId::parse(&id)))
+            .transpose()?,
+        txn: scope.zip(txn_id).map(|(scope, id)| Txn { scope: TxnScope(scope), id: id.into() }),
+        memberships: Vec::new(),
+        membership_nids: Vec::new(),
+        client_json: OnceLock::new(),
+    })
+}
+
+fn node(bytes: Option<Vec<u8>>) -> Option<NodeId> {
+    bytes.and_then(|bytes| bytes.try_into().ok()).map(NodeId)
+}
+
+fn parse<T, E>(column: &'static str, row: &str, parsed: Result<T, E>) -> Result<T, StorageError> {
+    parsed.map_err(|_| StorageError::inconsistent("events", column, row))
+}
+
+/// Events in memory. What was read stays true: the one change that an event can see, its redaction, goes
+/// through [`EventCache::replace`].
+#[derive(Debug)]
+pub(crate) struct EventCache {
+    by_id: Cache<OwnedEventId, Arc<StoredEvent>>,
+    by_nid: Cache<EventNid, Arc<StoredEvent>>,
+    /// Events whose commit is under way, for those that already build on them.
+    pending: Cache<EventNid, Arc<Pdu>>,
+}
+
+impl EventCache {
+    pub(super) fn new() -> Self {
+        Self { by_id: Cache::new(16_384), by_nid: Cache::new(16_384), pending: Cache::new(4_096) }
+    }
+
+    pub(crate) fn by_id(&self, event_id: &EventId) -> Option<Arc<StoredEvent>> {
+        self.by_id.get(event_id)
+    }
+
+    pub(crate) fn by_nid(&self, nid: EventNid) -> Option<Arc<StoredEvent>> {
+        self.by_nid.get(&nid)
+    }
+
+    pub(crate) fn pending(&self, nid: EventNid) -> Option<Arc<Pdu>> {
+        self.pending.get(&nid)
+    }
+
+    pub(crate) fn insert_pending(&self, nid: EventNid, pdu: Arc<Pdu>) {
+        self.pending.insert(nid, pdu);
+    }
+
+    /// Forgets an event that changed in the database.
+    pub(crate) fn forget(&self, nid: EventNid) {
+        if let Some((_, event)) = self.by_nid.remove(&nid) {
+            self.by_id.remove(event.pdu.event_id());
+        }
+    }
+
+    /// Keeps an event that is in the database.
+    pub(crate) fn replace(&self, event: &Arc<StoredEvent>) {
+        self.by_id.insert(event.pdu.event_id().to_owned(), event.clone());
+        self.by_nid.insert(event.nid, event.clone());
+    }
+}

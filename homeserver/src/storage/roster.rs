@@ -1,0 +1,194 @@
+//! Who is where: the memberships of local users and the servers of each room, in memory.
+//!
+//! An index over the table `memberships`, loaded at the start and moved forward by the log alone, so it is
+//! always the truth at [`super::log::Log::position`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{PoisonError, RwLock},
+};
+
+use ruma::{
+    OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId,
+    events::room::member::MembershipState,
+};
+
+use super::log::{Change, StreamPosition};
+
+/// Who is where.
+#[derive(Debug)]
+pub struct Roster {
+    server_name: OwnedServerName,
+    inner: RwLock<Inner>,
+}
+
+/// What a local user is to a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The membership.
+    pub membership: MembershipState,
+    /// Since when, in the log.
+    pub since: StreamPosition,
+    /// Whether the user forgot the room.
+    pub forgotten: bool,
+}
+
+/// A row of the table `memberships`.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// The member.
+    pub user_id: OwnedUserId,
+    /// What the member is to the room.
+    pub place: Place,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    users: HashMap<OwnedUserId, BTreeMap<OwnedRoomId, Place>>,
+    rooms: HashMap<OwnedRoomId, Room>,
+}
+
+#[derive(Debug, Default)]
+struct Room {
+    local: BTreeSet<OwnedUserId>,
+    remote: BTreeMap<OwnedServerName, BTreeSet<OwnedUserId>>,
+}
+
+impl Roster {
+    pub(super) fn new(server_name: &ServerName, rows: Vec<Membership>) -> Self {
+        let roster = Self { server_name: server_name.to_owned(), inner: RwLock::default() };
+        {
+            let mut inner = roster.inner.write().unwrap_or_else(PoisonError::into_inner);
+            for row in rows {
+                inner.set(&roster.server_name, row);
+            }
+        }
+        roster
+    }
+
+    /// The rooms that a local user is or was in, with what the user is there.
+    #[must_use]
+    pub fn places(&self, user_id: &UserId) -> BTreeMap<OwnedRoomId, Place> {
+        self.read(|inner| inner.users.get(user_id).cloned().unwrap_or_default())
+    }
+
+    /// What a local user is to a room.
+    #[must_use]
+    pub fn place(&self, user_id: &UserId, room_id: &RoomId) -> Option<Place> {
+        self.read(|inner| inner.users.get(user_id)?.get(room_id).cloned())
+    }
+
+    /// Whether a user, local or remote, is joined to a room.
+    #[must_use]
+    pub fn is_joined(&self, user_id: &UserId, room_id: &RoomId) -> bool {
+        self.read(|inner| inner.rooms.get(room_id).is_some_and(|room| room.contains(user_id)))
+    }
+
+    /// The joined members of a room, local and remote.
+    #[must_use]
+    pub fn members(&self, room_id: &RoomId) -> Vec<OwnedUserId> {
+        self.read(|inner| {
+            let room = inner.rooms.get(room_id)?;
+            Some(room.local.iter().chain(room.remote.values().flatten()).cloned().collect())
+        })
+    }
+
+    /// The joined local members of a room.
+    #[must_use]
+    pub fn local_members(&self, room_id: &RoomId) -> BTreeSet<OwnedUserId> {
+        self.read(|inner| Some(inner.rooms.get(room_id)?.local.clone()))
+    }
+
+    /// The other servers that have a joined member in the room.
+    #[must_use]
+    pub fn remote_servers(&self, room_id: &RoomId) -> BTreeSet<OwnedServerName> {
+        self.read(|inner| Some(inner.rooms.get(room_id)?.remote.keys().cloned().collect()))
+    }
+
+    /// The rooms to which a user, local or remote, is joined.
+    #[must_use]
+    pub fn rooms_shared_with(&self, user_id: &UserId) -> BTreeSet<OwnedRoomId> {
+        self.read(|inner| {
+            if user_id.server_name() == self.server_name {
+                let places = inner.users.get(user_id)?;
+                let joined = places.iter().filter(|p| p.1.membership == MembershipState::Join);
+                Some(joined.map(|(room_id, _)| room_id.clone()).collect())
+            } else {
+                let shared = inner.rooms.iter().filter(|(_, room)| room.contains(user_id));
+                Some(shared.map(|(room_id, _)| room_id.clone()).collect())
+            }
+        })
+    }
+
+    /// Calls `each` for the local members of a room that may be among `candidates`: it walks whichever
+    /// of the two is smaller.
+    pub(super) fn each_local_member<'a>(
+        &self,
+        room_id: &RoomId,
+        candidates: impl Iterator<Item = &'a OwnedUserId>,
+        count: usize,
+        mut each: impl FnMut(&UserId),
+    ) {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(room) = inner.rooms.get(room_id) else { return };
+        if count < room.local.len() {
+            candidates.filter(|user_id| room.local.contains(*user_id)).for_each(|u| each(u));
+        } else {
+            room.local.iter().for_each(|user_id| each(user_id));
+        }
+    }
+
+    /// Moves forward over one change; whether anybody's place changed.
+    pub(super) fn apply(&self, change: &Change) -> bool {
+        let rows = match change {
+            Change::Event(event) => event.memberships.as_slice(),
+            Change::OutsideMembership(row) => std::slice::from_ref(row),
+            _ => &[],
+        };
+        if rows.is_empty() {
+            return false;
+        }
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        for row in rows {
+            inner.set(&self.server_name, row.clone());
+        }
+        true
+    }
+
+    fn read<T: Default>(&self, f: impl FnOnce(&Inner) -> Option<T>) -> T {
+        f(&self.inner.read().unwrap_or_else(PoisonError::into_inner)).unwrap_or_default()
+    }
+}
+
+impl Inner {
+    fn set(&mut self, server_name: &ServerName, row: Membership) {
+        let Membership { room_id, user_id, place } = row;
+        let room = self.rooms.entry(room_id.clone()).or_default();
+        let joined = place.membership == MembershipState::Join;
+        let home = user_id.server_name();
+        if home == server_name {
+            if joined {
+                room.local.insert(user_id.clone());
+            } else {
+                room.local.remove(&user_id);
+            }
+            self.users.entry(user_id).or_default().insert(room_id, place);
+        } else if joined {
+            room.remote.entry(home.to_owned()).or_default().insert(user_id);
+        } else if let Some(members) = room.remote.get_mut(home) {
+            members.remove(&user_id);
+            if members.is_empty() {
+                room.remote.remove(user_id.server_name());
+            }
+        }
+    }
+}
+
+impl Room {
+    fn contains(&self, user_id: &UserId) -> bool {
+        self.local.contains(user_id)
+            || self.remote.get(user_id.server_name()).is_some_and(|m| m.contains(user_id))
+    }
+}

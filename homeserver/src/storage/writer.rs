@@ -1,0 +1,264 @@
+//! The one way to write: jobs wait in a queue, one task takes all that wait, runs them in order in one
+//! transaction (each behind a savepoint), commits with one fsync, publishes what they changed, and only
+//! then answers.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use sqlx::{Any, AnyPool, pool::PoolConnection};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    StorageError,
+    append::{Append, AppendError, Appended},
+    counters::Counters,
+    dialect::Dialect,
+    log::{Change, Entry, Log, StreamPosition},
+};
+
+/// The most jobs that one transaction takes.
+const BATCH: usize = 256;
+
+/// An open write transaction: the families of tables (through [`super::Families`]) and the log.
+#[derive(Debug)]
+pub struct Tx {
+    pub(super) connection: PoolConnection<Any>,
+    pub(super) counters: Arc<Counters>,
+    entries: Vec<Entry>,
+}
+
+impl Tx {
+    /// Adds a change to the log, in this transaction. The position goes into the rows that hold it.
+    pub fn log(&mut self, change: Change) -> StreamPosition {
+        let position = self.next_position();
+        self.log_at(position, change);
+        position
+    }
+
+    /// Takes the next place in the log, to be filled with [`Tx::log_at`] before any other is taken.
+    pub(crate) fn next_position(&mut self) -> StreamPosition {
+        self.counters.next_position()
+    }
+
+    /// Fills a place that [`Tx::next_position`] gave.
+    pub(crate) fn log_at(&mut self, position: StreamPosition, change: Change) {
+        self.entries.push(Entry { position, change });
+    }
+
+    async fn run(&mut self, sql: &'static str) -> Result<(), StorageError> {
+        sqlx::query(sql).persistent(true).execute(&mut *self.connection).await?;
+        Ok(())
+    }
+}
+
+/// Something that waits to be written.
+pub(super) enum Job {
+    Append(Box<Append>, oneshot::Sender<Result<Appended, AppendError>>),
+    Write(Box<dyn Write>),
+}
+
+/// A closure over a transaction, and whom to tell.
+pub(super) trait Write: Send {
+    /// Runs it; whether its changes stay.
+    fn run<'t>(&'t mut self, tx: &'t mut Tx) -> BoxFuture<'t, bool>;
+    /// Tells the outcome.
+    fn finish(self: Box<Self>, committed: Result<(), StorageError>);
+}
+
+/// The closure that [`super::Storage::write`] was given.
+pub(super) struct Closure<F, T, E> {
+    run: Option<F>,
+    result: Option<Result<T, E>>,
+    reply: oneshot::Sender<Result<T, E>>,
+}
+
+impl<F, T, E> Closure<F, T, E> {
+    pub(super) fn new(run: F, reply: oneshot::Sender<Result<T, E>>) -> Self {
+        Self { run: Some(run), result: None, reply }
+    }
+}
+
+impl<F, T, E> Write for Closure<F, T, E>
+where
+    F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, E>> + Send,
+    T: Send,
+    E: From<StorageError> + Send,
+{
+    fn run<'t>(&'t mut self, tx: &'t mut Tx) -> BoxFuture<'t, bool> {
+        Box::pin(async move {
+            let Some(run) = self.run.take() else { return false };
+            let result = run(tx).await;
+            let stays = result.is_ok();
+            self.result = Some(result);
+            stays
+        })
+    }
+
+    fn finish(self: Box<Self>, committed: Result<(), StorageError>) {
+        let result = match (self.result, committed) {
+            (Some(Ok(value)), Ok(())) => Ok(value),
+            (Some(Err(error)), _) => Err(error),
+            (Some(Ok(_)), Err(error)) => Err(error.into()),
+            (None, outcome) => Err(outcome.err().unwrap_or(StorageError::Stopped).into()),
+        };
+        // Whoever asked may be gone; what was committed stays committed.
+        drop(self.reply.send(result));
+    }
+}
+
+/// The task that owns all writing.
+pub(super) struct Writer {
+    pub(super) pool: AnyPool,
+    pub(super) dialect: Dialect,
+    pub(super) counters: Arc<Counters>,
+    pub(super) log: Arc<Log>,
+    pub(super) jobs: mpsc::Receiver<Job>,
+}
+
+/// What happened to one job inside of the transaction.
+enum Done {
+    Append(oneshot::Sender<Result<Appended, AppendError>>, Result<Appended, AppendError>),
+    Write(Box<dyn Write>),
+}
+
+impl Writer {
+    /// Runs until every handle of the storage is gone, and then closes the database.
+    pub(super) async fn run(mut self) {
+        let mut waiting = Vec::with_capacity(BATCH);
+        while self.jobs.recv_many(&mut waiting, BATCH).await > 0 {
+            let mut done = Vec::with_capacity(waiting.len());
+            let outcome = self.batch(std::mem::take(&mut waiting), &mut done).await;
+            if let Err(error) = &outcome {
+                tracing::error!(%error, "a batch of writes was not committed");
+            }
+            for done in done {
+                done.tell(&outcome);
+            }
+        }
+        self.pool.close().await;
+    }
+
+    async fn batch(&mut self, jobs: Vec<Job>, done: &mut Vec<Done>) -> Result<(), StorageError> {
+        let connection = match self.pool.acquire().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                done.extend(jobs.into_iter().map(|job| match job {
+                    Job::Append(_, reply) => Done::Append(reply, Err(StorageError::Stopped.into())),
+                    Job::Write(write) => Done::Write(write),
+                }));
+                return Err(error.into());
+            }
+        };
+        let counters = self.counters.clone();
+        let mut tx = Tx { connection, counters, entries: Vec::new() };
+        let outcome = self.transaction(&mut tx, jobs, done).await;
+        if outcome.is_ok() {
+            let position = tx.entries.last().map(|entry| entry.position);
+            if let Some(position) = position {
+                self.log.publish(tx.entries, position);
+            }
+        } else {
+            self.counters.forget_reservations();
+            if tx.run("ROLLBACK").await.is_err() {
+                // The state of this connection is unknown: never use it again.
+                drop(tx.connection.detach());
+            }
+        }
+        outcome
+    }
+
+    async fn transaction(
+        &self,
+        tx: &mut Tx,
+        jobs: Vec<Job>,
+        done: &mut Vec<Done>,
+    ) -> Result<(), StorageError> {
+        let alone = jobs.len() == 1;
+        tx.run(self.dialect.begin()).await?;
+        let mut appends = Vec::new();
+        for job in jobs {
+            match job {
+                Job::Append(append, reply) => appends.push((append, reply)),
+                Job::Write(write) => {
+                    Self::append(tx, std::mem::take(&mut appends), done).await?;
+                    Self::write(tx, write, alone, done).await?;
+                }
+            }
+        }
+        Self::append(tx, appends, done).await?;
+        tx.counters.clone().reserve(&mut tx.connection).await?;
+        tx.run("COMMIT").await
+    }
+
+    /// Events of any number of rooms, with one statement per table and not per event.
+    async fn append(
+        tx: &mut Tx,
+        appends: Vec<(Box<Append>, oneshot::Sender<Result<Appended, AppendError>>)>,
+        done: &mut Vec<Done>,
+    ) -> Result<(), StorageError> {
+        if appends.is_empty() {
+            return Ok(());
+        }
+        let (appends, replies): (Vec<_>, Vec<_>) = appends.into_iter().unzip();
+        let results = super::append::apply(tx, appends).await;
+        match results {
+            Ok(results) => {
+                done.extend(replies.into_iter().zip(results).map(|(r, a)| Done::Append(r, a)));
+                Ok(())
+            }
+            Err(error) => {
+                let failed = |reply| Done::Append(reply, Err(StorageError::Stopped.into()));
+                done.extend(replies.into_iter().map(failed));
+                Err(error)
+            }
+        }
+    }
+
+    async fn write(
+        tx: &mut Tx,
+        mut write: Box<dyn Write>,
+        alone: bool,
+        done: &mut Vec<Done>,
+    ) -> Result<(), StorageError> {
+        let entries = tx.entries.len();
+        let outcome = async {
+            if !alone {
+                tx.run("SAVEPOINT job").await?;
+            }
+            let stays = write.run(tx).await;
+            match (stays, alone) {
+                (true, true) => Ok(()),
+                (true, false) => tx.run("RELEASE SAVEPOINT job").await,
+                (false, true) => {
+                    tx.run("ROLLBACK").await?;
+                    tx.entries.truncate(entries);
+                    tx.run("BEGIN").await
+                }
+                (false, false) => {
+                    tx.entries.truncate(entries);
+                    tx.run("ROLLBACK TO SAVEPOINT job").await?;
+                    tx.run("RELEASE SAVEPOINT job").await
+                }
+            }
+        };
+        let outcome = outcome.await;
+        done.push(Done::Write(write));
+        outcome
+    }
+}
+
+impl Done {
+    fn tell(self, outcome: &Result<(), StorageError>) {
+        let committed = || outcome.as_ref().map_or_else(|e| Err(e.clone()), |()| Ok(()));
+        match self {
+            Self::Append(reply, result) => {
+                let result = match committed() {
+                    Ok(()) => result,
+                    Err(error) => Err(error.into()),
+                };
+                drop(reply.send(result));
+            }
+            Self::Write(write) => write.finish(committed()),
+        }
+    }
+}
