@@ -26,6 +26,8 @@
 
 pub mod auth;
 pub mod builder;
+#[cfg(test)]
+mod fixture;
 pub mod pdu;
 pub mod redaction;
 pub mod signing;

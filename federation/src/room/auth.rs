@@ -360,3 +360,6 @@ fn check(
     check_state_dependent_auth_rules(&rules.authorization, pdu, fetch)
         .map_err(|reason| Rejection { step, reason })
 }
+
+#[cfg(test)]
+mod tests;
