@@ -1,0 +1,203 @@
+//! Making events of our own.
+//!
+//! A signature of ours says that a user of ours wanted this event. So nothing that another server
+//! supplied is ever signed: not the answers to `make_join`, `make_leave` and `make_knock`, of which
+//! only the place in the graph is taken, and not an invite, unless it is exactly what an invite of
+//! our user must be ([`countersign`]).
+
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, Int, MilliSecondsSinceUnixEpoch, OwnedEventId,
+    OwnedRoomId, ServerName, UserId, events::TimelineEventType,
+    room_version_rules::RoomVersionRules, signatures::add_content_hash_to_event,
+};
+use serde_json::value::RawValue;
+
+pub use self::{
+    countersign::{CountersignError, Expected, countersign},
+    remote::{MembershipTemplate, RemoteMembership, from_make_response},
+};
+use super::{
+    pdu::{MAX_BYTES, Pdu, PduError, event_id},
+    signing::{KeyError, SigningKey, Verified},
+};
+
+mod countersign;
+mod remote;
+
+/// The most `prev_events` and `auth_events` that an event may have
+/// ([spec](https://spec.matrix.org/v1.19/rooms/v4/#event-format)).
+const MAX_PREV_EVENTS: usize = 20;
+const MAX_AUTH_EVENTS: usize = 10;
+
+/// The most bytes of a type or a state key
+/// ([spec](https://spec.matrix.org/v1.19/client-server-api/#size-limits)).
+const MAX_KEY_BYTES: usize = 255;
+
+/// What an event is to say.
+pub struct Template {
+    /// The type.
+    pub event_type: TimelineEventType,
+    /// The content, an object.
+    pub content: Box<RawValue>,
+    /// The state key, for a state event.
+    pub state_key: Option<String>,
+    /// What a redaction redacts. It is put where the room version wants it.
+    pub redacts: Option<OwnedEventId>,
+}
+
+/// Where in the graph of a room an event is to stand.
+#[derive(Clone, Debug)]
+pub struct Basis {
+    /// The room. `None` only for the create event of a room whose id is that event's hash
+    /// ([spec](https://spec.matrix.org/v1.19/rooms/v12/#room-ids-as-hashes-of-the-create-event)).
+    pub room_id: Option<OwnedRoomId>,
+    /// The forward extremities, at most 20.
+    pub prev_events: Vec<OwnedEventId>,
+    /// The events that [`super::auth::auth_types`] select from the state.
+    pub auth_events: Vec<OwnedEventId>,
+    /// One more than the greatest depth of the `prev_events`.
+    pub depth: u64,
+}
+
+/// Builds, hashes and signs an event
+/// ([spec](https://spec.matrix.org/v1.19/server-server-api/#adding-hashes-and-signatures-to-outgoing-events)).
+///
+/// `key` is the key of `server_name`, to which `sender` must belong.
+pub fn build(
+    template: Template,
+    basis: &Basis,
+    sender: &UserId,
+    origin_server_ts: MilliSecondsSinceUnixEpoch,
+    rules: &RoomVersionRules,
+    server_name: &ServerName,
+    key: &SigningKey,
+) -> Result<Verified, BuildError> {
+    if sender.server_name() != server_name {
+        return Err(BuildError::ForeignSender);
+    }
+    let mut object = outline(template, basis, rules)?;
+    object.insert("sender".to_owned(), sender.as_str().into());
+    object.insert("origin_server_ts".to_owned(), origin_server_ts.0.into());
+
+    add_content_hash_to_event(&mut object).map_err(|_| BuildError::TooLarge)?;
+    key.sign_event(&mut object, server_name, &rules.redaction)?;
+    let event_id = event_id(&object, rules)?;
+    Ok(Verified::own(Pdu::from_object(&object, event_id)?))
+}
+
+/// Why there is no event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// The content is not an object of
+    /// [canonical JSON](https://spec.matrix.org/v1.19/appendices/#canonical-json): for example, it
+    /// has a float or an integer beyond 2^53 - 1.
+    #[error("the content is not canonical JSON")]
+    NotCanonical,
+    /// The event would be larger than [`MAX_BYTES`].
+    #[error("the event is larger than {MAX_BYTES} bytes")]
+    TooLarge,
+    /// This field is longer than 255 bytes.
+    #[error("`{0}` is longer than {MAX_KEY_BYTES} bytes")]
+    FieldTooLong(&'static str),
+    /// `prev_events` or `auth_events` have too many entries.
+    #[error("the event refers to too many events")]
+    TooManyReferences,
+    /// The room is missing, or named where the room version forbids it.
+    #[error("only the create event of a room whose id is a hash has no room id")]
+    RoomId,
+    /// The sender is not a user of this server.
+    #[error("the sender belongs to another server")]
+    ForeignSender,
+    /// What a remote server answered is not usable.
+    #[error("the other server gave a malformed template")]
+    MalformedAnswer,
+    /// There are no events of this room version.
+    #[error("events of this room version are not supported")]
+    UnsupportedRoomVersion,
+}
+
+impl From<PduError> for BuildError {
+    fn from(error: PduError) -> Self {
+        match error {
+            PduError::NotCanonical | PduError::Format | PduError::Field(_) => Self::NotCanonical,
+            PduError::TooLarge => Self::TooLarge,
+            PduError::UnsupportedRoomVersion => Self::UnsupportedRoomVersion,
+        }
+    }
+}
+
+impl From<KeyError> for BuildError {
+    fn from(_: KeyError) -> Self {
+        Self::NotCanonical
+    }
+}
+
+/// The event without what depends on the sender and the time.
+fn outline(
+    template: Template,
+    basis: &Basis,
+    rules: &RoomVersionRules,
+) -> Result<CanonicalJsonObject, BuildError> {
+    let event_type = template.event_type.to_string();
+    check_length("type", &event_type)?;
+    if basis.prev_events.len() > MAX_PREV_EVENTS || basis.auth_events.len() > MAX_AUTH_EVENTS {
+        return Err(BuildError::TooManyReferences);
+    }
+    let mut content: CanonicalJsonObject =
+        serde_json::from_str(template.content.get()).map_err(|_| BuildError::NotCanonical)?;
+
+    let mut object = CanonicalJsonObject::new();
+    if let Some(redacts) = template.redacts {
+        let holder = if rules.redaction.content_field_redacts {
+            &mut content
+        } else {
+            &mut object
+        };
+        holder.insert("redacts".to_owned(), redacts.as_str().into());
+    }
+    if let Some(state_key) = template.state_key {
+        check_length("state_key", &state_key)?;
+        object.insert("state_key".to_owned(), state_key.into());
+    }
+    if let Some(room_id) = room_id(&template.event_type, basis, rules)? {
+        object.insert("room_id".to_owned(), room_id.as_str().into());
+    }
+    // Beyond what JSON can say the depth stays where it is: it decides nothing.
+    let depth = Int::try_from(basis.depth).unwrap_or(Int::MAX);
+    object.insert("depth".to_owned(), depth.into());
+    object.insert("type".to_owned(), event_type.into());
+    object.insert("content".to_owned(), content.into());
+    object.insert("prev_events".to_owned(), references(&basis.prev_events));
+    object.insert("auth_events".to_owned(), references(&basis.auth_events));
+    Ok(object)
+}
+
+fn room_id<'a>(
+    event_type: &TimelineEventType,
+    basis: &'a Basis,
+    rules: &RoomVersionRules,
+) -> Result<Option<&'a OwnedRoomId>, BuildError> {
+    let must_name = *event_type != TimelineEventType::RoomCreate
+        || rules.event_format.require_room_create_room_id;
+    match &basis.room_id {
+        Some(room_id) if must_name => Ok(Some(room_id)),
+        None if !must_name => Ok(None),
+        Some(_) | None => Err(BuildError::RoomId),
+    }
+}
+
+fn references(events: &[OwnedEventId]) -> CanonicalJsonValue {
+    events
+        .iter()
+        .map(|id| id.as_str().into())
+        .collect::<Vec<CanonicalJsonValue>>()
+        .into()
+}
+
+fn check_length(field: &'static str, value: &str) -> Result<(), BuildError> {
+    if value.len() > MAX_KEY_BYTES {
+        Err(BuildError::FieldTooLong(field))
+    } else {
+        Ok(())
+    }
+}

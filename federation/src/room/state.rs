@@ -1,0 +1,134 @@
+//! What the state of a room is where its graph branches.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ruma::{
+    EventId, OwnedEventId,
+    events::StateEventType,
+    room_version_rules::RoomVersionRules,
+    state_res::{self, utils::event_id_set::EventIdSet},
+};
+
+use super::pdu::Pdu;
+
+/// The state of a room: of each type and state key, the event that was last.
+pub type StateMap = BTreeMap<(StateEventType, String), OwnedEventId>;
+
+/// Resolves several states of a room into one
+/// ([spec](https://spec.matrix.org/v1.19/rooms/v12/#state-resolution)).
+///
+/// * `state_sets`: the states, one for each branch.
+/// * `auth_chains`: for each state, the ids of all events in the auth chains of its events. Ids
+///   that are in all chains make no difference and may be left out of all of them.
+/// * `fetch`: any event of the room.
+///
+/// The result depends neither on the order of the states nor on that of the chains.
+pub fn resolve(
+    rules: &RoomVersionRules,
+    state_sets: &[StateMap],
+    auth_chains: Vec<BTreeSet<OwnedEventId>>,
+    fetch: impl Fn(&EventId) -> Option<Arc<Pdu>>,
+) -> Result<StateMap, ResolveError> {
+    let Some(state_res_rules) = rules.state_res.v2_rules() else {
+        return Err(ResolveError::UnsupportedRoomVersion);
+    };
+    let maps: Vec<state_res::StateMap<OwnedEventId>> = state_sets
+        .iter()
+        .map(|set| {
+            set.iter()
+                .map(|(key, id)| (key.clone(), id.clone()))
+                .collect()
+        })
+        .collect();
+    let chains = auth_chains
+        .into_iter()
+        .map(|chain| chain.into_iter().collect())
+        .collect();
+
+    let resolved = state_res::resolve(
+        &rules.authorization,
+        state_res_rules,
+        &maps,
+        chains,
+        &fetch,
+        |conflicted| conflicted_subgraph(conflicted.values().flatten(), &fetch),
+    )
+    .map_err(|error| match error {
+        state_res::Error::NotFound(event_id) => ResolveError::MissingEvent(event_id),
+        state_res::Error::FetchConflictedStateSubgraphFailed => ResolveError::IncompleteChain,
+        _ => ResolveError::Malformed,
+    })?;
+    Ok(resolved.into_iter().collect())
+}
+
+/// The events on the paths along `auth_events` from one conflicted event to another, with both
+/// ends ([spec](https://spec.matrix.org/v1.19/rooms/v12/#state-resolution)).
+///
+/// One walk over the auth chains is enough: everything that it meets can be reached from a
+/// conflicted event, so what remains to be known is whether a conflicted event can be reached
+/// from there.
+fn conflicted_subgraph<'a>(
+    conflicted: impl Iterator<Item = &'a OwnedEventId>,
+    fetch: impl Fn(&EventId) -> Option<Arc<Pdu>>,
+) -> Option<EventIdSet<OwnedEventId>> {
+    enum Visit {
+        Enter(OwnedEventId),
+        Leave(OwnedEventId, Arc<Pdu>),
+    }
+
+    let conflicted: BTreeSet<&OwnedEventId> = conflicted.collect();
+    let mut leads_to_conflict: BTreeMap<OwnedEventId, bool> = BTreeMap::new();
+    let mut stack: Vec<Visit> = conflicted
+        .iter()
+        .map(|id| Visit::Enter((*id).clone()))
+        .collect();
+    while let Some(visit) = stack.pop() {
+        match visit {
+            Visit::Enter(id) => {
+                if leads_to_conflict.contains_key(&id) {
+                    continue;
+                }
+                let pdu = fetch(&id)?;
+                // Said here already, so that nothing is entered twice, and put right on leaving.
+                leads_to_conflict.insert(id.clone(), conflicted.contains(&id));
+                stack.push(Visit::Leave(id, Arc::clone(&pdu)));
+                stack.extend(pdu.auth_events().iter().cloned().map(Visit::Enter));
+            }
+            Visit::Leave(id, pdu) => {
+                if pdu
+                    .auth_events()
+                    .iter()
+                    .any(|id| leads_to_conflict.get(id) == Some(&true))
+                {
+                    leads_to_conflict.insert(id, true);
+                }
+            }
+        }
+    }
+    Some(
+        leads_to_conflict
+            .into_iter()
+            .filter_map(|(id, leads)| leads.then_some(id))
+            .collect(),
+    )
+}
+
+/// Why states cannot be resolved.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// The room version has another algorithm, which is not known here.
+    #[error("state resolution of this room version is not supported")]
+    UnsupportedRoomVersion,
+    /// This event is needed and was not found.
+    #[error("event {0} is missing")]
+    MissingEvent(OwnedEventId),
+    /// An event of the auth chains is needed and was not found.
+    #[error("an event of the auth chains is missing")]
+    IncompleteChain,
+    /// An event that would have been rejected is part of a state.
+    #[error("a state has a malformed event")]
+    Malformed,
+}

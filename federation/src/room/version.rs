@@ -1,0 +1,51 @@
+//! Which room versions are offered. The only file that names versions; everybody else asks the
+//! rules.
+
+use ruma::{RoomVersionId, room_version_rules::RoomVersionRules};
+
+/// The version of rooms that are created without asking for one
+/// ([spec](https://spec.matrix.org/v1.19/rooms/#complete-list-of-room-versions)).
+pub const DEFAULT: RoomVersionId = RoomVersionId::V12;
+
+const SUPPORTED: [RoomVersionId; 7] = [
+    RoomVersionId::V6,
+    RoomVersionId::V7,
+    RoomVersionId::V8,
+    RoomVersionId::V9,
+    RoomVersionId::V10,
+    RoomVersionId::V11,
+    RoomVersionId::V12,
+];
+
+/// The rules of a room version, or `None` if rooms of that version cannot be taken part in.
+///
+/// Versions before 6 do not enforce canonical JSON, so that servers may disagree on hashes.
+#[must_use]
+pub fn rules(version: &RoomVersionId) -> Option<RoomVersionRules> {
+    SUPPORTED
+        .contains(version)
+        .then(|| version.rules())
+        .flatten()
+}
+
+/// The versions for which [`rules`] has an answer, oldest first.
+pub fn supported() -> impl Iterator<Item = RoomVersionId> {
+    SUPPORTED.into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_supported_version_has_rules_and_the_default_is_one_of_them() {
+        assert!(supported().all(|version| rules(&version).is_some()));
+        assert!(supported().any(|version| version == DEFAULT));
+    }
+
+    #[test]
+    fn versions_without_canonical_json_and_unknown_ones_have_none() {
+        assert!(rules(&RoomVersionId::V5).is_none());
+        assert!(RoomVersionId::try_from("org.example.custom").is_ok_and(|v| rules(&v).is_none()));
+    }
+}
