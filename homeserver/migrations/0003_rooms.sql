@@ -61,6 +61,8 @@ CREATE TABLE memberships (
     membership TEXT NOT NULL,
     event_nid BIGINT NOT NULL,
     position BIGINT NOT NULL,
+    -- For one who is not joined: the position at which that began.
+    joined_until BIGINT,
     forgotten SMALLINT NOT NULL DEFAULT 0,
     -- The stripped state that came with an invite or a knock, a JSON array.
     stripped_state TEXT,

@@ -21,7 +21,7 @@ use tower_http::cors::{Any, CorsLayer};
 use self::error::MatrixError;
 use crate::service::{
     accounts::Accounts, devices::Devices, membership::Membership, rooms::Rooms, sync::Sync,
-    timeline::Timeline,
+    timeline::Timeline, uia::Uia,
 };
 
 /// What routes can ask for: each takes the one service that it needs.
@@ -33,6 +33,7 @@ pub(crate) struct Edge {
     pub(crate) rooms: Rooms,
     pub(crate) sync: Sync,
     pub(crate) timeline: Timeline,
+    pub(crate) uia: Uia,
 }
 
 /// Everything that the server answers.
@@ -62,7 +63,9 @@ impl Routes {
         H: Handler<T, Edge>,
         T: 'static,
     {
-        let Ok(method) = MethodFilter::try_from(R::METHOD) else { return self };
+        let Ok(method) = MethodFilter::try_from(R::METHOD) else {
+            return self;
+        };
         let paths = R::PATH_BUILDER.paths();
         Self(paths.into_iter().fold(self.0, |router, path| {
             router.route(path, on(method, handler.clone()))
@@ -83,7 +86,9 @@ pub(crate) trait Paths: PathBuilder {
 impl Paths for VersionHistory {
     fn paths(&self) -> Vec<&'static str> {
         let unstable = self.unstable_paths().map(|(_, path)| path);
-        unstable.chain(self.stable_paths().map(|(_, path)| path)).collect()
+        unstable
+            .chain(self.stable_paths().map(|(_, path)| path))
+            .collect()
     }
 }
 

@@ -41,10 +41,15 @@ impl Clock {
     /// Milliseconds since the Unix epoch.
     #[must_use]
     pub fn now(&self) -> MilliSecondsSinceUnixEpoch {
-        #[expect(clippy::disallowed_methods, reason = "the one place that asks the machine")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the one place that asks the machine"
+        )]
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+            .map_or(0, |since| {
+                i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+            });
         let by = match &self.0 {
             Source::System => 0,
             Source::Moved(by) => by.load(Ordering::Relaxed),

@@ -89,7 +89,9 @@ pub struct Media {
 
 impl Default for Media {
     fn default() -> Self {
-        Self { max_upload_bytes: 100 * 1024 * 1024 }
+        Self {
+            max_upload_bytes: 100 * 1024 * 1024,
+        }
     }
 }
 
@@ -113,13 +115,19 @@ impl Config {
     /// The URL of the database.
     #[must_use]
     pub fn database_url(&self) -> String {
-        self.database.clone().unwrap_or_else(|| sqlite_url(&self.data_dir.join("sotto.db")))
+        self.database
+            .clone()
+            .unwrap_or_else(|| sqlite_url(&self.data_dir.join("sotto.db")))
     }
 }
 
 fn sqlite_url(path: &Path) -> String {
     // Characters that mean something in a URL must not change which file it is.
-    let path = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let path = path
+        .to_string_lossy()
+        .replace('%', "%25")
+        .replace('?', "%3f")
+        .replace('#', "%23");
     format!("sqlite://{path}?mode=rwc")
 }
 

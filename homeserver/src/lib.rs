@@ -1,1 +1,15 @@
-//! Skeleton.
+//! The Sotto homeserver.
+//!
+//! [`Homeserver::start`] is what the binary and the tests call: many servers can run in one process.
+//! A request goes `api` → `service` → `storage`; `worker`s read the log forward. `ARCHITECTURE.md` has the
+//! map.
+
+mod api;
+pub mod clock;
+pub mod config;
+mod service;
+mod start;
+mod storage;
+
+pub use start::{Homeserver, StartError};
+pub use storage::StorageError;

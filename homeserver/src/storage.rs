@@ -8,15 +8,15 @@ pub(crate) mod accounts;
 pub(crate) mod append;
 pub(crate) mod counters;
 pub(crate) mod devices;
-pub mod dialect;
+pub(crate) mod dialect;
 pub(crate) mod events;
-pub mod log;
+pub(crate) mod log;
 pub(crate) mod memberships;
 pub(crate) mod rooms;
-pub mod roster;
+pub(crate) mod roster;
 pub(crate) mod state_map;
 pub(crate) mod state_nodes;
-pub mod writer;
+pub(crate) mod writer;
 
 use std::sync::Arc;
 
@@ -70,7 +70,11 @@ pub enum StorageError {
 
 impl StorageError {
     pub(crate) fn inconsistent(table: &'static str, column: &'static str, row: &str) -> Self {
-        Self::Inconsistent { table, column, row: row.to_owned() }
+        Self::Inconsistent {
+            table,
+            column,
+            row: row.to_owned(),
+        }
     }
 }
 
@@ -82,7 +86,7 @@ impl From<sqlx::Error> for StorageError {
 
 /// The database of one server. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Storage(Arc<Inner>);
+pub(crate) struct Storage(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -96,7 +100,7 @@ struct Inner {
 
 impl Storage {
     /// Opens the database, brings it up to date, and starts its writer on `tasks`.
-    pub async fn open(
+    pub(crate) async fn open(
         url: &str,
         server_name: &ServerName,
         tasks: &TaskTracker,
@@ -117,7 +121,10 @@ impl Storage {
         let counters = Arc::new(Counters::load(&mut connection).await?);
         let rows = memberships::Memberships(&mut connection).all().await?;
         drop(connection);
-        let log = Arc::new(Log::new(counters.position(), Roster::new(server_name, rows)));
+        let log = Arc::new(Log::new(
+            counters.position(),
+            Roster::new(server_name, rows),
+        ));
         let (jobs, queue) = mpsc::channel(1024);
         let writer = Writer {
             pool: pool.clone(),
@@ -128,12 +135,19 @@ impl Storage {
         };
         tasks.spawn(writer.run());
         let (states, events) = (StateNodes::new(secret), events::EventCache::new());
-        Ok(Self(Arc::new(Inner { pool, jobs, counters, log, states, events })))
+        Ok(Self(Arc::new(Inner {
+            pool,
+            jobs,
+            counters,
+            log,
+            states,
+            events,
+        })))
     }
 
     /// The log.
     #[must_use]
-    pub fn log(&self) -> &Arc<Log> {
+    pub(crate) fn log(&self) -> &Arc<Log> {
         &self.0.log
     }
 
@@ -150,14 +164,14 @@ impl Storage {
     }
 
     /// A connection to read with.
-    pub async fn read(&self) -> Result<Reader, StorageError> {
+    pub(crate) async fn read(&self) -> Result<Reader, StorageError> {
         Ok(Reader(self.0.pool.acquire().await?))
     }
 
     /// Runs `run` in a write transaction, together with whatever else waits to be written. When this
     /// returns `Ok` the changes are on disk and in the log; when `run` returns an error, none of its
     /// changes exist.
-    pub async fn write<T, E, F>(&self, run: F) -> Result<T, E>
+    pub(crate) async fn write<T, E, F>(&self, run: F) -> Result<T, E>
     where
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, E>> + Send + 'static,
         T: Send + 'static,
@@ -165,13 +179,20 @@ impl Storage {
     {
         let (reply, answer) = oneshot::channel();
         let job = Job::Write(Box::new(Closure::new(run, reply)));
-        self.0.jobs.send(job).await.map_err(|_| StorageError::Stopped)?;
+        self.0
+            .jobs
+            .send(job)
+            .await
+            .map_err(|_| StorageError::Stopped)?;
         answer.await.map_err(|_| StorageError::Stopped)?
     }
 
     /// Adds events to a room if its head is still the one that they were decided upon.
     pub(crate) async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        self.enqueue(append).await?.await.map_err(|_| StorageError::Stopped)?
+        self.enqueue(append)
+            .await?
+            .await
+            .map_err(|_| StorageError::Stopped)?
     }
 
     /// As [`Storage::append`], in two steps: the order of appends is fixed when this returns, the answer
@@ -182,14 +203,18 @@ impl Storage {
     ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, StorageError> {
         let (reply, answer) = oneshot::channel();
         let job = Job::Append(Box::new(append), reply);
-        self.0.jobs.send(job).await.map_err(|_| StorageError::Stopped)?;
+        self.0
+            .jobs
+            .send(job)
+            .await
+            .map_err(|_| StorageError::Stopped)?;
         Ok(answer)
     }
 }
 
 /// A connection to read with.
 #[derive(Debug)]
-pub struct Reader(PoolConnection<Any>);
+pub(crate) struct Reader(PoolConnection<Any>);
 
 /// The families of tables, by name: `tx.devices().…`, `reader.devices().…`.
 pub(crate) trait Families {
@@ -232,12 +257,17 @@ async fn claim(
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes).map_err(|_| StorageError::Stopped)?;
     let fresh: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    for (name, value) in [("server_name", server_name.as_str()), ("state_key_secret", &fresh)] {
-        sqlx::query("INSERT INTO facts (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
-            .bind(name)
-            .bind(value)
-            .execute(&mut *connection)
-            .await?;
+    for (name, value) in [
+        ("server_name", server_name.as_str()),
+        ("state_key_secret", &fresh),
+    ] {
+        sqlx::query(
+            "INSERT INTO facts (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
+        )
+        .bind(name)
+        .bind(value)
+        .execute(&mut *connection)
+        .await?;
     }
     let mut fact = async |name: &'static str| -> Result<String, StorageError> {
         let query = sqlx::query_scalar("SELECT value FROM facts WHERE name = $1").bind(name);
@@ -245,7 +275,10 @@ async fn claim(
     };
     let found = fact("server_name").await?;
     if found != server_name.as_str() {
-        return Err(StorageError::OtherServer { found, expected: server_name.to_string() });
+        return Err(StorageError::OtherServer {
+            found,
+            expected: server_name.to_string(),
+        });
     }
     fact("state_key_secret").await
 }

@@ -22,6 +22,7 @@ pub const MAX_BYTES: usize = 65_536;
 /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#pdus)). Immutable.
 ///
 /// A `Pdu` that somebody owns was either verified or read from our own database.
+#[derive(Clone)]
 pub struct Pdu {
     event_id: OwnedEventId,
     fields: Fields,

@@ -34,7 +34,11 @@ pub(crate) struct Standard {
 
 impl MatrixError {
     pub(crate) fn new(status: StatusCode, kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self::Standard(Box::new(Standard { status, kind, message: message.into() }))
+        Self::Standard(Box::new(Standard {
+            status,
+            kind,
+            message: message.into(),
+        }))
     }
 
     /// 403 `M_FORBIDDEN`
@@ -64,31 +68,51 @@ impl MatrixError {
 
     /// 401 `M_MISSING_TOKEN`
     pub(crate) fn missing_token() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, ErrorKind::MissingToken, "An access token is needed")
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            ErrorKind::MissingToken,
+            "An access token is needed",
+        )
     }
 
     /// 401 `M_UNKNOWN_TOKEN`
     pub(crate) fn unknown_token() -> Self {
         let kind = ErrorKind::UnknownToken(UnknownTokenErrorData::new());
-        Self::new(StatusCode::UNAUTHORIZED, kind, "The access token is not known")
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            kind,
+            "The access token is not known",
+        )
     }
 
     /// 404 `M_UNRECOGNIZED`: no such endpoint.
     pub(crate) fn unrecognized() -> Self {
-        Self::new(StatusCode::NOT_FOUND, ErrorKind::Unrecognized, "There is no such endpoint")
+        Self::new(
+            StatusCode::NOT_FOUND,
+            ErrorKind::Unrecognized,
+            "There is no such endpoint",
+        )
     }
 
     /// 405 `M_UNRECOGNIZED`: the endpoint has no such method.
     pub(crate) fn method_not_allowed() -> Self {
         let status = StatusCode::METHOD_NOT_ALLOWED;
-        Self::new(status, ErrorKind::Unrecognized, "The endpoint has no such method")
+        Self::new(
+            status,
+            ErrorKind::Unrecognized,
+            "The endpoint has no such method",
+        )
     }
 
     /// 500 `M_UNKNOWN`, for our own faults: the log has the reason, the client does not.
-    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
+    pub(crate) fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, "a request failed");
         let status = StatusCode::INTERNAL_SERVER_ERROR;
-        Self::new(status, ErrorKind::Unknown, "Something went wrong on the server")
+        Self::new(
+            status,
+            ErrorKind::Unknown,
+            "Something went wrong on the server",
+        )
     }
 }
 
@@ -147,9 +171,15 @@ impl IntoResponse for MatrixError {
     fn into_response(self) -> Response {
         let response = match self {
             Self::Standard(standard) => {
-                let Standard { status, kind, message } = *standard;
+                let Standard {
+                    status,
+                    kind,
+                    message,
+                } = *standard;
                 let body = ErrorBody::Standard(StandardErrorBody::new(kind, message));
-                Error::new(status, body).try_into_http_response::<Vec<u8>>().ok()
+                Error::new(status, body)
+                    .try_into_http_response::<Vec<u8>>()
+                    .ok()
             }
             Self::Uia(info) => serde_json::to_vec(&info).ok().and_then(|body| {
                 http::Response::builder()

@@ -2,7 +2,7 @@
 
 use axum::{
     body::Body,
-    extract::{FromRef, FromRequest, RawPathParams, Request},
+    extract::{FromRef, FromRequest, FromRequestParts, RawPathParams, Request},
     response::{IntoResponse, Response},
 };
 use http_body_util::{BodyExt, Limited};
@@ -73,7 +73,10 @@ where
         let requester = Accounts::from_ref(state).authenticate(&token).await?;
         let requester = requester.ok_or_else(MatrixError::unknown_token)?;
         let (request, path) = read(request, state).await?;
-        Ok(Self { requester, body: parse(&request, &path)? })
+        Ok(Self {
+            requester,
+            body: parse(&request, &path)?,
+        })
     }
 }
 
@@ -94,7 +97,10 @@ where
             }
         };
         let (request, path) = read(request, state).await?;
-        Ok(Self { requester, body: parse(&request, &path)? })
+        Ok(Self {
+            requester,
+            body: parse(&request, &path)?,
+        })
     }
 }
 
@@ -104,22 +110,28 @@ pub(super) async fn read<S: Send + Sync>(
     state: &S,
 ) -> Result<(http::Request<Vec<u8>>, Vec<String>), MatrixError> {
     let (mut parts, body) = request.into_parts();
-    let path = axum::extract::FromRequestParts::from_request_parts(&mut parts, state)
+    let path = RawPathParams::from_request_parts(&mut parts, state)
         .await
-        .map(|params: RawPathParams| params.iter().map(|(_, value)| value.to_owned()).collect())
         .map_err(|_| MatrixError::invalid_param("The path is not UTF-8"))?;
-    let body = Limited::new(body, MAX_BODY).collect().await.map_err(|error| {
-        if error.is::<http_body_util::LengthLimitError>() {
-            MatrixError::new(
-                http::StatusCode::PAYLOAD_TOO_LARGE,
-                ErrorKind::TooLarge,
-                "The request is too large",
-            )
-        } else {
-            MatrixError::bad_json("The request ended too early")
-        }
-    })?;
-    Ok((http::Request::from_parts(parts, body.to_bytes().to_vec()), path))
+    let path = path.iter().map(|(_, value)| value.to_owned()).collect();
+    let body = Limited::new(body, MAX_BODY)
+        .collect()
+        .await
+        .map_err(|error| {
+            if error.is::<http_body_util::LengthLimitError>() {
+                MatrixError::new(
+                    http::StatusCode::PAYLOAD_TOO_LARGE,
+                    ErrorKind::TooLarge,
+                    "The request is too large",
+                )
+            } else {
+                MatrixError::bad_json("The request ended too early")
+            }
+        })?;
+    Ok((
+        http::Request::from_parts(parts, body.to_bytes().to_vec()),
+        path,
+    ))
 }
 
 pub(super) fn parse<T: IncomingRequest>(

@@ -69,13 +69,21 @@ impl Config {
         let mut config = match file {
             None => parse(Path::new("the command line"), "")?,
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                })?;
                 parse(path, &text)?
             }
         };
-        let Overrides { server_name, listen, federation_listen, data_dir, database, registration } =
-            overrides;
+        let Overrides {
+            server_name,
+            listen,
+            federation_listen,
+            data_dir,
+            database,
+            registration,
+        } = overrides;
         config.server_name = server_name.unwrap_or(config.server_name);
         config.listen = listen.unwrap_or(config.listen);
         config.data_dir = data_dir.unwrap_or(config.data_dir);
@@ -84,8 +92,18 @@ impl Config {
         config.federation.listen = federation_listen.or(config.federation.listen);
         let federation = &config.federation;
         for (there, setting, other, needs) in [
-            (federation.listen.is_some(), "federation.listen", federation.certificate.is_some(), "federation.certificate"),
-            (federation.certificate.is_some(), "federation.certificate", federation.private_key.is_some(), "federation.private_key"),
+            (
+                federation.listen.is_some(),
+                "federation.listen",
+                federation.certificate.is_some(),
+                "federation.certificate",
+            ),
+            (
+                federation.certificate.is_some(),
+                "federation.certificate",
+                federation.private_key.is_some(),
+                "federation.private_key",
+            ),
         ] {
             if there && !other {
                 return Err(ConfigError::Needs { setting, needs });
@@ -99,14 +117,22 @@ fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
     toml::from_str(text).map_err(|error| {
         let message = error.to_string();
         let suggestion = suggestion(error.message());
-        ConfigError::Parse { path: path.to_owned(), message, suggestion }
+        ConfigError::Parse {
+            path: path.to_owned(),
+            message,
+            suggestion,
+        }
     })
 }
 
 /// The known key that is closest to the unknown one of serde's "unknown field `x`, expected one of `a`,
 /// `b`".
 fn suggestion(message: &str) -> Option<String> {
-    let mut names = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let mut names = message
+        .strip_prefix("unknown field ")?
+        .split('`')
+        .skip(1)
+        .step_by(2);
     let unknown = names.next()?;
     let (distance, name) = names.map(|name| (distance(unknown, name), name)).min()?;
     (distance <= 1 + unknown.len() / 3).then(|| name.to_owned())
@@ -138,7 +164,10 @@ mod tests {
         let text = "server_name = \"example.org\"\ndata_dir = \"/srv/sotto\"\ncontact = \"@me:example.org\"";
         let config = parse(Path::new("sotto.toml"), text).unwrap();
         assert_eq!(config.server_name, "example.org");
-        assert_eq!(config.database_url(), "sqlite:///srv/sotto/sotto.db?mode=rwc");
+        assert_eq!(
+            config.database_url(),
+            "sqlite:///srv/sotto/sotto.db?mode=rwc"
+        );
     }
 
     #[test]
@@ -149,7 +178,14 @@ mod tests {
             ("zebra = 1", None),
         ] {
             let error = parse(Path::new("sotto.toml"), text).unwrap_err();
-            let ConfigError::Parse { suggestion, message, .. } = &error else { unreachable!() };
+            let ConfigError::Parse {
+                suggestion,
+                message,
+                ..
+            } = &error
+            else {
+                unreachable!()
+            };
             assert_eq!(suggestion.as_deref(), meant);
             assert!(message.contains("line"), "{message}");
         }

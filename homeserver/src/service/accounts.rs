@@ -36,6 +36,7 @@ struct Inner {
     clock: Clock,
     server_name: OwnedServerName,
     registration: Registration,
+    public_base_url: String,
     /// Tokens that were good. Every way to make a token worthless goes through
     /// [`Accounts::forget_device`].
     tokens: Cache<TokenHash, Requester>,
@@ -98,9 +99,22 @@ impl Accounts {
         clock: Clock,
         server_name: OwnedServerName,
         registration: Registration,
+        public_base_url: String,
     ) -> Self {
         let tokens = Cache::new(100_000);
-        Self(Arc::new(Inner { storage, clock, server_name, registration, tokens }))
+        Self(Arc::new(Inner {
+            storage,
+            clock,
+            server_name,
+            registration,
+            public_base_url,
+            tokens,
+        }))
+    }
+
+    /// Where clients reach this server.
+    pub(crate) fn public_base_url(&self) -> &str {
+        &self.0.public_base_url
     }
 
     /// Who may register.
@@ -120,7 +134,11 @@ impl Accounts {
         let good = user_id.server_name() == self.0.server_name
             && !user_id.localpart().is_empty()
             && user_id.validate_strict().is_ok();
-        if good { Ok(user_id) } else { Err(RegisterError::InvalidName) }
+        if good {
+            Ok(user_id)
+        } else {
+            Err(RegisterError::InvalidName)
+        }
     }
 
     /// The user id that somebody logs in with: a localpart or a full id.
@@ -151,8 +169,12 @@ impl Accounts {
             Some(password) => Some(hash(password).await.ok_or(RegisterError::Hash)?),
             None => None,
         };
-        let session = device.as_ref().map(|device| Session::new(user_id.clone(), device));
-        let parts = session.as_ref().map(|s| (s.token.hash(), s.requester.device_id.clone()));
+        let session = device
+            .as_ref()
+            .map(|device| Session::new(user_id.clone(), device));
+        let parts = session
+            .as_ref()
+            .map(|s| (s.token.hash(), s.requester.device_id.clone()));
         let now = self.0.clock.now();
         let display_name = device.and_then(|device| device.display_name);
         self.0
@@ -169,11 +191,15 @@ impl Accounts {
                         return Err(RegisterError::NameTaken);
                     }
                     let name = serde_json::Value::from(user_id.localpart()).to_string();
-                    tx.accounts().set_profile_field(&user_id, "displayname", Some(&name)).await?;
+                    tx.accounts()
+                        .set_profile_field(&user_id, "displayname", Some(&name))
+                        .await?;
                     if let Some((token, device_id)) = parts {
                         let name = display_name.as_deref();
                         tx.devices().upsert(&user_id, &device_id, name, now).await?;
-                        tx.accounts().insert_access_token(token, &user_id, &device_id).await?;
+                        tx.accounts()
+                            .insert_access_token(token, &user_id, &device_id)
+                            .await?;
                     }
                     Ok(())
                 }
@@ -184,9 +210,18 @@ impl Accounts {
     }
 
     /// Whether a registration token can be used now.
-    pub(crate) async fn registration_token_is_good(&self, token: &str) -> Result<bool, StorageError> {
+    pub(crate) async fn registration_token_is_good(
+        &self,
+        token: &str,
+    ) -> Result<bool, StorageError> {
         let token = AccessToken(token.to_owned()).hash();
-        self.0.storage.read().await?.accounts().registration_token_is_good(token).await
+        self.0
+            .storage
+            .read()
+            .await?
+            .accounts()
+            .registration_token_is_good(token)
+            .await
     }
 
     /// Makes the token with which the first account can be registered, if there is no account yet.
@@ -209,8 +244,17 @@ impl Accounts {
         user_id: &UserId,
         password: String,
     ) -> Result<(), LoginError> {
-        let account = self.0.storage.read().await?.accounts().by_id(user_id).await?;
-        let hash = account.as_ref().and_then(|account| account.password_hash.clone());
+        let account = self
+            .0
+            .storage
+            .read()
+            .await?
+            .accounts()
+            .by_id(user_id)
+            .await?;
+        let hash = account
+            .as_ref()
+            .and_then(|account| account.password_hash.clone());
         // The same work whether the account exists or not, so that time does not tell.
         let good = verify(password, hash).await;
         match account {
@@ -233,10 +277,14 @@ impl Accounts {
         let write = self.0.storage.write(move |tx| {
             async move {
                 // Logging in again with a device makes its former token worthless.
-                tx.devices().delete_access_tokens(&user_id, &device_id).await?;
+                tx.devices()
+                    .delete_access_tokens(&user_id, &device_id)
+                    .await?;
                 let name = device.display_name.as_deref();
                 tx.devices().upsert(&user_id, &device_id, name, now).await?;
-                tx.accounts().insert_access_token(token, &user_id, &device_id).await?;
+                tx.accounts()
+                    .insert_access_token(token, &user_id, &device_id)
+                    .await?;
                 tx.log(Change::DeviceList { user_id });
                 Ok::<_, StorageError>(())
             }
@@ -255,7 +303,14 @@ impl Accounts {
         if let Some(requester) = self.0.tokens.get(&hash) {
             return Ok(Some(requester));
         }
-        let found = self.0.storage.read().await?.accounts().by_access_token(hash).await?;
+        let found = self
+            .0
+            .storage
+            .read()
+            .await?
+            .accounts()
+            .by_access_token(hash)
+            .await?;
         Ok(found.map(|(user_id, device_id)| {
             let requester = Requester { user_id, device_id };
             self.0.tokens.insert(hash, requester.clone());
@@ -271,7 +326,9 @@ impl Accounts {
     /// The rooms that a local user is joined to.
     pub(crate) fn joined_rooms(&self, user_id: &UserId) -> Vec<ruma::OwnedRoomId> {
         let places = self.0.storage.log().roster().places(user_id);
-        let joined = places.into_iter().filter(|(_, p)| p.membership == MembershipState::Join);
+        let joined = places
+            .into_iter()
+            .filter(|(_, p)| p.membership == MembershipState::Join);
         joined.map(|(room_id, _)| room_id).collect()
     }
 }
@@ -284,9 +341,17 @@ impl AccessToken {
 
 impl Session {
     fn new(user_id: OwnedUserId, device: &NewDevice) -> Self {
-        let fresh = || random_id().replace(['-', '_'], "").chars().take(10).collect::<String>();
-        let device_id =
-            device.device_id.clone().unwrap_or_else(|| fresh().to_uppercase().into());
+        let fresh = || {
+            random_id()
+                .replace(['-', '_'], "")
+                .chars()
+                .take(10)
+                .collect::<String>()
+        };
+        let device_id = device
+            .device_id
+            .clone()
+            .unwrap_or_else(|| fresh().to_uppercase().into());
         Self {
             requester: Requester { user_id, device_id },
             token: AccessToken(format!("sotto_{}", random_id())),
@@ -297,7 +362,10 @@ impl Session {
 /// 192 random bits, as 32 characters that are safe in URLs.
 pub(crate) fn random_id() -> String {
     let mut bytes = [0_u8; 24];
-    #[expect(clippy::expect_used, reason = "a machine without randomness must not make secrets")]
+    #[expect(
+        clippy::expect_used,
+        reason = "a machine without randomness must not make secrets"
+    )]
     getrandom::fill(&mut bytes).expect("the operating system gives randomness");
     URL_SAFE_NO_PAD.encode(bytes)
 }
@@ -315,9 +383,13 @@ async fn hash(password: String) -> Option<String> {
 
 async fn verify(password: String, hash: Option<String>) -> bool {
     tokio::task::spawn_blocking(move || {
-        let known = hash.as_deref().and_then(|hash| PasswordHash::new(hash).ok());
+        let known = hash
+            .as_deref()
+            .and_then(|hash| PasswordHash::new(hash).ok());
         match known {
-            Some(known) => Argon2::default().verify_password(password.as_bytes(), &known).is_ok(),
+            Some(known) => Argon2::default()
+                .verify_password(password.as_bytes(), &known)
+                .is_ok(),
             None => {
                 drop(Argon2::default().hash_password(password.as_bytes()));
                 false

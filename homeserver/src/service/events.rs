@@ -80,7 +80,14 @@ impl Events {
             }
         }
         if !missing.is_empty() {
-            for event in self.storage.read().await?.events().by_nids(&missing).await? {
+            for event in self
+                .storage
+                .read()
+                .await?
+                .events()
+                .by_nids(&missing)
+                .await?
+            {
                 found.insert(event.nid, self.keep(event));
             }
         }
@@ -134,7 +141,12 @@ impl Events {
         &self,
         state: NodeId,
     ) -> Result<Vec<Arc<StoredEvent>>, StorageError> {
-        let nids: Vec<_> = self.storage.state_entries(state).await?.into_values().collect();
+        let nids: Vec<_> = self
+            .storage
+            .state_entries(state)
+            .await?
+            .into_values()
+            .collect();
         Ok(self.by_nids(&nids).await?.into_values().collect())
     }
 
@@ -217,7 +229,10 @@ impl TxnScope {
     /// The scope of an endpoint for a device
     /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#transaction-identifiers)).
     pub(crate) fn new(requester: &Requester, endpoint: &str) -> Self {
-        Self(format!("{}\u{1f}{}\u{1f}{endpoint}", requester.user_id, requester.device_id))
+        Self(format!(
+            "{}\u{1f}{}\u{1f}{endpoint}",
+            requester.user_id, requester.device_id
+        ))
     }
 
     fn is_of(&self, requester: &Requester) -> bool {

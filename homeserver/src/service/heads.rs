@@ -33,7 +33,10 @@ pub(crate) struct Slot {
 
 impl Heads {
     pub(crate) fn new(storage: Storage) -> Self {
-        Self { storage, slots: Arc::new(Cache::new(16_384)) }
+        Self {
+            storage,
+            slots: Arc::new(Cache::new(16_384)),
+        }
     }
 
     /// Takes hold of a room; the room is `None` if the server does not know it.
@@ -52,7 +55,11 @@ impl Heads {
         if guard.is_none() {
             *guard = self.storage.read().await?.rooms().by_id(room_id).await?;
         }
-        Ok(Slot { storage: self.storage.clone(), slot, guard })
+        Ok(Slot {
+            storage: self.storage.clone(),
+            slot,
+            guard,
+        })
     }
 
     /// The room as the next event would find it, without holding it.
@@ -77,7 +84,11 @@ impl Slot {
             head_version: append.head.version,
             head: Some(append.head.clone()),
         };
-        let redacted: Vec<_> = append.redactions.iter().map(|redaction| redaction.target).collect();
+        let redacted: Vec<_> = append
+            .redactions
+            .iter()
+            .map(|redaction| redaction.target)
+            .collect();
         let answer = self.storage.enqueue(append).await?;
         *self.guard = Some(after);
         drop(self.guard);

@@ -18,8 +18,8 @@ use sotto_federation::room::{
 };
 
 pub(crate) use self::{
-    draft::Draft,
-    read::{Direction, Page, PageToken, ReadError},
+    draft::{AuthState, Draft, membership},
+    read::{Direction, PageToken, ReadError},
 };
 use super::{accounts::Requester, events::Events, heads::Heads};
 use crate::{
@@ -89,7 +89,9 @@ impl SendError {
     pub(crate) fn kind(&self) -> (ErrorKind, &'static str) {
         match self {
             Self::UnknownRoom => (ErrorKind::Forbidden, "You are not in this room"),
-            Self::Refused(_) | Self::MayNotRedact => (ErrorKind::Forbidden, "You are not allowed to do this here"),
+            Self::Refused(_) | Self::MayNotRedact => {
+                (ErrorKind::Forbidden, "You are not allowed to do this here")
+            }
             Self::Malformed(BuildError::TooLarge | BuildError::FieldTooLong(_)) => {
                 (ErrorKind::TooLarge, "The event is too large")
             }
@@ -111,7 +113,14 @@ impl Timeline {
         key: Arc<SigningKey>,
     ) -> Self {
         let heads = Heads::new(storage.clone());
-        Self { storage, heads, events, clock, server_name, key }
+        Self {
+            storage,
+            heads,
+            events,
+            clock,
+            server_name,
+            key,
+        }
     }
 
     /// Sends a message event
@@ -124,8 +133,13 @@ impl Timeline {
         txn_id: &ruma::TransactionId,
     ) -> Result<OwnedEventId, SendError> {
         let endpoint = format!("send/{}", template.event_type);
-        let txn = Txn { scope: TxnScope::new(requester, &endpoint), id: txn_id.to_owned() };
-        let sent = self.append(&requester.user_id, room_id, template, Some(txn)).await;
+        let txn = Txn {
+            scope: TxnScope::new(requester, &endpoint),
+            id: txn_id.to_owned(),
+        };
+        let sent = self
+            .append(&requester.user_id, room_id, template, Some(txn))
+            .await;
         match sent {
             Err(SendError::Repeated(event_id)) => Ok(event_id),
             sent => sent,
@@ -144,16 +158,22 @@ impl Timeline {
     ) -> Result<OwnedEventId, SendError> {
         let room = self.heads.room(room_id).await?;
         if let Some(head) = room.and_then(|room| room.head)
-            && let Some((_, now)) =
-                self.events.state_pdu(head.state, &event_type, &state_key).await?
+            && let Some((_, now)) = self
+                .events
+                .state_pdu(head.state, &event_type, &state_key)
+                .await?
             && now.sender() == sender
             && same_json(now.content(), &content)
         {
             return Ok(now.event_id().to_owned());
         }
         let event_type = TimelineEventType::from(event_type.to_string());
-        let template =
-            Template { event_type, content, state_key: Some(state_key), redacts: None };
+        let template = Template {
+            event_type,
+            content,
+            state_key: Some(state_key),
+            redacts: None,
+        };
         self.append(sender, room_id, template, None).await
     }
 
@@ -169,8 +189,9 @@ impl Timeline {
             let slot = self.heads.hold(room_id).await?;
             let draft = slot.room().and_then(Draft::of);
             let mut draft = draft.ok_or(SendError::UnknownRoom)?;
-            let event_id =
-                self.draft_event(&mut draft, sender, copy(&template), txn.clone()).await?;
+            let event_id = self
+                .draft_event(&mut draft, sender, copy(&template), txn.clone())
+                .await?;
             if slot.append(draft.finish()?).await?.is_some() {
                 return Ok(event_id);
             }

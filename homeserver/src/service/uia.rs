@@ -54,7 +54,10 @@ pub(crate) enum Stage {
 
 impl Uia {
     pub(crate) fn new(clock: Clock) -> Self {
-        Self { clock, sessions: Arc::default() }
+        Self {
+            clock,
+            sessions: Arc::default(),
+        }
     }
 
     /// Takes a step. `Ok` when one of `flows` is complete, which ends the session; otherwise what the
@@ -88,7 +91,8 @@ impl Uia {
             }
         }
         let complete = |flow: &&Vec<AuthType>| {
-            flow.iter().all(|stage| open.completed.contains_key(stage.as_str()))
+            flow.iter()
+                .all(|stage| open.completed.contains_key(stage.as_str()))
         };
         if flows.iter().any(|flow| complete(&flow)) {
             return Ok(());
@@ -99,8 +103,10 @@ impl Uia {
         info.session = Some(id.clone());
         info.auth_error = error;
         if sessions.len() >= CAPACITY
-            && let Some(oldest) =
-                sessions.iter().min_by_key(|(_, s)| s.opened_at).map(|(id, _)| id.clone())
+            && let Some(oldest) = sessions
+                .iter()
+                .min_by_key(|(_, s)| s.opened_at)
+                .map(|(id, _)| id.clone())
         {
             sessions.remove(&oldest);
         }

@@ -1,9 +1,7 @@
 //! `users`, `access_tokens`, `registration_tokens`, `profiles`: who may speak, and what they say of
 //! themselves.
 
-use ruma::{
-    DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UserId,
-};
+use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UserId};
 use sqlx::{AnyConnection, Row};
 
 use super::StorageError;
@@ -43,7 +41,10 @@ impl Accounts<'_> {
         Ok(done.rows_affected() == 1)
     }
 
-    pub(crate) async fn by_id(&mut self, user_id: &UserId) -> Result<Option<Account>, StorageError> {
+    pub(crate) async fn by_id(
+        &mut self,
+        user_id: &UserId,
+    ) -> Result<Option<Account>, StorageError> {
         let row = sqlx::query("SELECT password_hash, deactivated FROM users WHERE user_id = $1")
             .bind(user_id.as_str())
             .fetch_optional(&mut *self.0)
@@ -59,7 +60,9 @@ impl Accounts<'_> {
 
     /// Whether there is no account yet.
     pub(crate) async fn none(&mut self) -> Result<bool, StorageError> {
-        let one = sqlx::query("SELECT 1 FROM users LIMIT 1").fetch_optional(&mut *self.0).await?;
+        let one = sqlx::query("SELECT 1 FROM users LIMIT 1")
+            .fetch_optional(&mut *self.0)
+            .await?;
         Ok(one.is_none())
     }
 
@@ -69,12 +72,14 @@ impl Accounts<'_> {
         user_id: &UserId,
         device_id: &DeviceId,
     ) -> Result<(), StorageError> {
-        sqlx::query("INSERT INTO access_tokens (token_hash, user_id, device_id) VALUES ($1, $2, $3)")
-            .bind(token.0.to_vec())
-            .bind(user_id.as_str())
-            .bind(device_id.as_str())
-            .execute(&mut *self.0)
-            .await?;
+        sqlx::query(
+            "INSERT INTO access_tokens (token_hash, user_id, device_id) VALUES ($1, $2, $3)",
+        )
+        .bind(token.0.to_vec())
+        .bind(user_id.as_str())
+        .bind(device_id.as_str())
+        .execute(&mut *self.0)
+        .await?;
         Ok(())
     }
 
@@ -153,7 +158,9 @@ impl Accounts<'_> {
             .bind(user_id.as_str())
             .fetch_all(&mut *self.0)
             .await?;
-        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+        rows.iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .collect()
     }
 
     /// Sets a profile field to the JSON `value`; removes it for `None`.

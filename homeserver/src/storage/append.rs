@@ -18,8 +18,8 @@ use super::{
     StorageError, dialect,
     events::{self, StoredEvent, Txn},
     log::{Change, StreamPosition},
-    roster::{Membership, Place},
     rooms::{self, Head, RoomNid},
+    roster::{Membership, Place},
     state_map::{EventNid, Node, NodeId, StateKeyId},
     writer::Tx,
 };
@@ -59,6 +59,8 @@ pub(crate) struct NewEvent {
     pub(crate) placement: Placement,
     pub(crate) state_before: NodeId,
     pub(crate) state_after: NodeId,
+    /// The current state of the room before this event is added.
+    pub(crate) head_before: NodeId,
     /// The current state of the room once this event is in.
     pub(crate) head_state: NodeId,
     /// The state event that this one replaces.
@@ -122,19 +124,35 @@ pub(super) async fn apply(
             results.push(Err(AppendError::HeadMoved));
             continue;
         }
-        let Append { room_nid, room_id, version, events, outliers, nodes, state_keys, redactions, .. } =
-            *append;
+        let Append {
+            room_nid,
+            room_id,
+            version,
+            events,
+            outliers,
+            nodes,
+            state_keys,
+            redactions,
+            ..
+        } = *append;
         rows.redactions.extend(redactions);
         rows.nodes.extend(nodes);
         rows.state_keys.extend(state_keys);
         for outlier in outliers {
-            rows.outliers.push(Arc::new(StoredEvent::outlier(room_nid, outlier, &version)));
+            rows.outliers
+                .push(Arc::new(StoredEvent::outlier(room_nid, outlier, &version)));
         }
-        let events: Vec<_> =
-            events.into_iter().map(|event| place(tx, room_nid, &room_id, &version, event)).collect();
+        let events: Vec<_> = events
+            .into_iter()
+            .map(|event| place(tx, room_nid, &room_id, &version, event))
+            .collect();
         rows.events.extend(events.iter().cloned());
         rows.memberships.extend(events.iter().flat_map(|event| {
-            event.memberships.iter().zip(&event.membership_nids).map(|(m, nid)| (room_nid, m.clone(), *nid))
+            event
+                .memberships
+                .iter()
+                .zip(&event.membership_nids)
+                .map(|(m, nid)| (room_nid, m.clone(), *nid))
         }));
         results.push(Ok(Appended { events }));
     }
@@ -151,25 +169,39 @@ fn place(
     event: NewEvent,
 ) -> Arc<StoredEvent> {
     let accepted = matches!(event.judged.verdict(), Verdict::Accepted);
-    let memberships = |position: StreamPosition, rows: &[(OwnedUserId, MembershipState, EventNid)]| {
-        let row = |(user_id, membership, _): &(OwnedUserId, MembershipState, EventNid)| Membership {
-            room_id: room_id.clone(),
-            user_id: user_id.clone(),
-            place: Place { membership: membership.clone(), since: position, forgotten: false },
-        };
+    let memberships = |position: StreamPosition,
+                       rows: &[(OwnedUserId, MembershipState, EventNid)]| {
+        let row =
+            |(user_id, membership, _): &(OwnedUserId, MembershipState, EventNid)| Membership {
+                room_id: room_id.clone(),
+                user_id: user_id.clone(),
+                place: Place::new(membership.clone(), position),
+            };
         rows.iter().map(row).collect::<Vec<_>>()
     };
     match event.placement {
         Placement::Timeline if accepted => {
             let position = tx.next_position();
             let rows = memberships(position, &event.memberships);
-            let event = Arc::new(StoredEvent::new(room_nid, event, Some(position.0), rows, version));
+            let event = Arc::new(StoredEvent::new(
+                room_nid,
+                event,
+                Some(position.0),
+                rows,
+                version,
+            ));
             tx.log_at(position, Change::Event(event.clone()));
             event
         }
         Placement::Past if accepted => {
             let past = tx.counters.next_past();
-            Arc::new(StoredEvent::new(room_nid, event, Some(past), Vec::new(), version))
+            Arc::new(StoredEvent::new(
+                room_nid,
+                event,
+                Some(past),
+                Vec::new(),
+                version,
+            ))
         }
         Placement::Timeline | Placement::Past => {
             Arc::new(StoredEvent::new(room_nid, event, None, Vec::new(), version))
@@ -247,8 +279,10 @@ async fn swap_heads(
     }
     let swapped = rooms::swap_heads(&mut tx.connection, &swaps).await?;
     for (index, append) in appends.iter().enumerate() {
-        let (expected, _) = &chains[&append.room_nid];
-        if expected.is_some() && !swapped.contains(&append.room_nid) {
+        let swaps = chains
+            .get(&append.room_nid)
+            .is_some_and(|(expected, _)| expected.is_some());
+        if swaps && !swapped.contains(&append.room_nid) {
             may[index] = false;
         }
     }
@@ -297,7 +331,10 @@ impl Rows {
         // a row twice.
         let mut last: HashMap<_, _> = HashMap::new();
         for (room_nid, membership, nid) in self.memberships {
-            last.insert((room_nid, membership.user_id.clone()), (room_nid, membership, nid));
+            last.insert(
+                (room_nid, membership.user_id.clone()),
+                (room_nid, membership, nid),
+            );
         }
         let rows: Vec<_> = last.into_values().collect();
         super::memberships::upsert(&mut tx.connection, &rows).await

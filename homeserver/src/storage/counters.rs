@@ -75,12 +75,19 @@ impl Counters {
 }
 
 impl Counter {
-    async fn load(name: &'static str, connection: &mut AnyConnection) -> Result<Self, StorageError> {
+    async fn load(
+        name: &'static str,
+        connection: &mut AnyConnection,
+    ) -> Result<Self, StorageError> {
         let reserved: i64 = sqlx::query_scalar("SELECT reserved FROM counters WHERE name = $1")
             .bind(name)
             .fetch_one(connection)
             .await?;
-        Ok(Self { name, last: reserved.into(), reserved: reserved.into() })
+        Ok(Self {
+            name,
+            last: reserved.into(),
+            reserved: reserved.into(),
+        })
     }
 
     fn next(&self) -> i64 {

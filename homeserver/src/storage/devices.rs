@@ -1,8 +1,7 @@
 //! `devices`: the devices of local users.
 
 use ruma::{
-    DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, UInt, UserId,
-    api::client::device::Device,
+    DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, UInt, UserId, api::client::device::Device,
 };
 use sqlx::{AnyConnection, Row, any::AnyRow};
 

@@ -5,7 +5,7 @@ use sqlx::{Any, AnyConnection, AssertSqlSafe, any::AnyArguments, query::Query};
 
 /// Which database this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
+pub(crate) enum Dialect {
     /// SQLite in WAL mode, one process.
     Sqlite,
     /// `PostgreSQL` 13 or newer.
@@ -15,8 +15,12 @@ pub enum Dialect {
 impl Dialect {
     /// The dialect that a database URL speaks.
     #[must_use]
-    pub fn of(url: &str) -> Self {
-        if url.starts_with("postgres") { Self::Postgres } else { Self::Sqlite }
+    pub(crate) fn of(url: &str) -> Self {
+        if url.starts_with("postgres") {
+            Self::Postgres
+        } else {
+            Self::Sqlite
+        }
     }
 
     /// What is said to a connection when it opens. Commits of both databases return after an fsync.

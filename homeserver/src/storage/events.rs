@@ -4,9 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use quick_cache::sync::Cache;
 use ruma::{
-    EventId, OwnedEventId, OwnedTransactionId, RoomVersionId,
+    EventId, OwnedEventId, OwnedTransactionId, RoomVersionId, events::AnySyncTimelineEvent,
     serde::Raw,
-    events::AnySyncTimelineEvent,
 };
 use serde_json::value::RawValue;
 use sotto_federation::room::{auth::Verdict, pdu::Pdu};
@@ -17,44 +16,46 @@ use super::{
     append::{NewEvent, NewOutlier, Redaction},
     dialect,
     log::StreamPosition,
-    roster::Membership,
     rooms::RoomNid,
+    roster::Membership,
     state_map::{EventNid, NodeId},
 };
 
 /// What a local client said to make an event idempotent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Txn {
+pub(crate) struct Txn {
     /// User, device and endpoint.
-    pub scope: TxnScope,
+    pub(crate) scope: TxnScope,
     /// The client's id.
-    pub id: OwnedTransactionId,
+    pub(crate) id: OwnedTransactionId,
 }
 
 /// Within what a transaction id is unique.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct TxnScope(pub String);
+pub(crate) struct TxnScope(pub(crate) String);
 
 /// An event as it is stored. Never changes, but for a redaction, which replaces the whole value.
 #[derive(Debug)]
-pub struct StoredEvent {
+pub(crate) struct StoredEvent {
     pub(crate) nid: EventNid,
     pub(crate) room_nid: RoomNid,
     /// The event.
-    pub pdu: Arc<Pdu>,
+    pub(crate) pdu: Arc<Pdu>,
     pub(crate) version: RoomVersionId,
     pub(crate) verdict: StoredVerdict,
     /// The place in the log; negative for events fetched from the past; `None` where clients do not see
     /// the event.
-    pub position: Option<i64>,
+    pub(crate) position: Option<i64>,
     /// `None` for outliers.
     pub(crate) state: Option<States>,
+    /// The current state of the room before the event was added; known only for entries of the log.
+    pub(crate) head_before: Option<NodeId>,
     pub(crate) replaces: Option<EventNid>,
     /// The redaction that applies.
     pub(crate) redacted_by: Option<OwnedEventId>,
     pub(crate) txn: Option<Txn>,
     /// The memberships that changed with it; filled only for entries of the log.
-    pub memberships: Vec<Membership>,
+    pub(crate) memberships: Vec<Membership>,
     pub(crate) membership_nids: Vec<EventNid>,
     /// The event in client format without anything that depends on who asks; made once, when first asked.
     pub(crate) client_json: OnceLock<Raw<AnySyncTimelineEvent>>,
@@ -107,6 +108,7 @@ impl StoredEvent {
                 after: event.state_after,
                 head: event.head_state,
             }),
+            head_before: Some(event.head_before),
             replaces: event.replaces,
             redacted_by: None,
             txn: event.txn,
@@ -128,6 +130,7 @@ impl StoredEvent {
             version: version.clone(),
             position: None,
             state: None,
+            head_before: None,
             replaces: None,
             redacted_by: None,
             txn: None,
@@ -145,8 +148,10 @@ impl StoredEvent {
 
     /// The place in the log of an event of the live timeline.
     #[must_use]
-    pub fn log_position(&self) -> Option<StreamPosition> {
-        self.position.filter(|position| *position > 0).map(StreamPosition)
+    pub(crate) fn log_position(&self) -> Option<StreamPosition> {
+        self.position
+            .filter(|position| *position > 0)
+            .map(StreamPosition)
     }
 }
 
@@ -158,7 +163,7 @@ const FROM: &str = "FROM events JOIN rooms ON rooms.room_nid = events.room_nid";
 
 /// The table `events`.
 #[derive(Debug)]
-pub struct Events<'t>(pub(super) &'t mut AnyConnection);
+pub(crate) struct Events<'t>(pub(super) &'t mut AnyConnection);
 
 /// Which part of a timeline, and from which end.
 #[derive(Clone, Copy, Debug)]
@@ -179,7 +184,9 @@ impl Events<'_> {
         for piece in dialect::pieces(ids) {
             let list = dialect::numbered(1, piece.len());
             let sql = format!("SELECT {COLUMNS} {FROM} WHERE events.event_id IN ({list})");
-            let query = piece.iter().fold(dialect::query(sql), |q, id| q.bind(id.to_string()));
+            let query = piece
+                .iter()
+                .fold(dialect::query(sql), |q, id| q.bind(id.to_string()));
             for row in query.fetch_all(&mut *self.0).await? {
                 found.push(read(&row)?);
             }
@@ -196,7 +203,9 @@ impl Events<'_> {
         for piece in dialect::pieces(nids) {
             let list = dialect::numbered(1, piece.len());
             let sql = format!("SELECT {COLUMNS} {FROM} WHERE events.nid IN ({list})");
-            let query = piece.iter().fold(dialect::query(sql), |q, nid| q.bind(nid.0));
+            let query = piece
+                .iter()
+                .fold(dialect::query(sql), |q, nid| q.bind(nid.0));
             for row in query.fetch_all(&mut *self.0).await? {
                 found.push(read(&row)?);
             }
@@ -218,8 +227,11 @@ impl Events<'_> {
         let sql = format!(
             "SELECT {COLUMNS} {FROM} WHERE events.room_nid = $1 AND events.position {comparison} LIMIT $3"
         );
-        let rows =
-            dialect::query(sql).bind(room_nid.0).bind(from).bind(limit).fetch_all(&mut *self.0);
+        let rows = dialect::query(sql)
+            .bind(room_nid.0)
+            .bind(from)
+            .bind(limit)
+            .fetch_all(&mut *self.0);
         rows.await?.iter().map(read).collect()
     }
 
@@ -263,8 +275,15 @@ impl Events<'_> {
             "SELECT {COLUMNS} {FROM} WHERE events.position > $1 AND events.position <= $2 \
              ORDER BY events.position ASC LIMIT $3"
         );
-        let rows = dialect::query(sql).bind(position.0).bind(at_most.0).bind(limit);
-        rows.fetch_all(&mut *self.0).await?.iter().map(read).collect()
+        let rows = dialect::query(sql)
+            .bind(position.0)
+            .bind(at_most.0)
+            .bind(limit);
+        rows.fetch_all(&mut *self.0)
+            .await?
+            .iter()
+            .map(read)
+            .collect()
     }
 }
 
@@ -281,9 +300,14 @@ pub(super) async fn by_txns(
              AND events.room_nid = v.column3",
             dialect::rows(piece.len(), 3)
         );
-        let query = piece.iter().fold(dialect::query(sql), |query, (room_nid, txn)| {
-            query.bind(txn.id.to_string()).bind(txn.scope.0.clone()).bind(room_nid.0)
-        });
+        let query = piece
+            .iter()
+            .fold(dialect::query(sql), |query, (room_nid, txn)| {
+                query
+                    .bind(txn.id.to_string())
+                    .bind(txn.scope.0.clone())
+                    .bind(room_nid.0)
+            });
         for row in query.fetch_all(&mut *connection).await? {
             let id: String = row.try_get(3)?;
             let txn = Txn {
@@ -344,8 +368,14 @@ async fn insert_with(
         );
         let query = piece.iter().fold(dialect::query(sql), |query, event| {
             let before = event.state.map(|state| state.before);
-            let after = event.state.filter(|s| s.after != s.before).map(|state| state.after);
-            let head = event.state.filter(|s| s.head != s.after).map(|state| state.head);
+            let after = event
+                .state
+                .filter(|s| s.after != s.before)
+                .map(|state| state.after);
+            let head = event
+                .state
+                .filter(|s| s.head != s.after)
+                .map(|state| state.head);
             query
                 .bind(event.nid.0)
                 .bind(event.pdu.event_id().to_string())
@@ -391,18 +421,30 @@ fn read(row: &AnyRow) -> Result<StoredEvent, StorageError> {
         nid: EventNid(row.try_get(0)?),
         room_nid: RoomNid(row.try_get(2)?),
         pdu: Arc::new(pdu),
-        version: parse("version", &event_id, RoomVersionId::try_from(version.as_str()))?,
+        version: parse(
+            "version",
+            &event_id,
+            RoomVersionId::try_from(version.as_str()),
+        )?,
         verdict,
         position: row.try_get(3)?,
         state: before.map(|before| {
             let after = after.unwrap_or(before);
-            States { before, after, head: head.unwrap_or(after) }
+            States {
+                before,
+                after,
+                head: head.unwrap_or(after),
+            }
         }),
+        head_before: None,
         replaces: row.try_get::<Option<i64>, _>(9)?.map(EventNid),
         redacted_by: redacted_by
             .map(|id| parse("redacted_by", &event_id, EventId::parse(&id)))
             .transpose()?,
-        txn: scope.zip(txn_id).map(|(scope, id)| Txn { scope: TxnScope(scope), id: id.into() }),
+        txn: scope.zip(txn_id).map(|(scope, id)| Txn {
+            scope: TxnScope(scope),
+            id: id.into(),
+        }),
         memberships: Vec::new(),
         membership_nids: Vec::new(),
         client_json: OnceLock::new(),
@@ -429,7 +471,11 @@ pub(crate) struct EventCache {
 
 impl EventCache {
     pub(super) fn new() -> Self {
-        Self { by_id: Cache::new(16_384), by_nid: Cache::new(16_384), pending: Cache::new(4_096) }
+        Self {
+            by_id: Cache::new(16_384),
+            by_nid: Cache::new(16_384),
+            pending: Cache::new(4_096),
+        }
     }
 
     pub(crate) fn by_id(&self, event_id: &EventId) -> Option<Arc<StoredEvent>> {
@@ -457,7 +503,8 @@ impl EventCache {
 
     /// Keeps an event that is in the database.
     pub(crate) fn replace(&self, event: &Arc<StoredEvent>) {
-        self.by_id.insert(event.pdu.event_id().to_owned(), event.clone());
+        self.by_id
+            .insert(event.pdu.event_id().to_owned(), event.clone());
         self.by_nid.insert(event.nid, event.clone());
     }
 }

@@ -25,11 +25,11 @@ const TAIL_CAPACITY: usize = 8_192;
 
 /// A place in the log. Zero is before everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct StreamPosition(pub i64);
+pub(crate) struct StreamPosition(pub(crate) i64);
 
 /// One thing that changed.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub(crate) enum Change {
     /// An event was added to the timeline of a room.
     Event(Arc<StoredEvent>),
     /// A local user was invited to, or removed from, a room in which the server itself has no timeline.
@@ -80,16 +80,16 @@ pub enum Change {
 
 /// A change and its place.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Where it stands.
-    pub position: StreamPosition,
+    pub(crate) position: StreamPosition,
     /// What it is.
-    pub change: Change,
+    pub(crate) change: Change,
 }
 
 /// The tail of the log, and those who wait for it to grow.
 #[derive(Debug)]
-pub struct Log {
+pub(crate) struct Log {
     published: watch::Sender<StreamPosition>,
     tail: RwLock<Tail>,
     waiting: Mutex<HashMap<OwnedUserId, Arc<Waiter>>>,
@@ -114,7 +114,10 @@ impl Log {
     pub(super) fn new(at: StreamPosition, roster: Roster) -> Self {
         Self {
             published: watch::Sender::new(at),
-            tail: RwLock::new(Tail { complete_after: at, entries: VecDeque::new() }),
+            tail: RwLock::new(Tail {
+                complete_after: at,
+                entries: VecDeque::new(),
+            }),
             waiting: Mutex::default(),
             roster,
         }
@@ -122,28 +125,30 @@ impl Log {
 
     /// Everything up to here is committed and can be read.
     #[must_use]
-    pub fn position(&self) -> StreamPosition {
+    pub(crate) fn position(&self) -> StreamPosition {
         *self.published.borrow()
     }
 
     /// Follows the length of the log; for workers that read forward.
     #[must_use]
-    pub fn follow(&self) -> watch::Receiver<StreamPosition> {
+    pub(crate) fn follow(&self) -> watch::Receiver<StreamPosition> {
         self.published.subscribe()
     }
 
     /// Who of the local users is where, as of [`Log::position`].
     #[must_use]
-    pub fn roster(&self) -> &Roster {
+    pub(crate) fn roster(&self) -> &Roster {
         &self.roster
     }
 
     /// The entries after `position`, oldest first, if memory still has all of them.
     #[must_use]
-    pub fn since(&self, position: StreamPosition) -> Option<Vec<Arc<Entry>>> {
+    pub(crate) fn since(&self, position: StreamPosition) -> Option<Vec<Arc<Entry>>> {
         let tail = self.tail.read().unwrap_or_else(PoisonError::into_inner);
         (position >= tail.complete_after).then(|| {
-            let start = tail.entries.partition_point(|entry| entry.position <= position);
+            let start = tail
+                .entries
+                .partition_point(|entry| entry.position <= position);
             tail.entries.range(start..).cloned().collect()
         })
     }
@@ -151,12 +156,16 @@ impl Log {
     /// Starts to watch for entries that concern `user_id`. Made before reading, so that nothing that
     /// comes after the read is missed.
     #[must_use]
-    pub fn watch(self: &Arc<Self>, user_id: &UserId) -> Watch {
+    pub(crate) fn watch(self: &Arc<Self>, user_id: &UserId) -> Watch {
         let mut waiting = self.waiting();
         let waiter = waiting.entry(user_id.to_owned()).or_default().clone();
         waiter.count.fetch_add(1, Ordering::Relaxed);
         drop(waiting);
-        Watch { log: self.clone(), user_id: user_id.to_owned(), waiter }
+        Watch {
+            log: self.clone(),
+            user_id: user_id.to_owned(),
+            waiter,
+        }
     }
 
     /// Makes committed entries visible: called by the one writer, in the order of the positions.
@@ -189,7 +198,7 @@ impl Log {
     }
 
     /// Answers everybody who waits, for a stop of the server.
-    pub fn wake_all(&self) {
+    pub(crate) fn wake_all(&self) {
         for waiter in self.waiting().values() {
             waiter.notify.notify_waiters();
         }
@@ -200,11 +209,12 @@ impl Log {
     fn audience(&self, change: &Change, audience: &mut BTreeSet<OwnedUserId>) {
         let room = |room_id: &RoomId, audience: &mut BTreeSet<OwnedUserId>| {
             let waiting = self.waiting();
-            self.roster.each_local_member(room_id, waiting.keys(), waiting.len(), |user_id| {
-                if waiting.contains_key(user_id) {
-                    audience.insert(user_id.to_owned());
-                }
-            });
+            self.roster
+                .each_local_member(room_id, waiting.keys(), waiting.len(), |user_id| {
+                    if waiting.contains_key(user_id) {
+                        audience.insert(user_id.to_owned());
+                    }
+                });
         };
         match change {
             Change::Event(event) => {
@@ -234,7 +244,7 @@ impl Log {
 
 /// Somebody who waits for news of one user.
 #[derive(Debug)]
-pub struct Watch {
+pub(crate) struct Watch {
     log: Arc<Log>,
     user_id: OwnedUserId,
     waiter: Arc<Waiter>,
@@ -243,7 +253,7 @@ pub struct Watch {
 impl Watch {
     /// A future that ends when something that concerns the user was published after the call of this
     /// function.
-    pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+    pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.waiter.notify.notified()
     }
 }

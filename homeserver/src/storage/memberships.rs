@@ -1,15 +1,13 @@
 //! `memberships`: what each user is to each room, as the current state has it.
 
-use ruma::{
-    OwnedUserId, RoomId, UserId, events::room::member::MembershipState,
-};
+use ruma::{OwnedUserId, RoomId, UserId, events::room::member::MembershipState};
 use sqlx::{AnyConnection, Row, any::AnyRow};
 
 use super::{
     StorageError, dialect,
     log::StreamPosition,
-    roster::{Membership, Place},
     rooms::RoomNid,
+    roster::{Membership, Place},
     state_map::EventNid,
 };
 
@@ -22,7 +20,7 @@ impl Memberships<'_> {
     pub(super) async fn all(&mut self) -> Result<Vec<Membership>, StorageError> {
         let rows = sqlx::query(
             "SELECT rooms.room_id, memberships.user_id, memberships.membership, \
-             memberships.position, memberships.forgotten \
+             memberships.position, memberships.forgotten, memberships.joined_until \
              FROM memberships JOIN rooms ON rooms.room_nid = memberships.room_nid",
         )
         .fetch_all(&mut *self.0)
@@ -47,7 +45,11 @@ impl Memberships<'_> {
                 let membership: String = row.try_get(1)?;
                 let parsed = UserId::parse(&user_id)
                     .map_err(|_| StorageError::inconsistent("memberships", "user_id", &user_id))?;
-                Ok((parsed, MembershipState::from(membership), EventNid(row.try_get(2)?)))
+                Ok((
+                    parsed,
+                    MembershipState::from(membership),
+                    EventNid(row.try_get(2)?),
+                ))
             })
             .collect()
     }
@@ -99,7 +101,8 @@ impl Memberships<'_> {
         .bind(user_id.as_str())
         .fetch_optional(&mut *self.0)
         .await?;
-        row.map(|row| Ok((EventNid(row.try_get(0)?), row.try_get(1)?))).transpose()
+        row.map(|row| Ok((EventNid(row.try_get(0)?), row.try_get(1)?)))
+            .transpose()
     }
 }
 
@@ -112,17 +115,22 @@ pub(super) async fn upsert(
             "INSERT INTO memberships (room_nid, user_id, membership, event_nid, position) VALUES {} \
              ON CONFLICT (room_nid, user_id) DO UPDATE SET membership = excluded.membership, \
              event_nid = excluded.event_nid, position = excluded.position, forgotten = 0, \
-             stripped_state = NULL",
+             stripped_state = NULL, joined_until = CASE \
+             WHEN excluded.membership = 'join' THEN NULL \
+             WHEN memberships.membership = 'join' THEN excluded.position \
+             ELSE memberships.joined_until END",
             dialect::rows(piece.len(), 5)
         );
-        let query = piece.iter().fold(dialect::query(sql), |query, (room_nid, row, nid)| {
-            query
-                .bind(room_nid.0)
-                .bind(row.user_id.to_string())
-                .bind(row.place.membership.to_string())
-                .bind(nid.0)
-                .bind(row.place.since.0)
-        });
+        let query = piece
+            .iter()
+            .fold(dialect::query(sql), |query, (room_nid, row, nid)| {
+                query
+                    .bind(room_nid.0)
+                    .bind(row.user_id.to_string())
+                    .bind(row.place.membership.to_string())
+                    .bind(nid.0)
+                    .bind(row.place.since.0)
+            });
         query.execute(&mut *connection).await?;
     }
     Ok(())
@@ -140,6 +148,7 @@ fn read(row: &AnyRow) -> Result<Membership, StorageError> {
             membership: MembershipState::from(membership),
             since: StreamPosition(row.try_get(3)?),
             forgotten: row.try_get::<i64, _>(4)? != 0,
+            joined_until: row.try_get::<Option<i64>, _>(5)?.map(StreamPosition),
         },
     })
 }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, RoomVersionId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomAliasId, RoomId, RoomVersionId, UserId};
 use sqlx::{AnyConnection, Row, any::AnyRow};
 
 use super::{StorageError, append::Append, dialect, state_map::NodeId};
 
 /// The number that stands for a room in this database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RoomNid(pub i64);
+pub(crate) struct RoomNid(pub(crate) i64);
 
 /// A room that the server knows.
 #[derive(Clone, Debug)]
@@ -46,8 +46,46 @@ const COLUMNS: &str =
 impl Rooms<'_> {
     pub(crate) async fn by_id(&mut self, room_id: &RoomId) -> Result<Option<Room>, StorageError> {
         let sql = format!("SELECT {COLUMNS} FROM rooms WHERE room_id = $1");
-        let row = dialect::query(sql).bind(room_id.as_str()).fetch_optional(&mut *self.0).await?;
+        let row = dialect::query(sql)
+            .bind(room_id.as_str())
+            .fetch_optional(&mut *self.0)
+            .await?;
         row.as_ref().map(read).transpose()
+    }
+
+    /// The room that a local alias names.
+    pub(crate) async fn by_alias(
+        &mut self,
+        alias: &RoomAliasId,
+    ) -> Result<Option<OwnedRoomId>, StorageError> {
+        let found: Option<String> =
+            sqlx::query_scalar("SELECT room_id FROM room_aliases WHERE alias = $1")
+                .bind(alias.as_str())
+                .fetch_optional(&mut *self.0)
+                .await?;
+        let wrong = |_| StorageError::inconsistent("room_aliases", "room_id", alias.as_str());
+        found
+            .map(|id| RoomId::parse(&id).map_err(wrong))
+            .transpose()
+    }
+
+    /// Gives a room an alias; whether it was free.
+    pub(crate) async fn insert_alias(
+        &mut self,
+        alias: &RoomAliasId,
+        room_id: &RoomId,
+        creator: &UserId,
+    ) -> Result<bool, StorageError> {
+        let done = sqlx::query(
+            "INSERT INTO room_aliases (alias, room_id, creator) VALUES ($1, $2, $3)
+             ON CONFLICT (alias) DO NOTHING",
+        )
+        .bind(alias.as_str())
+        .bind(room_id.as_str())
+        .bind(creator.as_str())
+        .execute(&mut *self.0)
+        .await?;
+        Ok(done.rows_affected() == 1)
     }
 
     /// Makes a room known of which the server has no event in a timeline: the target of an invite.
@@ -75,7 +113,13 @@ pub(super) async fn insert(
     connection: &mut AnyConnection,
     append: &Append,
 ) -> Result<(), StorageError> {
-    let Append { room_nid, room_id, version, head, .. } = append;
+    let Append {
+        room_nid,
+        room_id,
+        version,
+        head,
+        ..
+    } = append;
     sqlx::query(
         "INSERT INTO rooms (room_nid, room_id, version, head_version, head_extremities, head_state, head_depth)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -106,15 +150,17 @@ pub(super) async fn swap_heads(
              RETURNING rooms.room_nid",
             dialect::rows(piece.len(), 6)
         );
-        let query = piece.iter().fold(dialect::query(sql), |query, (nid, expected, head)| {
-            query
-                .bind(nid.0)
-                .bind(*expected)
-                .bind(head.version)
-                .bind(joined(&head.extremities))
-                .bind(head.state.0.to_vec())
-                .bind(head.depth)
-        });
+        let query = piece
+            .iter()
+            .fold(dialect::query(sql), |query, (nid, expected, head)| {
+                query
+                    .bind(nid.0)
+                    .bind(*expected)
+                    .bind(head.version)
+                    .bind(joined(&head.extremities))
+                    .bind(head.state.0.to_vec())
+                    .bind(head.depth)
+            });
         for row in query.fetch_all(&mut *connection).await? {
             swapped.insert(RoomNid(row.try_get(0)?));
         }
@@ -123,7 +169,10 @@ pub(super) async fn swap_heads(
 }
 
 fn joined(ids: &[OwnedEventId]) -> String {
-    ids.iter().map(|id| id.as_str()).collect::<Vec<_>>().join(" ")
+    ids.iter()
+        .map(|id| id.as_str())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn read(row: &AnyRow) -> Result<Room, StorageError> {

@@ -17,31 +17,46 @@ use super::log::{Change, StreamPosition};
 
 /// Who is where.
 #[derive(Debug)]
-pub struct Roster {
+pub(crate) struct Roster {
     server_name: OwnedServerName,
     inner: RwLock<Inner>,
 }
 
 /// What a local user is to a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     /// The membership.
-    pub membership: MembershipState,
+    pub(crate) membership: MembershipState,
     /// Since when, in the log.
-    pub since: StreamPosition,
+    pub(crate) since: StreamPosition,
+    /// For one who is not joined: until when the user last was.
+    pub(crate) joined_until: Option<StreamPosition>,
     /// Whether the user forgot the room.
-    pub forgotten: bool,
+    pub(crate) forgotten: bool,
+}
+
+impl Place {
+    /// What a user has just become.
+    #[must_use]
+    pub(crate) fn new(membership: MembershipState, since: StreamPosition) -> Self {
+        Self {
+            membership,
+            since,
+            joined_until: None,
+            forgotten: false,
+        }
+    }
 }
 
 /// A row of the table `memberships`.
 #[derive(Clone, Debug)]
-pub struct Membership {
+pub(crate) struct Membership {
     /// The room.
-    pub room_id: OwnedRoomId,
+    pub(crate) room_id: OwnedRoomId,
     /// The member.
-    pub user_id: OwnedUserId,
+    pub(crate) user_id: OwnedUserId,
     /// What the member is to the room.
-    pub place: Place,
+    pub(crate) place: Place,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +73,10 @@ struct Room {
 
 impl Roster {
     pub(super) fn new(server_name: &ServerName, rows: Vec<Membership>) -> Self {
-        let roster = Self { server_name: server_name.to_owned(), inner: RwLock::default() };
+        let roster = Self {
+            server_name: server_name.to_owned(),
+            inner: RwLock::default(),
+        };
         {
             let mut inner = roster.inner.write().unwrap_or_else(PoisonError::into_inner);
             for row in rows {
@@ -70,53 +88,64 @@ impl Roster {
 
     /// The rooms that a local user is or was in, with what the user is there.
     #[must_use]
-    pub fn places(&self, user_id: &UserId) -> BTreeMap<OwnedRoomId, Place> {
-        self.read(|inner| inner.users.get(user_id).cloned().unwrap_or_default())
+    pub(crate) fn places(&self, user_id: &UserId) -> BTreeMap<OwnedRoomId, Place> {
+        self.read(|inner| inner.users.get(user_id).cloned())
     }
 
     /// What a local user is to a room.
     #[must_use]
-    pub fn place(&self, user_id: &UserId, room_id: &RoomId) -> Option<Place> {
-        self.read(|inner| inner.users.get(user_id)?.get(room_id).cloned())
+    pub(crate) fn place(&self, user_id: &UserId, room_id: &RoomId) -> Option<Place> {
+        self.read(|inner| Some(inner.users.get(user_id)?.get(room_id).cloned()))
     }
 
     /// Whether a user, local or remote, is joined to a room.
     #[must_use]
-    pub fn is_joined(&self, user_id: &UserId, room_id: &RoomId) -> bool {
-        self.read(|inner| inner.rooms.get(room_id).is_some_and(|room| room.contains(user_id)))
+    pub(crate) fn is_joined(&self, user_id: &UserId, room_id: &RoomId) -> bool {
+        self.read(|inner| Some(inner.rooms.get(room_id)?.contains(user_id)))
     }
 
     /// The joined members of a room, local and remote.
     #[must_use]
-    pub fn members(&self, room_id: &RoomId) -> Vec<OwnedUserId> {
+    pub(crate) fn members(&self, room_id: &RoomId) -> Vec<OwnedUserId> {
         self.read(|inner| {
             let room = inner.rooms.get(room_id)?;
-            Some(room.local.iter().chain(room.remote.values().flatten()).cloned().collect())
+            Some(
+                room.local
+                    .iter()
+                    .chain(room.remote.values().flatten())
+                    .cloned()
+                    .collect(),
+            )
         })
     }
 
     /// The joined local members of a room.
     #[must_use]
-    pub fn local_members(&self, room_id: &RoomId) -> BTreeSet<OwnedUserId> {
+    pub(crate) fn local_members(&self, room_id: &RoomId) -> BTreeSet<OwnedUserId> {
         self.read(|inner| Some(inner.rooms.get(room_id)?.local.clone()))
     }
 
     /// The other servers that have a joined member in the room.
     #[must_use]
-    pub fn remote_servers(&self, room_id: &RoomId) -> BTreeSet<OwnedServerName> {
+    pub(crate) fn remote_servers(&self, room_id: &RoomId) -> BTreeSet<OwnedServerName> {
         self.read(|inner| Some(inner.rooms.get(room_id)?.remote.keys().cloned().collect()))
     }
 
     /// The rooms to which a user, local or remote, is joined.
     #[must_use]
-    pub fn rooms_shared_with(&self, user_id: &UserId) -> BTreeSet<OwnedRoomId> {
+    pub(crate) fn rooms_shared_with(&self, user_id: &UserId) -> BTreeSet<OwnedRoomId> {
         self.read(|inner| {
             if user_id.server_name() == self.server_name {
                 let places = inner.users.get(user_id)?;
-                let joined = places.iter().filter(|p| p.1.membership == MembershipState::Join);
+                let joined = places
+                    .iter()
+                    .filter(|p| p.1.membership == MembershipState::Join);
                 Some(joined.map(|(room_id, _)| room_id.clone()).collect())
             } else {
-                let shared = inner.rooms.iter().filter(|(_, room)| room.contains(user_id));
+                let shared = inner
+                    .rooms
+                    .iter()
+                    .filter(|(_, room)| room.contains(user_id));
                 Some(shared.map(|(room_id, _)| room_id.clone()).collect())
             }
         })
@@ -132,9 +161,13 @@ impl Roster {
         mut each: impl FnMut(&UserId),
     ) {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(room) = inner.rooms.get(room_id) else { return };
+        let Some(room) = inner.rooms.get(room_id) else {
+            return;
+        };
         if count < room.local.len() {
-            candidates.filter(|user_id| room.local.contains(*user_id)).for_each(|u| each(u));
+            candidates
+                .filter(|user_id| room.local.contains(*user_id))
+                .for_each(|u| each(u));
         } else {
             room.local.iter().for_each(|user_id| each(user_id));
         }
@@ -164,7 +197,11 @@ impl Roster {
 
 impl Inner {
     fn set(&mut self, server_name: &ServerName, row: Membership) {
-        let Membership { room_id, user_id, place } = row;
+        let Membership {
+            room_id,
+            user_id,
+            place,
+        } = row;
         let room = self.rooms.entry(room_id.clone()).or_default();
         let joined = place.membership == MembershipState::Join;
         let home = user_id.server_name();
@@ -174,9 +211,25 @@ impl Inner {
             } else {
                 room.local.remove(&user_id);
             }
-            self.users.entry(user_id).or_default().insert(room_id, place);
+            let places = self.users.entry(user_id).or_default();
+            let joined_until = match places.get(&room_id) {
+                _ if joined => None,
+                Some(before) if before.membership == MembershipState::Join => Some(place.since),
+                Some(before) => before.joined_until,
+                None => place.joined_until,
+            };
+            places.insert(
+                room_id,
+                Place {
+                    joined_until,
+                    ..place
+                },
+            );
         } else if joined {
-            room.remote.entry(home.to_owned()).or_default().insert(user_id);
+            room.remote
+                .entry(home.to_owned())
+                .or_default()
+                .insert(user_id);
         } else if let Some(members) = room.remote.get_mut(home) {
             members.remove(&user_id);
             if members.is_empty() {
@@ -189,6 +242,9 @@ impl Inner {
 impl Room {
     fn contains(&self, user_id: &UserId) -> bool {
         self.local.contains(user_id)
-            || self.remote.get(user_id.server_name()).is_some_and(|m| m.contains(user_id))
+            || self
+                .remote
+                .get(user_id.server_name())
+                .is_some_and(|m| m.contains(user_id))
     }
 }

@@ -47,7 +47,10 @@ pub(crate) enum Node {
     /// Entries in ascending order of their keys.
     Leaf(Vec<(StateKeyId, EventNid)>),
     /// Children by slot, ascending, and the number of entries below all of them.
-    Branch { count: u32, children: Vec<(u8, NodeId)> },
+    Branch {
+        count: u32,
+        children: Vec<(u8, NodeId)>,
+    },
 }
 
 /// Nodes that are needed for an answer and are not at hand.
@@ -131,7 +134,10 @@ impl Node {
                         EventNid(i64::from_be_bytes(nid.try_into().ok()?)),
                     ))
                 });
-                remainder.is_empty().then(|| entries.collect())?.map(Self::Leaf)
+                remainder
+                    .is_empty()
+                    .then(|| entries.collect::<Option<_>>())?
+                    .map(Self::Leaf)
             }
             1 => {
                 let (count, rest) = rest.split_first_chunk::<4>()?;
@@ -140,8 +146,13 @@ impl Node {
                     let (slot, id) = chunk.split_first()?;
                     Some((*slot, NodeId(id.try_into().ok()?)))
                 });
-                let children = remainder.is_empty().then(|| children.collect())??;
-                Some(Self::Branch { count: u32::from_be_bytes(*count), children })
+                let children = remainder
+                    .is_empty()
+                    .then(|| children.collect::<Option<_>>())??;
+                Some(Self::Branch {
+                    count: u32::from_be_bytes(*count),
+                    children,
+                })
             }
             _ => None,
         }
@@ -155,11 +166,10 @@ impl Node {
     }
 }
 
-/// The state with no entries, as a node to store once.
-pub(crate) fn empty() -> Changed {
-    let mut nodes = Vec::new();
-    let root = keep(Node::Leaf(Vec::new()), &mut nodes);
-    Changed { root, nodes }
+/// The state with no entries. Its node is never stored: everybody has it at hand.
+pub(crate) fn empty() -> (NodeId, Node) {
+    let node = Node::Leaf(Vec::new());
+    (node.id(), node)
 }
 
 /// The event that `key` maps to.
@@ -173,7 +183,10 @@ pub(crate) fn get(
         match &*nodes.node(id).ok_or_else(|| Missing::one(id))? {
             Node::Leaf(entries) => {
                 let found = entries.binary_search_by_key(&key, |entry| entry.0);
-                return Ok(found.ok().and_then(|index| entries.get(index)).map(|entry| entry.1));
+                return Ok(found
+                    .ok()
+                    .and_then(|index| entries.get(index))
+                    .map(|entry| entry.1));
             }
             Node::Branch { children, .. } => match child(children, slot(key, depth)) {
                 Some(next) => id = next,
@@ -202,7 +215,11 @@ pub(crate) fn entries(
             Some(Node::Branch { children, .. }) => open.extend(children.iter().map(|c| c.1)),
         }
     }
-    if missing.is_empty() { Ok(found) } else { Err(Missing(missing)) }
+    if missing.is_empty() {
+        Ok(found)
+    } else {
+        Err(Missing(missing))
+    }
 }
 
 /// The keys on which two states differ; looks at nothing that they share.
@@ -218,7 +235,8 @@ pub(crate) fn difference(
         if a == b {
             continue;
         }
-        let load = |id: Option<NodeId>| id.map_or(Ok(None), |id| nodes.node(id).map(Some).ok_or(id));
+        let load =
+            |id: Option<NodeId>| id.map_or(Ok(None), |id| nodes.node(id).map(Some).ok_or(id));
         match (load(a), load(b)) {
             (Ok(a), Ok(b)) => match (a.as_deref(), b.as_deref()) {
                 (
@@ -233,7 +251,11 @@ pub(crate) fn difference(
             (a, b) => missing.extend(a.err().into_iter().chain(b.err())),
         }
     }
-    if missing.is_empty() { Ok(found) } else { Err(Missing(missing)) }
+    if missing.is_empty() {
+        Ok(found)
+    } else {
+        Err(Missing(missing))
+    }
 }
 
 /// The state after `changes`: an event for a key to set, `None` for one to remove.
@@ -281,13 +303,19 @@ fn change_below(
             let mut after = Vec::with_capacity(16);
             let mut grown = 0;
             for at in 0..16 {
-                let here: Vec<_> =
-                    changes.iter().filter(|c| slot(c.0, depth) == at).copied().collect();
+                let here: Vec<_> = changes
+                    .iter()
+                    .filter(|c| slot(c.0, depth) == at)
+                    .copied()
+                    .collect();
                 let (id, by) = change_below(nodes, child(children, at), depth + 1, &here, made)?;
                 after.extend(id.map(|id| (at, id)));
                 grown += by;
             }
-            Ok((settle(nodes, after, i64::from(*count) + grown, made)?, grown))
+            Ok((
+                settle(nodes, after, i64::from(*count) + grown, made)?,
+                grown,
+            ))
         }
     }
 }
@@ -357,7 +385,10 @@ fn size(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-fn below(nodes: &impl Nodes, node: Option<&Node>) -> Result<BTreeMap<StateKeyId, EventNid>, Missing> {
+fn below(
+    nodes: &impl Nodes,
+    node: Option<&Node>,
+) -> Result<BTreeMap<StateKeyId, EventNid>, Missing> {
     match node {
         None => Ok(BTreeMap::new()),
         Some(Node::Leaf(entries)) => Ok(entries.iter().copied().collect()),
@@ -370,7 +401,11 @@ fn below(nodes: &impl Nodes, node: Option<&Node>) -> Result<BTreeMap<StateKeyId,
                     Err(Missing(ids)) => missing.extend(ids),
                 }
             }
-            if missing.is_empty() { Ok(found) } else { Err(Missing(missing)) }
+            if missing.is_empty() {
+                Ok(found)
+            } else {
+                Err(Missing(missing))
+            }
         }
     }
 }
@@ -383,16 +418,27 @@ fn compare(
     for (key, nid) in before {
         let now = after.get(key).copied();
         if now != Some(*nid) {
-            found.push(Differs { key: *key, before: Some(*nid), after: now });
+            found.push(Differs {
+                key: *key,
+                before: Some(*nid),
+                after: now,
+            });
         }
     }
     for (key, nid) in after.iter().filter(|(key, _)| !before.contains_key(key)) {
-        found.push(Differs { key: *key, before: None, after: Some(*nid) });
+        found.push(Differs {
+            key: *key,
+            before: None,
+            after: Some(*nid),
+        });
     }
 }
 
 fn child(children: &[(u8, NodeId)], slot: u8) -> Option<NodeId> {
-    children.iter().find(|child| child.0 == slot).map(|child| child.1)
+    children
+        .iter()
+        .find(|child| child.0 == slot)
+        .map(|child| child.1)
 }
 
 fn slot(key: StateKeyId, depth: u32) -> u8 {

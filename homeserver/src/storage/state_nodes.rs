@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use sqlx::Row;
 
 use super::{
-    Storage, StorageError, dialect,
+    Families, Storage, StorageError, dialect,
     state_map::{self, Changed, Differs, EventNid, Missing, Node, NodeId, Nodes, StateKeyId},
 };
 
@@ -28,6 +28,7 @@ pub(crate) struct StateNodes {
     nodes: Cache<NodeId, Arc<Node>>,
     keys: Cache<StateKeyId, Arc<StatePair>>,
     secret: String,
+    empty: (NodeId, Arc<Node>),
 }
 
 /// A type and a state key.
@@ -37,18 +38,31 @@ pub(crate) type StatePair = (StateEventType, String);
 /// already have dropped again).
 struct AtHand<'a> {
     cache: &'a Cache<NodeId, Arc<Node>>,
+    empty: &'a (NodeId, Arc<Node>),
     loaded: HashMap<NodeId, Arc<Node>>,
 }
 
 impl Nodes for AtHand<'_> {
     fn node(&self, id: NodeId) -> Option<Arc<Node>> {
-        self.loaded.get(&id).cloned().or_else(|| self.cache.get(&id))
+        if id == self.empty.0 {
+            return Some(self.empty.1.clone());
+        }
+        self.loaded
+            .get(&id)
+            .cloned()
+            .or_else(|| self.cache.get(&id))
     }
 }
 
 impl StateNodes {
     pub(super) fn new(secret: String) -> Self {
-        Self { nodes: Cache::new(CACHED_NODES), keys: Cache::new(CACHED_KEYS), secret }
+        let (root, node) = state_map::empty();
+        Self {
+            nodes: Cache::new(CACHED_NODES),
+            keys: Cache::new(CACHED_KEYS),
+            secret,
+            empty: (root, Arc::new(node)),
+        }
     }
 
     /// The number of a (type, state key) pair: a hash under a secret of this database, so that nobody
@@ -88,7 +102,8 @@ impl Storage {
         state_key: &str,
     ) -> Result<Option<EventNid>, StorageError> {
         let key = self.states().key(event_type, state_key);
-        self.with_nodes(|nodes| state_map::get(nodes, state, key)).await
+        self.with_nodes(|nodes| state_map::get(nodes, state, key))
+            .await
     }
 
     /// All of a state.
@@ -96,7 +111,8 @@ impl Storage {
         &self,
         state: NodeId,
     ) -> Result<BTreeMap<StateKeyId, EventNid>, StorageError> {
-        self.with_nodes(|nodes| state_map::entries(nodes, state)).await
+        self.with_nodes(|nodes| state_map::entries(nodes, state))
+            .await
     }
 
     /// How two states differ.
@@ -108,7 +124,8 @@ impl Storage {
         if before == after {
             return Ok(Vec::new());
         }
-        self.with_nodes(|nodes| state_map::difference(nodes, before, after)).await
+        self.with_nodes(|nodes| state_map::difference(nodes, before, after))
+            .await
     }
 
     /// A state with changes. The nodes are written by the append that uses them.
@@ -117,7 +134,9 @@ impl Storage {
         state: NodeId,
         changes: &BTreeMap<StateKeyId, Option<EventNid>>,
     ) -> Result<Changed, StorageError> {
-        let changed = self.with_nodes(|nodes| state_map::change(nodes, state, changes)).await?;
+        let changed = self
+            .with_nodes(|nodes| state_map::change(nodes, state, changes))
+            .await?;
         self.states().remember(&changed.nodes);
         Ok(changed)
     }
@@ -145,13 +164,17 @@ impl Storage {
         for piece in dialect::pieces(&missing) {
             let list = dialect::numbered(1, piece.len());
             let sql = format!("SELECT id, pair FROM state_keys WHERE id IN ({list})");
-            let query =
-                piece.iter().fold(dialect::query(sql), |q, id| q.bind(id.0.cast_signed()));
+            let query = piece
+                .iter()
+                .fold(dialect::query(sql), |q, id| q.bind(id.0.cast_signed()));
             for row in query.fetch_all(reader.connection()).await? {
                 let id = StateKeyId(row.try_get::<i64, _>(0)?.cast_unsigned());
                 let bytes: Vec<u8> = row.try_get(1)?;
                 let wrong = || StorageError::inconsistent("state_keys", "pair", &format!("{id:?}"));
-                let at = bytes.iter().position(|byte| *byte == 0xff).ok_or_else(wrong)?;
+                let at = bytes
+                    .iter()
+                    .position(|byte| *byte == 0xff)
+                    .ok_or_else(wrong)?;
                 let (event_type, state_key) = bytes.split_at(at);
                 let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| wrong());
                 let pair = Arc::new((text(event_type)?.into(), text(&state_key[1..])?));
@@ -169,7 +192,11 @@ impl Storage {
         operation: impl Fn(&AtHand<'_>) -> Result<T, Missing>,
     ) -> Result<T, StorageError> {
         let cache = &self.states().nodes;
-        let mut at_hand = AtHand { cache, loaded: HashMap::new() };
+        let mut at_hand = AtHand {
+            cache,
+            empty: &self.states().empty,
+            loaded: HashMap::new(),
+        };
         loop {
             match operation(&at_hand) {
                 Ok(value) => return Ok(value),
@@ -198,7 +225,9 @@ impl Storage {
         for piece in dialect::pieces(&ids) {
             let list = dialect::numbered(1, piece.len());
             let sql = format!("SELECT id, node FROM state_nodes WHERE id IN ({list})");
-            let query = piece.iter().fold(dialect::query(sql), |q, id| q.bind(id.0.to_vec()));
+            let query = piece
+                .iter()
+                .fold(dialect::query(sql), |q, id| q.bind(id.0.to_vec()));
             for row in query.fetch_all(reader.connection()).await? {
                 let id: Vec<u8> = row.try_get(0)?;
                 let bytes: Vec<u8> = row.try_get(1)?;

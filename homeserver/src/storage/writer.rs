@@ -21,7 +21,7 @@ const BATCH: usize = 256;
 
 /// An open write transaction: the families of tables (through [`super::Families`]) and the log.
 #[derive(Debug)]
-pub struct Tx {
+pub(crate) struct Tx {
     pub(super) connection: PoolConnection<Any>,
     pub(super) counters: Arc<Counters>,
     entries: Vec<Entry>,
@@ -29,7 +29,7 @@ pub struct Tx {
 
 impl Tx {
     /// Adds a change to the log, in this transaction. The position goes into the rows that hold it.
-    pub fn log(&mut self, change: Change) -> StreamPosition {
+    pub(crate) fn log(&mut self, change: Change) -> StreamPosition {
         let position = self.next_position();
         self.log_at(position, change);
         position
@@ -46,7 +46,10 @@ impl Tx {
     }
 
     async fn run(&mut self, sql: &'static str) -> Result<(), StorageError> {
-        sqlx::query(sql).persistent(true).execute(&mut *self.connection).await?;
+        sqlx::query(sql)
+            .persistent(true)
+            .execute(&mut *self.connection)
+            .await?;
         Ok(())
     }
 }
@@ -74,7 +77,11 @@ pub(super) struct Closure<F, T, E> {
 
 impl<F, T, E> Closure<F, T, E> {
     pub(super) fn new(run: F, reply: oneshot::Sender<Result<T, E>>) -> Self {
-        Self { run: Some(run), result: None, reply }
+        Self {
+            run: Some(run),
+            result: None,
+            reply,
+        }
     }
 }
 
@@ -86,7 +93,9 @@ where
 {
     fn run<'t>(&'t mut self, tx: &'t mut Tx) -> BoxFuture<'t, bool> {
         Box::pin(async move {
-            let Some(run) = self.run.take() else { return false };
+            let Some(run) = self.run.take() else {
+                return false;
+            };
             let result = run(tx).await;
             let stays = result.is_ok();
             self.result = Some(result);
@@ -117,7 +126,10 @@ pub(super) struct Writer {
 
 /// What happened to one job inside of the transaction.
 enum Done {
-    Append(oneshot::Sender<Result<Appended, AppendError>>, Result<Appended, AppendError>),
+    Append(
+        oneshot::Sender<Result<Appended, AppendError>>,
+        Result<Appended, AppendError>,
+    ),
     Write(Box<dyn Write>),
 }
 
@@ -150,7 +162,11 @@ impl Writer {
             }
         };
         let counters = self.counters.clone();
-        let mut tx = Tx { connection, counters, entries: Vec::new() };
+        let mut tx = Tx {
+            connection,
+            counters,
+            entries: Vec::new(),
+        };
         let outcome = self.transaction(&mut tx, jobs, done).await;
         if outcome.is_ok() {
             let position = tx.entries.last().map(|entry| entry.position);
@@ -203,7 +219,12 @@ impl Writer {
         let results = super::append::apply(tx, appends).await;
         match results {
             Ok(results) => {
-                done.extend(replies.into_iter().zip(results).map(|(r, a)| Done::Append(r, a)));
+                done.extend(
+                    replies
+                        .into_iter()
+                        .zip(results)
+                        .map(|(r, a)| Done::Append(r, a)),
+                );
                 Ok(())
             }
             Err(error) => {
@@ -249,7 +270,11 @@ impl Writer {
 
 impl Done {
     fn tell(self, outcome: &Result<(), StorageError>) {
-        let committed = || outcome.as_ref().map_or_else(|e| Err(e.clone()), |()| Ok(()));
+        let committed = || {
+            outcome
+                .as_ref()
+                .map_or_else(|e| Err(e.clone()), |()| Ok(()))
+        };
         match self {
             Self::Append(reply, result) => {
                 let result = match committed() {

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::PduError;
 
+#[derive(Clone)]
 pub(super) struct Fields {
     pub(super) room_id: OwnedRoomId,
     /// Whether the event itself says in which room it is.

@@ -71,7 +71,6 @@ impl Draft {
 
     /// Starts a new room. `room_id` is `None` where the create event will say it.
     pub(crate) fn new_room(version: RoomVersionId, room_id: Option<OwnedRoomId>) -> Self {
-        let empty = state_map::empty();
         Self {
             room_nid: None,
             room_id,
@@ -79,9 +78,9 @@ impl Draft {
             expected: None,
             extremities: Vec::new(),
             depth: 0,
-            state: empty.root,
+            state: state_map::empty().0,
             events: Vec::new(),
-            nodes: empty.nodes,
+            nodes: Vec::new(),
             state_keys: Vec::new(),
             redactions: Vec::new(),
         }
@@ -130,7 +129,9 @@ impl Timeline {
     ) -> Result<OwnedEventId, SendError> {
         let rules = draft.rules()?;
         let target = self.redaction_target(draft, &template).await?;
-        let auth = self.auth_state(draft.state, sender, &template, &rules).await?;
+        let auth = self
+            .auth_state(draft.state, sender, &template, &rules)
+            .await?;
         let judged = self.build(draft, sender, template, &auth, &rules)?;
         match judged.verdict() {
             Verdict::Accepted => {}
@@ -156,7 +157,12 @@ impl Timeline {
         template: &Template,
         rules: &RoomVersionRules,
     ) -> Result<AuthState, SendError> {
-        let Template { event_type, state_key, content, .. } = template;
+        let Template {
+            event_type,
+            state_key,
+            content,
+            ..
+        } = template;
         let types = auth::auth_types(event_type, sender, state_key.as_deref(), content, rules)
             .map_err(SendError::Refused)?;
         let create = (StateEventType::RoomCreate, String::new());
@@ -179,7 +185,12 @@ impl Timeline {
         auth: &AuthState,
         rules: &RoomVersionRules,
     ) -> Result<Judged, SendError> {
-        let Template { event_type, state_key, content, .. } = &template;
+        let Template {
+            event_type,
+            state_key,
+            content,
+            ..
+        } = &template;
         let selected = auth::auth_types(event_type, sender, state_key.as_deref(), content, rules)
             .map_err(SendError::Refused)?;
         let auth_events = selected.iter().filter_map(|key| auth.get(key));
@@ -192,7 +203,8 @@ impl Timeline {
         let (now, key) = (self.clock.now(), &self.key);
         let built = builder::build(template, &basis, sender, now, rules, &self.server_name, key)?;
         let state = |event_type: &StateEventType, state_key: &str| {
-            auth.get(&(event_type.clone(), state_key.to_owned())).cloned()
+            auth.get(&(event_type.clone(), state_key.to_owned()))
+                .cloned()
         };
         Ok(auth::judge_own(built, state, rules))
     }
@@ -211,7 +223,10 @@ impl Timeline {
         let pdu = judged.pdu();
         if let Some(state_key) = pdu.state_key() {
             let event_type = StateEventType::from(pdu.event_type().to_string());
-            replaces = self.storage.state_get(before, &event_type, state_key).await?;
+            replaces = self
+                .storage
+                .state_get(before, &event_type, state_key)
+                .await?;
             let key = self.storage.states().key(&event_type, state_key);
             let changes = BTreeMap::from([(key, Some(nid))]);
             let changed = self.storage.state_change(before, &changes).await?;
@@ -221,7 +236,9 @@ impl Timeline {
                 draft.state_keys.push((key, pair(&event_type, state_key)));
             }
             memberships.extend(membership(pdu).map(|(user, is)| (user, is, nid)));
-            self.storage.event_cache().insert_pending(nid, Arc::new(pdu.clone()));
+            self.storage
+                .event_cache()
+                .insert_pending(nid, Arc::new(pdu.clone()));
         }
         if draft.room_nid.is_none() {
             draft.room_nid = Some(RoomNid(self.storage.counters().next_nid().0));
@@ -235,6 +252,7 @@ impl Timeline {
             placement: Placement::Timeline,
             state_before: before,
             state_after: draft.state,
+            head_before: before,
             head_state: draft.state,
             replaces,
             memberships,
@@ -249,7 +267,9 @@ impl Timeline {
         draft: &Draft,
         template: &Template,
     ) -> Result<Option<Arc<StoredEvent>>, SendError> {
-        let Some(target) = &template.redacts else { return Ok(None) };
+        let Some(target) = &template.redacts else {
+            return Ok(None);
+        };
         let target = self.events.by_id(target).await?;
         let here = target.filter(|target| Some(target.room_nid) == draft.room_nid);
         here.map(Some).ok_or(SendError::NothingToRedact)

@@ -26,9 +26,9 @@ impl Counted {
 
     fn start() -> (Self, NodeId) {
         let mut nodes = Self::default();
-        let made = empty();
-        nodes.nodes.extend(made.nodes);
-        (nodes, made.root)
+        let (root, node) = empty();
+        nodes.nodes.insert(root, Arc::new(node));
+        (nodes, root)
     }
 }
 
@@ -37,7 +37,9 @@ fn spread(n: u64) -> StateKeyId {
 }
 
 fn members(n: u64) -> BTreeMap<StateKeyId, Option<EventNid>> {
-    (0..n).map(|i| (spread(i), Some(EventNid(i.cast_signed())))).collect()
+    (0..n)
+        .map(|i| (spread(i), Some(EventNid(i.cast_signed()))))
+        .collect()
 }
 
 #[test]
@@ -45,9 +47,15 @@ fn a_change_in_a_room_of_10_000_members_writes_few_nodes() {
     let (mut nodes, root) = Counted::start();
     let big = nodes.apply(root, &members(10_000));
     for member in [0, 17, 4_999, 9_999] {
-        let changed =
-            nodes.apply(big.root, &BTreeMap::from([(spread(member), Some(EventNid(77_777)))]));
-        let bytes: usize = changed.nodes.iter().map(|(_, node)| node.encode().len()).sum();
+        let changed = nodes.apply(
+            big.root,
+            &BTreeMap::from([(spread(member), Some(EventNid(77_777)))]),
+        );
+        let bytes: usize = changed
+            .nodes
+            .iter()
+            .map(|(_, node)| node.encode().len())
+            .sum();
         assert!(changed.nodes.len() <= 5, "{} nodes", changed.nodes.len());
         assert!(bytes <= 1_500, "{bytes} bytes");
         nodes.reads.set(0);

@@ -1,0 +1,51 @@
+//! [API versions](https://spec.matrix.org/v1.19/client-server-api/#api-versions) and
+//! [well-known URIs](https://spec.matrix.org/v1.19/client-server-api/#well-known-uris).
+
+use axum::extract::State;
+use ruma::api::client::discovery::{
+    discover_homeserver::{self, HomeserverInfo},
+    get_supported_versions,
+};
+
+use crate::{
+    api::{
+        Routes,
+        error::MatrixError,
+        extract::{Anonymous, Matrix},
+    },
+    service::accounts::Accounts,
+};
+
+/// The versions whose behavior clients can count on.
+const VERSIONS: [&str; 20] = [
+    "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9",
+    "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18",
+];
+
+pub(super) fn routes(routes: Routes) -> Routes {
+    routes
+        .add::<get_supported_versions::Request, _, _>(get_versions)
+        .add::<discover_homeserver::Request, _, _>(well_known_client)
+}
+
+/// `GET /_matrix/client/versions`
+async fn get_versions(
+    _: Anonymous<get_supported_versions::Request>,
+) -> Result<Matrix<get_supported_versions::Response>, MatrixError> {
+    let versions = VERSIONS
+        .iter()
+        .map(|version| (*version).to_owned())
+        .collect();
+    let response = get_supported_versions::Response::new(versions);
+
+    Ok(Matrix(response))
+}
+
+/// `GET /.well-known/matrix/client`
+async fn well_known_client(
+    State(accounts): State<Accounts>,
+    _: Anonymous<discover_homeserver::Request>,
+) -> Result<Matrix<discover_homeserver::Response>, MatrixError> {
+    let homeserver = HomeserverInfo::new(accounts.public_base_url().to_owned());
+    Ok(Matrix(discover_homeserver::Response::new(homeserver)))
+}

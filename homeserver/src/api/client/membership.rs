@@ -1,0 +1,192 @@
+//! [Room membership](https://spec.matrix.org/v1.19/client-server-api/#room-membership).
+
+use axum::extract::State;
+use ruma::{
+    OwnedRoomId, UserId,
+    api::client::membership::{
+        ban_user, forget_room, invite_user, join_room_by_id, join_room_by_id_or_alias,
+        joined_rooms, kick_user, leave_room, unban_user,
+    },
+    api::error::ErrorKind,
+    events::room::member::MembershipState,
+};
+
+use crate::{
+    api::{
+        Routes,
+        error::MatrixError,
+        extract::{Authenticated, Matrix},
+    },
+    service::{
+        accounts::{Accounts, Requester},
+        membership::{Change, Membership, MembershipError},
+        rooms::Rooms,
+    },
+};
+
+pub(super) fn routes(routes: Routes) -> Routes {
+    routes
+        .add::<ban_user::v3::Request, _, _>(ban_user)
+        .add::<forget_room::v3::Request, _, _>(forget_room)
+        .add::<invite_user::v3::Request, _, _>(invite_user)
+        .add::<join_room_by_id::v3::Request, _, _>(join_room_by_id)
+        .add::<join_room_by_id_or_alias::v3::Request, _, _>(join_room_by_id_or_alias)
+        .add::<joined_rooms::v3::Request, _, _>(joined_rooms)
+        .add::<kick_user::v3::Request, _, _>(kick_user)
+        .add::<leave_room::v3::Request, _, _>(leave_room)
+        .add::<unban_user::v3::Request, _, _>(unban_user)
+}
+
+impl From<MembershipError> for MatrixError {
+    fn from(error: MembershipError) -> Self {
+        match error {
+            MembershipError::WrongState => {
+                Self::forbidden("The user is not in the state that this would change")
+            }
+            MembershipError::Send(error) => error.into(),
+            MembershipError::Storage(error) => error.into(),
+        }
+    }
+}
+
+fn change<'a>(
+    requester: &'a Requester,
+    target: &'a UserId,
+    membership: MembershipState,
+    reason: Option<String>,
+) -> Change<'a> {
+    Change {
+        sender: &requester.user_id,
+        target,
+        membership,
+        reason,
+        is_direct: false,
+    }
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/join`
+async fn join_room_by_id(
+    State(membership): State<Membership>,
+    Authenticated { requester, body }: Authenticated<join_room_by_id::v3::Request>,
+) -> Result<Matrix<join_room_by_id::v3::Response>, MatrixError> {
+    membership
+        .join(&requester.user_id, &body.room_id, Vec::new(), body.reason)
+        .await?;
+    Ok(Matrix(join_room_by_id::v3::Response::new(body.room_id)))
+}
+
+/// `POST /_matrix/client/v3/join/{roomIdOrAlias}`
+async fn join_room_by_id_or_alias(
+    State(membership): State<Membership>,
+    State(rooms): State<Rooms>,
+    Authenticated { requester, body }: Authenticated<join_room_by_id_or_alias::v3::Request>,
+) -> Result<Matrix<join_room_by_id_or_alias::v3::Response>, MatrixError> {
+    let mut via = body.via;
+    let room_id = match OwnedRoomId::try_from(body.room_id_or_alias) {
+        Ok(room_id) => room_id,
+        Err(alias) => {
+            let found = rooms.resolve(&alias).await?;
+            let (room_id, servers) =
+                found.ok_or_else(|| MatrixError::not_found("There is no such alias"))?;
+            via.extend(servers);
+            room_id
+        }
+    };
+    membership
+        .join(&requester.user_id, &room_id, via, body.reason)
+        .await?;
+    Ok(Matrix(join_room_by_id_or_alias::v3::Response::new(room_id)))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/invite`
+async fn invite_user(
+    State(membership): State<Membership>,
+    Authenticated { requester, body }: Authenticated<invite_user::v3::Request>,
+) -> Result<Matrix<invite_user::v3::Response>, MatrixError> {
+    let invite_user::v3::InvitationRecipient::UserId(invited) = &body.recipient else {
+        return Err(MatrixError::bad_request(
+            ErrorKind::ThreepidDenied,
+            "This server does not invite by third-party identifiers",
+        ));
+    };
+    let target = &invited.user_id;
+    let reason = invited.reason.clone();
+    let invite = change(&requester, target, MembershipState::Invite, reason);
+    membership.invite(&body.room_id, invite).await?;
+    Ok(Matrix(invite_user::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/leave`
+async fn leave_room(
+    State(membership): State<Membership>,
+    Authenticated { requester, body }: Authenticated<leave_room::v3::Request>,
+) -> Result<Matrix<leave_room::v3::Response>, MatrixError> {
+    membership
+        .leave(&requester.user_id, &body.room_id, body.reason)
+        .await?;
+    Ok(Matrix(leave_room::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/kick`
+async fn kick_user(
+    State(membership): State<Membership>,
+    Authenticated { requester, body }: Authenticated<kick_user::v3::Request>,
+) -> Result<Matrix<kick_user::v3::Response>, MatrixError> {
+    let kick = change(
+        &requester,
+        &body.user_id,
+        MembershipState::Leave,
+        body.reason,
+    );
+    membership.kick(&body.room_id, kick).await?;
+    Ok(Matrix(kick_user::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/ban`
+async fn ban_user(
+    State(membership): State<Membership>,
+    Authenticated { requester, body }: Authenticated<ban_user::v3::Request>,
+) -> Result<Matrix<ban_user::v3::Response>, MatrixError> {
+    let ban = change(&requester, &body.user_id, MembershipState::Ban, body.reason);
+    membership.change(&body.room_id, ban).await?;
+    Ok(Matrix(ban_user::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/unban`
+async fn unban_user(
+    State(membership): State<Membership>,
+    Authenticated { requester, body }: Authenticated<unban_user::v3::Request>,
+) -> Result<Matrix<unban_user::v3::Response>, MatrixError> {
+    let unban = change(
+        &requester,
+        &body.user_id,
+        MembershipState::Leave,
+        body.reason,
+    );
+    membership.unban(&body.room_id, unban).await?;
+    Ok(Matrix(unban_user::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/forget`
+async fn forget_room(
+    State(membership): State<Membership>,
+    Authenticated { requester, body }: Authenticated<forget_room::v3::Request>,
+) -> Result<Matrix<forget_room::v3::Response>, MatrixError> {
+    match membership.forget(&body.room_id, &requester.user_id).await {
+        Ok(()) => Ok(Matrix(forget_room::v3::Response::new())),
+        Err(MembershipError::WrongState) => Err(MatrixError::bad_request(
+            ErrorKind::Unknown,
+            "You have not left the room",
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// `GET /_matrix/client/v3/joined_rooms`
+async fn joined_rooms(
+    State(accounts): State<Accounts>,
+    request: Authenticated<joined_rooms::v3::Request>,
+) -> Result<Matrix<joined_rooms::v3::Response>, MatrixError> {
+    let rooms = accounts.joined_rooms(&request.requester.user_id);
+    Ok(Matrix(joined_rooms::v3::Response::new(rooms)))
+}

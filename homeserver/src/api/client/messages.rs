@@ -1,0 +1,129 @@
+//! [Messages, events, and what is around them](https://spec.matrix.org/v1.19/client-server-api/#syncing).
+
+use axum::extract::State;
+use ruma::api::client::{context::get_context, message::get_message_events, room::get_room_event};
+
+use crate::{
+    api::{
+        Routes,
+        error::MatrixError,
+        extract::{Authenticated, Matrix},
+    },
+    service::timeline::{Direction, PageToken, Timeline},
+};
+
+/// How many events a page has at most.
+const MAX_PAGE: u64 = 1_000;
+
+pub(super) fn routes(routes: Routes) -> Routes {
+    routes
+        .add::<get_message_events::v3::Request, _, _>(get_message_events)
+        .add::<get_room_event::v3::Request, _, _>(get_room_event)
+        .add::<get_context::v3::Request, _, _>(get_context)
+}
+
+fn page_token(text: Option<&str>) -> Result<Option<PageToken>, MatrixError> {
+    let wrong = |_| MatrixError::invalid_param("The token is malformed");
+    text.map(str::parse).transpose().map_err(wrong)
+}
+
+fn limit(asked: ruma::UInt) -> usize {
+    usize::try_from(u64::from(asked).clamp(1, MAX_PAGE)).unwrap_or(1)
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/messages`
+async fn get_message_events(
+    State(timeline): State<Timeline>,
+    Authenticated { requester, body }: Authenticated<get_message_events::v3::Request>,
+) -> Result<Matrix<get_message_events::v3::Response>, MatrixError> {
+    let direction = match body.dir {
+        ruma::api::Direction::Backward => Direction::Backwards,
+        ruma::api::Direction::Forward => Direction::Forwards,
+    };
+    let from = page_token(body.from.as_deref())?;
+    let page = timeline
+        .page(
+            &requester.user_id,
+            &body.room_id,
+            from,
+            direction,
+            limit(body.limit),
+        )
+        .await?;
+    let mut response = get_message_events::v3::Response::new();
+    response.start = page.start.to_string();
+    response.end = page.end.map(|token| token.to_string());
+    for event in page.events {
+        response.chunk.push(
+            timeline
+                .events
+                .for_client_with_room(&event, &requester)
+                .await?,
+        );
+    }
+    Ok(Matrix(response))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`
+async fn get_room_event(
+    State(timeline): State<Timeline>,
+    Authenticated { requester, body }: Authenticated<get_room_event::v3::Request>,
+) -> Result<Matrix<get_room_event::v3::Response>, MatrixError> {
+    let found = timeline
+        .visible_event(&requester.user_id, &body.room_id, &body.event_id)
+        .await?;
+    let event = found.ok_or_else(|| MatrixError::not_found("There is no such event"))?;
+    let json = timeline
+        .events
+        .for_client_with_room(&event, &requester)
+        .await?;
+    Ok(Matrix(get_room_event::v3::Response::new(json)))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`
+async fn get_context(
+    State(timeline): State<Timeline>,
+    Authenticated { requester, body }: Authenticated<get_context::v3::Request>,
+) -> Result<Matrix<get_context::v3::Response>, MatrixError> {
+    let (user_id, room_id) = (&requester.user_id, &body.room_id);
+    let found = timeline
+        .visible_event(user_id, room_id, &body.event_id)
+        .await?;
+    let missing = || MatrixError::not_found("There is no such event");
+    let event = found.ok_or_else(missing)?;
+    let position = event.position.ok_or_else(missing)?;
+    let half = limit(body.limit).div_ceil(2);
+    let (earlier, later) = (PageToken(position - 1), PageToken(position));
+    let before = timeline
+        .page(user_id, room_id, Some(earlier), Direction::Backwards, half)
+        .await?;
+    let after = timeline
+        .page(user_id, room_id, Some(later), Direction::Forwards, half)
+        .await?;
+    let mut response = get_context::v3::Response::new();
+    response.start = Some(before.end.unwrap_or(earlier).to_string());
+    response.end = Some(after.end.unwrap_or(later).to_string());
+    response.event = Some(
+        timeline
+            .events
+            .for_client_with_room(&event, &requester)
+            .await?,
+    );
+    for event in before.events {
+        let json = timeline
+            .events
+            .for_client_with_room(&event, &requester)
+            .await?;
+        response.events_before.push(json);
+    }
+    for event in after.events {
+        response.events_after.push(
+            timeline
+                .events
+                .for_client_with_room(&event, &requester)
+                .await?,
+        );
+    }
+    response.state = timeline.state(&requester, room_id).await?;
+    Ok(Matrix(response))
+}

@@ -1,0 +1,267 @@
+//! Joining, inviting, leaving, kicking, banning
+//! ([spec](https://spec.matrix.org/v1.19/client-server-api/#room-membership)).
+
+use ruma::{
+    OwnedEventId, OwnedServerName, RoomId, UserId,
+    events::{StateEventType, TimelineEventType, room::member::MembershipState},
+};
+use serde_json::{Map, Value, json, value::to_raw_value};
+use sotto_federation::room::builder::{BuildError, Template};
+
+use super::timeline::{SendError, Timeline};
+use crate::storage::{Families, Storage, StorageError};
+
+/// Changes who is in a room.
+#[derive(Clone)]
+pub(crate) struct Membership {
+    storage: Storage,
+    timeline: Timeline,
+}
+
+/// A change that one user makes to the membership of another, or to their own.
+#[derive(Clone, Debug)]
+pub(crate) struct Change<'a> {
+    pub(crate) sender: &'a UserId,
+    pub(crate) target: &'a UserId,
+    pub(crate) membership: MembershipState,
+    pub(crate) reason: Option<String>,
+    /// Whether an invite is to a direct chat.
+    pub(crate) is_direct: bool,
+}
+
+/// Why a membership did not change.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MembershipError {
+    /// The change asks for a membership that the target does not have: unban of one who is not banned,
+    /// kick of one who is not there.
+    #[error("the user is not in the state that this changes")]
+    WrongState,
+    #[error(transparent)]
+    Send(#[from] SendError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl Membership {
+    pub(crate) fn new(storage: Storage, timeline: Timeline) -> Self {
+        Self { storage, timeline }
+    }
+
+    /// Whether the server itself takes part in a room, so that changes need nobody else.
+    pub(crate) async fn is_resident(&self, room_id: &RoomId) -> Result<bool, StorageError> {
+        let room = self.timeline.heads.room(room_id).await?;
+        let servers = self.storage.log().roster().local_members(room_id);
+        Ok(room.is_some_and(|room| room.head.is_some()) && !servers.is_empty())
+    }
+
+    /// Joins a room; through one of the servers `via` if this server is not in it.
+    pub(crate) async fn join(
+        &self,
+        user_id: &UserId,
+        room_id: &RoomId,
+        via: Vec<OwnedServerName>,
+        reason: Option<String>,
+    ) -> Result<(), MembershipError> {
+        let _ = via;
+        let membership = MembershipState::Join;
+        let join = Change {
+            sender: user_id,
+            target: user_id,
+            membership,
+            reason,
+            is_direct: false,
+        };
+        self.change(room_id, join).await.map(drop)
+    }
+
+    /// Leaves a room, or declines an invite.
+    pub(crate) async fn leave(
+        &self,
+        user_id: &UserId,
+        room_id: &RoomId,
+        reason: Option<String>,
+    ) -> Result<(), MembershipError> {
+        let membership = MembershipState::Leave;
+        let leave = Change {
+            sender: user_id,
+            target: user_id,
+            membership,
+            reason,
+            is_direct: false,
+        };
+        self.change(room_id, leave).await.map(drop)
+    }
+
+    /// Invites a user.
+    pub(crate) async fn invite(
+        &self,
+        room_id: &RoomId,
+        change: Change<'_>,
+    ) -> Result<(), MembershipError> {
+        self.change(room_id, change).await.map(drop)
+    }
+
+    /// Invites users to a room that was just made. One who cannot be invited does not keep the others
+    /// out, nor does it unmake the room.
+    pub(crate) async fn invite_all<'a>(
+        &self,
+        room_id: &RoomId,
+        changes: impl Iterator<Item = Change<'a>>,
+    ) {
+        for change in changes {
+            if let Err(error) = self.invite(room_id, change).await {
+                tracing::info!(%room_id, %error, "an invite to a new room failed");
+            }
+        }
+    }
+
+    /// Makes a change in a room that the server is in.
+    pub(crate) async fn change(
+        &self,
+        room_id: &RoomId,
+        change: Change<'_>,
+    ) -> Result<OwnedEventId, MembershipError> {
+        let now = self.now(room_id, change.target).await?;
+        if change.membership == MembershipState::Join
+            && now
+                .as_ref()
+                .is_some_and(|(is, _)| *is == MembershipState::Join)
+            && let Some((_, event_id)) = now
+        {
+            // Joining again changes nothing.
+            return Ok(event_id);
+        }
+        let mut content = Map::new();
+        content.insert("membership".to_owned(), json!(change.membership));
+        if let Some(reason) = change.reason {
+            content.insert("reason".to_owned(), json!(reason));
+        }
+        if change.is_direct && change.membership == MembershipState::Invite {
+            content.insert("is_direct".to_owned(), json!(true));
+        }
+        let says_profile = matches!(
+            change.membership,
+            MembershipState::Join | MembershipState::Invite
+        ) && change.target.server_name() == self.timeline.server_name;
+        if says_profile {
+            content.extend(self.profile(change.target).await?);
+        }
+        let template = Template {
+            event_type: TimelineEventType::RoomMember,
+            content: to_raw_value(&content)
+                .map_err(|_| BuildError::NotCanonical)
+                .map_err(SendError::from)?,
+            state_key: Some(change.target.to_string()),
+            redacts: None,
+        };
+        Ok(self
+            .timeline
+            .append(change.sender, room_id, template, None)
+            .await?)
+    }
+
+    /// Removes a user whom the sender may kick: only one who is there, or is about to be.
+    pub(crate) async fn kick(
+        &self,
+        room_id: &RoomId,
+        change: Change<'_>,
+    ) -> Result<(), MembershipError> {
+        match self.now(room_id, change.target).await? {
+            Some((MembershipState::Join | MembershipState::Invite | MembershipState::Knock, _)) => {
+                self.change(room_id, change).await.map(drop)
+            }
+            _ => Err(MembershipError::WrongState),
+        }
+    }
+
+    /// Lifts a ban.
+    pub(crate) async fn unban(
+        &self,
+        room_id: &RoomId,
+        change: Change<'_>,
+    ) -> Result<(), MembershipError> {
+        match self.now(room_id, change.target).await? {
+            Some((MembershipState::Ban, _)) => self.change(room_id, change).await.map(drop),
+            _ => Err(MembershipError::WrongState),
+        }
+    }
+
+    /// Forgets a room that the user is not in any more.
+    pub(crate) async fn forget(
+        &self,
+        room_id: &RoomId,
+        user_id: &UserId,
+    ) -> Result<(), MembershipError> {
+        let place = self.storage.log().roster().place(user_id, room_id);
+        let room = self.timeline.heads.room(room_id).await?;
+        let gone = place.filter(|place| {
+            matches!(
+                place.membership,
+                MembershipState::Leave | MembershipState::Ban
+            )
+        });
+        let (Some(place), Some(room)) = (gone, room) else {
+            return Err(MembershipError::WrongState);
+        };
+        let user_id = user_id.to_owned();
+        let room_id = room_id.to_owned();
+        let write = self.storage.write(move |tx| {
+            Box::pin(async move {
+                tx.memberships().forget(room.nid, &user_id).await?;
+                let place = crate::storage::roster::Place {
+                    forgotten: true,
+                    ..place
+                };
+                let row = crate::storage::roster::Membership {
+                    room_id,
+                    user_id,
+                    place,
+                };
+                tx.log(crate::storage::log::Change::OutsideMembership(row));
+                Ok::<_, StorageError>(())
+            })
+        });
+        Ok(write.await?)
+    }
+
+    /// The membership of a user in the current state, and the event that says so.
+    pub(crate) async fn now(
+        &self,
+        room_id: &RoomId,
+        user_id: &UserId,
+    ) -> Result<Option<(MembershipState, OwnedEventId)>, StorageError> {
+        let room = self.timeline.heads.room(room_id).await?;
+        let Some(head) = room.and_then(|room| room.head) else {
+            return Ok(None);
+        };
+        let member = (StateEventType::RoomMember, user_id.as_str());
+        let found = self
+            .timeline
+            .events
+            .state_pdu(head.state, &member.0, member.1)
+            .await?;
+        Ok(found.and_then(|(_, pdu)| {
+            let (_, membership) = super::timeline::membership(&pdu)?;
+            Some((membership, pdu.event_id().to_owned()))
+        }))
+    }
+
+    /// The parts of a local user's profile that a membership event repeats.
+    pub(crate) async fn profile(
+        &self,
+        user_id: &UserId,
+    ) -> Result<Map<String, Value>, StorageError> {
+        let fields = self
+            .storage
+            .read()
+            .await?
+            .accounts()
+            .profile(user_id)
+            .await?;
+        let shown = fields
+            .into_iter()
+            .filter(|(field, _)| field == "displayname" || field == "avatar_url")
+            .filter_map(|(field, value)| Some((field, serde_json::from_str(&value).ok()?)));
+        Ok(shown.collect())
+    }
+}

@@ -1,0 +1,298 @@
+//! `createRoom`: all events of a new room, appended at once.
+
+use futures_util::FutureExt;
+use ruma::{
+    OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomVersionId,
+    api::client::room::{
+        Visibility,
+        create_room::v3::{Request, RoomPreset},
+    },
+    events::TimelineEventType,
+    room_version_rules::RoomVersionRules,
+};
+use serde_json::{Map, Value, json, value::to_raw_value};
+use sotto_federation::room::{builder::Template, version};
+
+use super::{CreateRoomError, Rooms};
+use crate::{
+    service::{
+        accounts::{Requester, random_id},
+        timeline::Draft,
+    },
+    storage::Families,
+};
+
+/// A state event of the new room.
+struct Part {
+    event_type: String,
+    state_key: String,
+    content: Value,
+}
+
+impl Part {
+    fn new(event_type: &str, state_key: &str, content: Value) -> Self {
+        Self {
+            event_type: event_type.to_owned(),
+            state_key: state_key.to_owned(),
+            content,
+        }
+    }
+}
+
+impl Rooms {
+    /// Makes a room; the users to invite are left to the caller, because they may be on other servers.
+    pub(crate) async fn create(
+        &self,
+        requester: &Requester,
+        request: &Request,
+    ) -> Result<OwnedRoomId, CreateRoomError> {
+        let version = request.room_version.clone().unwrap_or(version::DEFAULT);
+        let rules = version::rules(&version)
+            .ok_or_else(|| CreateRoomError::UnsupportedVersion(version.clone()))?;
+        let alias = self.alias(request).await?;
+        let creator = &requester.user_id;
+        let parts = parts(request, &version, &rules, creator, alias.as_deref())?;
+        let server = &self.timeline.server_name;
+        let room_id = if rules.authorization.room_create_event_id_as_room_id {
+            None
+        } else {
+            let random = format!("!{}:{server}", random_id());
+            Some(RoomId::parse(random).map_err(|_| CreateRoomError::Malformed("server_name"))?)
+        };
+        let mut draft = Draft::new_room(version, room_id);
+        for part in parts {
+            let content =
+                to_raw_value(&part.content).map_err(|_| CreateRoomError::Malformed("content"))?;
+            let template = Template {
+                event_type: TimelineEventType::from(part.event_type),
+                content,
+                state_key: Some(part.state_key),
+                redacts: None,
+            };
+            self.timeline
+                .draft_event(&mut draft, creator, template, None)
+                .await?;
+        }
+        let append = draft.finish()?;
+        let room_id = append.room_id.clone();
+        self.storage
+            .append(append)
+            .await
+            .map_err(super::SendError::from)?;
+        if let Some(alias) = alias {
+            self.publish(alias, room_id.clone(), creator.clone())
+                .await?;
+        }
+        Ok(room_id)
+    }
+
+    async fn alias(
+        &self,
+        request: &Request,
+    ) -> Result<Option<ruma::OwnedRoomAliasId>, CreateRoomError> {
+        let Some(name) = &request.room_alias_name else {
+            return Ok(None);
+        };
+        let text = format!("#{name}:{}", self.timeline.server_name);
+        let alias = RoomAliasId::parse(text).map_err(|_| CreateRoomError::InvalidAlias)?;
+        if name.is_empty() || name.contains([':', ' ', '\t', '\n']) {
+            return Err(CreateRoomError::InvalidAlias);
+        }
+        match self.resolve_local(&alias).await? {
+            None => Ok(Some(alias)),
+            Some(_) => Err(CreateRoomError::AliasTaken),
+        }
+    }
+
+    async fn publish(
+        &self,
+        alias: ruma::OwnedRoomAliasId,
+        room_id: OwnedRoomId,
+        creator: OwnedUserId,
+    ) -> Result<(), CreateRoomError> {
+        let write = self.storage.write(move |tx| {
+            async move { tx.rooms().insert_alias(&alias, &room_id, &creator).await }.boxed()
+        });
+        if write.await? {
+            Ok(())
+        } else {
+            Err(CreateRoomError::AliasTaken)
+        }
+    }
+}
+
+/// The state events of a new room, in the order of the specification
+/// ([spec](https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3createroom)).
+fn parts(
+    request: &Request,
+    version: &RoomVersionId,
+    rules: &RoomVersionRules,
+    creator: &OwnedUserId,
+    alias: Option<&RoomAliasId>,
+) -> Result<Vec<Part>, CreateRoomError> {
+    let preset = request.preset.clone().unwrap_or(match request.visibility {
+        Visibility::Public => RoomPreset::PublicChat,
+        _ => RoomPreset::PrivateChat,
+    });
+    let trusted = preset == RoomPreset::TrustedPrivateChat;
+    let mut parts = vec![
+        Part::new(
+            "m.room.create",
+            "",
+            create(request, version, rules, creator, trusted)?,
+        ),
+        Part::new(
+            "m.room.member",
+            creator.as_str(),
+            json!({ "membership": "join" }),
+        ),
+        Part::new(
+            "m.room.power_levels",
+            "",
+            power_levels(request, rules, creator, &preset)?,
+        ),
+    ];
+    if let Some(alias) = alias {
+        parts.push(Part::new(
+            "m.room.canonical_alias",
+            "",
+            json!({ "alias": alias }),
+        ));
+    }
+    let (join_rule, guests) = match preset {
+        RoomPreset::PublicChat => ("public", "forbidden"),
+        _ => ("invite", "can_join"),
+    };
+    let mut by_preset = vec![
+        Part::new("m.room.join_rules", "", json!({ "join_rule": join_rule })),
+        Part::new(
+            "m.room.history_visibility",
+            "",
+            json!({ "history_visibility": "shared" }),
+        ),
+        Part::new("m.room.guest_access", "", json!({ "guest_access": guests })),
+    ];
+    let initial = initial_state(request)?;
+    // What the client gives takes the place of what the preset would have set.
+    by_preset.retain(|p| !initial.iter().any(|i| i.event_type == p.event_type));
+    parts.extend(by_preset);
+    parts.extend(initial);
+    if let Some(name) = &request.name {
+        parts.push(Part::new("m.room.name", "", json!({ "name": name })));
+    }
+    if let Some(topic) = &request.topic {
+        let rich = json!({ "topic": topic, "m.topic": { "m.text": [{ "body": topic }] } });
+        parts.push(Part::new("m.room.topic", "", rich));
+    }
+    Ok(parts)
+}
+
+fn create(
+    request: &Request,
+    version: &RoomVersionId,
+    rules: &RoomVersionRules,
+    creator: &OwnedUserId,
+    trusted: bool,
+) -> Result<Value, CreateRoomError> {
+    let wrong = || CreateRoomError::Malformed("creation_content");
+    let mut content = match &request.creation_content {
+        None => Map::new(),
+        Some(raw) => serde_json::from_str(raw.json().get()).map_err(|_| wrong())?,
+    };
+    content.insert("room_version".to_owned(), json!(version));
+    if rules.authorization.use_room_create_sender {
+        content.remove("creator");
+    } else {
+        content.insert("creator".to_owned(), json!(creator));
+    }
+    if rules.authorization.additional_room_creators {
+        let mut others: Vec<String> = match content.remove("additional_creators") {
+            None => Vec::new(),
+            Some(list) => serde_json::from_value(list).map_err(|_| wrong())?,
+        };
+        if trusted {
+            others.extend(request.invite.iter().map(ToString::to_string));
+        }
+        others.sort();
+        others.dedup();
+        others.retain(|user_id| user_id != creator.as_str());
+        if !others.is_empty() {
+            content.insert("additional_creators".to_owned(), json!(others));
+        }
+    }
+    Ok(Value::Object(content))
+}
+
+fn power_levels(
+    request: &Request,
+    rules: &RoomVersionRules,
+    creator: &OwnedUserId,
+    preset: &RoomPreset,
+) -> Result<Value, CreateRoomError> {
+    let privileged = rules.authorization.explicitly_privilege_room_creators;
+    let mut users = Map::new();
+    if !privileged {
+        users.insert(creator.to_string(), json!(100));
+        if *preset == RoomPreset::TrustedPrivateChat {
+            users.extend(
+                request
+                    .invite
+                    .iter()
+                    .map(|user| (user.to_string(), json!(100))),
+            );
+        }
+    }
+    let mut content = json!({
+        "users": users,
+        "users_default": 0,
+        "events": {
+            "m.room.name": 50,
+            "m.room.power_levels": 100,
+            "m.room.history_visibility": 100,
+            "m.room.canonical_alias": 50,
+            "m.room.avatar": 50,
+            // Creators stand above every level, so an upgrade can be theirs alone.
+            "m.room.tombstone": if privileged { 150 } else { 100 },
+            "m.room.server_acl": 100,
+            "m.room.encryption": 100,
+        },
+        "events_default": 0,
+        "state_default": 50,
+        "ban": 50,
+        "kick": 50,
+        "redact": 50,
+        "invite": if *preset == RoomPreset::PublicChat { 50 } else { 0 },
+    });
+    if let Some(over) = &request.power_level_content_override {
+        let over: Map<String, Value> = serde_json::from_str(over.json().get())
+            .map_err(|_| CreateRoomError::Malformed("power_level_content_override"))?;
+        if let Value::Object(content) = &mut content {
+            content.extend(over);
+        }
+    }
+    Ok(content)
+}
+
+fn initial_state(request: &Request) -> Result<Vec<Part>, CreateRoomError> {
+    #[derive(serde::Deserialize)]
+    struct Initial {
+        #[serde(rename = "type")]
+        event_type: String,
+        #[serde(default)]
+        state_key: String,
+        content: Value,
+    }
+    request
+        .initial_state
+        .iter()
+        .map(|raw| {
+            let initial: Initial = serde_json::from_str(raw.json().get())
+                .map_err(|_| CreateRoomError::Malformed("initial_state"))?;
+            Ok(Part::new(
+                &initial.event_type,
+                &initial.state_key,
+                initial.content,
+            ))
+        })
+        .collect()
+}

@@ -1,0 +1,201 @@
+//! `/sync`: a pure function of who asks, the token, the filter, and the log
+//! ([spec](https://spec.matrix.org/v1.19/client-server-api/#syncing)).
+//!
+//! A token is a position of the log. What is sent is decided by what lies between the token and the end
+//! of the log; nothing is remembered about a connection, so a reply that was lost is simply asked for
+//! again. Who is up to date is answered from memory, without SQL.
+
+mod joined;
+mod news;
+mod outside;
+mod state;
+
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
+
+use ruma::{
+    OwnedRoomId,
+    api::client::{filter::FilterDefinition, sync::sync_events::v3::Response},
+    events::room::member::MembershipState,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::news::News;
+use super::{accounts::Requester, events::Events, timeline::Timeline, visibility::Visibility};
+use crate::storage::{
+    Storage, StorageError,
+    log::{Entry, StreamPosition},
+    roster::Place,
+};
+
+/// The longest that a request may wait.
+const MAX_WAIT: Duration = Duration::from_secs(5 * 60);
+
+/// Answers syncs.
+#[derive(Clone)]
+pub(crate) struct Sync {
+    storage: Storage,
+    events: Events,
+    timeline: Timeline,
+    visibility: Visibility,
+    stopping: CancellationToken,
+}
+
+/// Up to where a client has seen the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SyncToken(pub(crate) StreamPosition);
+
+impl fmt::Display for SyncToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s{}", self.0.0)
+    }
+}
+
+impl FromStr for SyncToken {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.strip_prefix('s')
+            .unwrap_or(text)
+            .parse()
+            .map(StreamPosition)
+            .map(Self)
+    }
+}
+
+/// What a client asks for.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) requester: Requester,
+    pub(crate) since: Option<SyncToken>,
+    pub(crate) filter: FilterDefinition,
+    pub(crate) full_state: bool,
+    pub(crate) use_state_after: bool,
+    pub(crate) wait: Duration,
+}
+
+/// One look at the log: what the answer is made from.
+struct Look<'a> {
+    ask: &'a Ask,
+    /// Everything up to here was seen. Zero for a first sync.
+    since: StreamPosition,
+    /// Everything up to here is told.
+    until: StreamPosition,
+    /// The rooms of the user as of `until`.
+    places: BTreeMap<OwnedRoomId, Place>,
+    /// The entries between, if memory has them.
+    entries: Option<Vec<Arc<Entry>>>,
+}
+
+impl Look<'_> {
+    fn is_first(&self) -> bool {
+        self.ask.since.is_none()
+    }
+
+    /// Whether the client must learn of a room as if it had never heard of it.
+    fn is_new(&self, place: &Place) -> bool {
+        self.is_first() || self.ask.full_state || place.since > self.since
+    }
+}
+
+impl Sync {
+    pub(crate) fn new(
+        storage: Storage,
+        events: Events,
+        timeline: Timeline,
+        stopping: CancellationToken,
+    ) -> Self {
+        let visibility = Visibility::new(storage.clone(), events.clone());
+        Self {
+            storage,
+            events,
+            timeline,
+            visibility,
+            stopping,
+        }
+    }
+
+    /// Answers as soon as there is something to say, or when the time is up.
+    pub(crate) async fn sync(&self, ask: &Ask) -> Result<Response, StorageError> {
+        let watch = self.storage.log().watch(&ask.requester.user_id);
+        let patient = ask.since.is_some() && !ask.full_state;
+        let deadline = tokio::time::sleep(ask.wait.min(MAX_WAIT));
+        let mut deadline = std::pin::pin!(deadline);
+        let mut last = !patient || ask.wait.is_zero();
+        loop {
+            let mut changed = std::pin::pin!(watch.changed());
+            // From here on nothing is missed, whatever the look below sees.
+            changed.as_mut().enable();
+            let (response, news) = self.look(ask).await?;
+            if news || last {
+                return Ok(response);
+            }
+            tokio::select! {
+                () = changed => {}
+                () = &mut deadline => last = true,
+                () = self.stopping.cancelled() => last = true,
+            }
+        }
+    }
+
+    /// The answer as of now, and whether it says anything.
+    async fn look(&self, ask: &Ask) -> Result<(Response, bool), StorageError> {
+        let look = self.take(ask);
+        let mut response = Response::new(SyncToken(look.until).to_string());
+        if look.entries.as_ref().is_some_and(Vec::is_empty) && !look.ask.full_state {
+            return Ok((response, false));
+        }
+        let news = News::gather(self, &look).await?;
+        for (room_id, place) in &look.places {
+            match place.membership {
+                MembershipState::Join => {
+                    if let Some(room) = self.joined(&look, room_id, place, &news).await? {
+                        response.rooms.join.insert(room_id.clone(), room);
+                    }
+                }
+                MembershipState::Leave | MembershipState::Ban => {
+                    if let Some(room) = self.left(&look, room_id, place, &news).await? {
+                        response.rooms.leave.insert(room_id.clone(), room);
+                    }
+                }
+                MembershipState::Invite if look.is_new(place) => {
+                    let invite = self.invited(&look, room_id).await?;
+                    response.rooms.invite.insert(room_id.clone(), invite);
+                }
+                MembershipState::Knock if look.is_new(place) => {
+                    let knock = self.knocked(&look, room_id).await?;
+                    response.rooms.knock.insert(room_id.clone(), knock);
+                }
+                _ => {}
+            }
+        }
+        let news = !response.rooms.is_empty();
+        Ok((response, news))
+    }
+
+    /// Fixes what the answer is made from. Where the user is, is read at the same position as the log.
+    fn take<'a>(&self, ask: &'a Ask) -> Look<'a> {
+        let log = self.storage.log();
+        let since = ask.since.map_or(StreamPosition(0), |token| token.0);
+        loop {
+            let until = log.position();
+            let places = log.roster().places(&ask.requester.user_id);
+            if places.values().any(|place| place.since > until) {
+                // A commit is being published at this moment.
+                continue;
+            }
+            let entries = ask.since.and_then(|token| log.since(token.0));
+            let entries = entries.map(|mut entries| {
+                entries.retain(|entry| entry.position <= until);
+                entries
+            });
+            // A token from the future comes from a database that was put back; all there is then is new.
+            return Look {
+                ask,
+                since: since.min(until),
+                until,
+                places,
+                entries,
+            };
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Rooms that the user is invited to or knocks at
+//! ([spec](https://spec.matrix.org/v1.19/client-server-api/#stripped-state)).
+
+use ruma::{
+    RoomId,
+    api::client::sync::sync_events::v3::{InviteState, InvitedRoom, KnockState, KnockedRoom},
+    events::{AnyStrippedStateEvent, StateEventType},
+    serde::Raw,
+};
+use serde_json::{json, value::to_raw_value};
+use sotto_federation::room::pdu::Pdu;
+
+use super::{Look, Sync};
+use crate::storage::{Families, StorageError};
+
+/// The parts of the state that tell what a room is.
+const STRIPPED: [StateEventType; 8] = [
+    StateEventType::RoomCreate,
+    StateEventType::RoomName,
+    StateEventType::RoomAvatar,
+    StateEventType::RoomTopic,
+    StateEventType::RoomJoinRules,
+    StateEventType::RoomCanonicalAlias,
+    StateEventType::RoomEncryption,
+    StateEventType::RoomMember,
+];
+
+impl Sync {
+    pub(super) async fn invited(
+        &self,
+        look: &Look<'_>,
+        room_id: &RoomId,
+    ) -> Result<InvitedRoom, StorageError> {
+        let mut state = InviteState::new();
+        state.events = self.stripped_state(look, room_id).await?;
+        Ok(InvitedRoom::from(state))
+    }
+
+    pub(super) async fn knocked(
+        &self,
+        look: &Look<'_>,
+        room_id: &RoomId,
+    ) -> Result<KnockedRoom, StorageError> {
+        let mut state = KnockState::new();
+        state.events = self.stripped_state(look, room_id).await?;
+        Ok(KnockedRoom::from(state))
+    }
+
+    /// What the user may know of the room: from its state if the server is in it, else from what came
+    /// with the invite; and the user's own membership event.
+    async fn stripped_state(
+        &self,
+        look: &Look<'_>,
+        room_id: &RoomId,
+    ) -> Result<Vec<Raw<AnyStrippedStateEvent>>, StorageError> {
+        let user_id = &look.ask.requester.user_id;
+        let Some(room) = self.timeline.heads.room(room_id).await? else {
+            return Ok(Vec::new());
+        };
+        let outside = self
+            .storage
+            .read()
+            .await?
+            .memberships()
+            .outside(room.nid, user_id)
+            .await?;
+        let Some((nid, stripped)) = outside else {
+            return Ok(Vec::new());
+        };
+        let own = self.events.by_nids(&[nid]).await?.remove(&nid);
+        let mut found: Vec<_> = own.iter().filter_map(|event| strip(&event.pdu)).collect();
+        if let Some(stripped) = stripped {
+            let rest = serde_json::from_str::<Vec<Raw<AnyStrippedStateEvent>>>(&stripped);
+            found.extend(rest.unwrap_or_default());
+            return Ok(found);
+        }
+        let Some(head) = room.head else {
+            return Ok(found);
+        };
+        for event_type in STRIPPED {
+            let inviter = own.as_ref().map_or("", |event| event.pdu.sender().as_str());
+            let key = if event_type == StateEventType::RoomMember {
+                inviter
+            } else {
+                ""
+            };
+            let event = self
+                .events
+                .state_event(head.state, &event_type, key)
+                .await?;
+            found.extend(event.and_then(|event| strip(&event.pdu)));
+        }
+        Ok(found)
+    }
+}
+
+/// An event as somebody outside of the room may see it.
+pub(crate) fn strip(pdu: &Pdu) -> Option<Raw<AnyStrippedStateEvent>> {
+    let stripped = json!({
+        "type": pdu.event_type(),
+        "state_key": pdu.state_key()?,
+        "sender": pdu.sender(),
+        "content": pdu.content(),
+    });
+    to_raw_value(&stripped).ok().map(Raw::from_json)
+}

@@ -1,0 +1,131 @@
+//! Which state events go with a timeline
+//! ([spec](https://spec.matrix.org/v1.19/client-server-api/#syncing)).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ruma::{
+    OwnedUserId, UserId,
+    events::{AnySyncStateEvent, StateEventType, TimelineEventType},
+    serde::Raw,
+};
+
+use super::{Look, Sync, news::RoomNews};
+use crate::storage::{
+    StorageError,
+    events::StoredEvent,
+    state_map::{EventNid, NodeId, StateKeyId},
+};
+
+/// The state around a timeline.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around {
+    /// What the client has; `None` if it knows nothing of the room.
+    pub(super) known: Option<NodeId>,
+    /// Before the first event of the timeline.
+    pub(super) start: NodeId,
+    /// After the last.
+    pub(super) end: NodeId,
+}
+
+impl Sync {
+    /// The state events to send with a timeline: before it, or, where the client asks for that, after it.
+    pub(super) async fn state(
+        &self,
+        look: &Look<'_>,
+        news: &RoomNews,
+        around: Around,
+    ) -> Result<Vec<Raw<AnySyncStateEvent>>, StorageError> {
+        let lazy = !look.ask.filter.room.state.lazy_load_options.is_disabled();
+        let to = if look.ask.use_state_after {
+            around.end
+        } else {
+            around.start
+        };
+        let mut nids: BTreeMap<StateKeyId, EventNid> = match around.known {
+            None if lazy => self.lazy_state(to, &look.ask.requester.user_id).await?,
+            None => self.storage.state_entries(to).await?,
+            Some(known) => self.changed(known, to).await?,
+        };
+        if !look.ask.use_state_after
+            && let Some(known) = around.known
+        {
+            // What changed by state resolution and not by an event of the timeline.
+            let told: BTreeSet<_> = news.events.iter().map(|event| event.nid).collect();
+            let rest = self.changed(known, around.end).await?;
+            nids.extend(rest.into_iter().filter(|(_, nid)| !told.contains(nid)));
+        }
+        if lazy {
+            nids.extend(self.senders(news, to).await?);
+        }
+        let nids: Vec<_> = nids.into_values().collect();
+        let events = self.events.by_nids(&nids).await?;
+        let mut state = Vec::with_capacity(events.len());
+        for event in events.values() {
+            let json = self.events.for_client(event, &look.ask.requester).await?;
+            state.push(json.cast_unchecked());
+        }
+        Ok(state)
+    }
+
+    async fn changed(
+        &self,
+        from: NodeId,
+        to: NodeId,
+    ) -> Result<BTreeMap<StateKeyId, EventNid>, StorageError> {
+        let differences = self.storage.state_difference(from, to).await?;
+        Ok(differences
+            .into_iter()
+            .filter_map(|d| Some((d.key, d.after?)))
+            .collect())
+    }
+
+    /// A state without its members, but for the user.
+    async fn lazy_state(
+        &self,
+        state: NodeId,
+        user_id: &UserId,
+    ) -> Result<BTreeMap<StateKeyId, EventNid>, StorageError> {
+        let mut entries = self.storage.state_entries(state).await?;
+        let keys: Vec<_> = entries.keys().copied().collect();
+        let pairs = self.storage.state_pairs(&keys).await?;
+        entries.retain(|key, _| {
+            pairs.get(key).is_some_and(|pair| {
+                pair.0 != StateEventType::RoomMember || pair.1 == user_id.as_str()
+            })
+        });
+        Ok(entries)
+    }
+
+    /// The membership events of those who speak in a timeline.
+    async fn senders(
+        &self,
+        news: &RoomNews,
+        state: NodeId,
+    ) -> Result<BTreeMap<StateKeyId, EventNid>, StorageError> {
+        let senders: BTreeSet<OwnedUserId> = news
+            .events
+            .iter()
+            .map(|event| event.pdu.sender().to_owned())
+            .collect();
+        let mut found = BTreeMap::new();
+        for sender in senders {
+            let member = StateEventType::RoomMember;
+            if let Some(nid) = self
+                .storage
+                .state_get(state, &member, sender.as_str())
+                .await?
+            {
+                found.insert(self.storage.states().key(&member, sender.as_str()), nid);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether an event says who is in the room.
+pub(super) fn is_member(event: &Arc<StoredEvent>) -> bool {
+    *event.pdu.event_type() == TimelineEventType::RoomMember
+}
