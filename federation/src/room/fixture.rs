@@ -30,7 +30,7 @@ pub(super) const CAROL: &str = "@carol:three.example";
 /// All events of a room. All servers sign with the same key.
 pub(super) struct Room {
     pub(super) rules: RoomVersionRules,
-    pub(super) room_id: OwnedRoomId,
+    pub(super) id: OwnedRoomId,
     pub(super) key: SigningKey,
     pub(super) events: BTreeMap<OwnedEventId, Arc<Pdu>>,
     now: u32,
@@ -50,7 +50,7 @@ impl Room {
         let rules = version::rules(room_version).unwrap();
         let mut room = Self {
             rules,
-            room_id: "!room:one.example".try_into().unwrap(),
+            id: "!room:one.example".try_into().unwrap(),
             key: SigningKey::from_seed("test", "YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1")
                 .unwrap(),
             events: BTreeMap::new(),
@@ -63,7 +63,7 @@ impl Room {
         };
         let create = json!({ "room_version": room_version, "creator": ALICE });
         let create = room.send(&mut branch, ALICE, "m.room.create", Some(""), &create);
-        room.room_id = create.room_id().to_owned();
+        room.id = create.room_id().to_owned();
         room.member(&mut branch, ALICE, ALICE, "join");
         let users = if room.rules.authorization.explicitly_privilege_room_creators {
             json!({})
@@ -115,7 +115,7 @@ impl Room {
         let is_create = template.event_type == TimelineEventType::RoomCreate;
         Basis {
             room_id: (!is_create || self.rules.event_format.require_room_create_room_id)
-                .then(|| self.room_id.clone()),
+                .then(|| self.id.clone()),
             prev_events: branch.prev_events.clone(),
             auth_events: types
                 .unwrap_or_default()

@@ -131,7 +131,7 @@ fn a_missing_auth_event_is_told_and_rejects() {
 /// Builds an event of Alice's on other auth events than those of the state.
 fn with_auth_events(room: &Room, branch: &Branch, auth_events: Vec<OwnedEventId>) -> Verified {
     let basis = Basis {
-        room_id: Some(room.room_id.clone()),
+        room_id: Some(room.id.clone()),
         prev_events: branch.prev_events.clone(),
         auth_events,
         depth: 9,
@@ -194,7 +194,7 @@ fn auth_events_must_be_those_that_are_selected() {
 fn auth_events_of_another_room_reject() {
     let (room, branch) = Room::new(&RoomVersionId::V10);
     let (mut other, mut other_branch) = Room::new(&RoomVersionId::V10);
-    other.room_id = "!other:one.example".try_into().unwrap();
+    other.id = "!other:one.example".try_into().unwrap();
     let joined = other.member(&mut other_branch, CAROL, CAROL, "join");
     let create = id(&branch.state, StateEventType::RoomCreate, "");
     let built = with_auth_events(&room, &branch, vec![create, joined.event_id().to_owned()]);
@@ -209,7 +209,7 @@ fn auth_events_of_another_room_reject() {
 #[test]
 fn the_create_event_of_version_12_must_be_accepted_and_is_no_auth_event() {
     let (mut room, branch) = Room::new(&RoomVersionId::V12);
-    let create = create_event_id(&room.room_id, &room.rules).unwrap();
+    let create = create_event_id(&room.id, &room.rules).unwrap();
     assert_eq!(id(&branch.state, StateEventType::RoomCreate, ""), create);
     let built = message(&mut room, &branch, ALICE);
     assert!(!built.pdu().auth_events().contains(&create));

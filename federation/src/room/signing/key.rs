@@ -4,7 +4,7 @@ use ruma::{
     CanonicalJsonObject, OwnedServerSigningKeyId, ServerName, ServerSigningKeyId,
     room_version_rules::RedactionRules,
     serde::{Base64, base64::Standard},
-    signatures::{Ed25519KeyPair, sign_event, sign_json},
+    signatures::{Ed25519KeyPair, KeyPair, sign_event, sign_json},
 };
 use zeroize::Zeroizing;
 
@@ -94,6 +94,11 @@ impl SigningKey {
         server_name: &ServerName,
     ) -> Result<(), KeyError> {
         sign_json(server_name.as_str(), &self.pair, object).map_err(|_| KeyError::Unsignable)
+    }
+
+    /// Signs bytes that are canonical JSON.
+    pub(crate) fn sign_bytes(&self, canonical_json: &[u8]) -> Base64 {
+        Base64::new(self.pair.sign(canonical_json).as_bytes().to_vec())
     }
 
     /// Adds our signature to an event that has its content hash.

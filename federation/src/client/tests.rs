@@ -1,0 +1,504 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use ruma::{
+    api::federation::discovery::get_server_version::v1 as get_server_version, server_name, uint,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::mpsc,
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::{
+    resolver::{Lookup, Service},
+    server_keys::own_response,
+    x_matrix::XMatrix,
+};
+
+/// A web server with a certificate for one name. It gives the same answer to every request, and
+/// tells what was asked.
+struct Peer {
+    address: SocketAddr,
+    ca_pem: String,
+    requests: mpsc::UnboundedReceiver<String>,
+    /// End with the peer.
+    _tasks: JoinSet<()>,
+}
+
+impl Peer {
+    async fn start(name: &str, answer: impl Into<String>) -> Self {
+        let certified = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let key = certified.signing_key.serialize_der().try_into().unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certified.cert.der().clone()], key)
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, requests) = mpsc::unbounded_channel();
+        let answer = answer.into();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let mut request = Vec::new();
+                while !is_complete(&request) {
+                    if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
+                        break;
+                    }
+                }
+                let _ = sender.send(String::from_utf8(request).unwrap());
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            }
+        });
+        Self {
+            address,
+            ca_pem: certified.cert.pem(),
+            requests,
+            _tasks: tasks,
+        }
+    }
+
+    /// A server that answers with JSON.
+    async fn json(name: &str, body: &str) -> Self {
+        Self::start(name, with_body("200 OK", "", body)).await
+    }
+}
+
+fn is_complete(request: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(request);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    body.len() >= header(head, "content-length").map_or(0, |length| length.parse().unwrap())
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let is_it = |line: &&str| line.to_ascii_lowercase().starts_with(&format!("{name}:"));
+    Some(head.lines().find(is_it)?.split_once(':')?.1.trim())
+}
+
+fn with_body(status: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// Names of tests. The addresses of all hosts are those of this machine.
+#[derive(Default)]
+struct Local {
+    services: BTreeMap<String, u16>,
+    lookups: AtomicU32,
+}
+
+impl Resolver for Local {
+    fn addresses<'a>(&'a self, _host: &'a str) -> Lookup<'a, Vec<IpAddr>> {
+        self.lookups.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Ok(vec!["127.0.0.1".parse().unwrap()]) })
+    }
+
+    fn services<'a>(&'a self, name: &'a str) -> Lookup<'a, Vec<Service>> {
+        let service = |port: &u16| Service {
+            priority: 0,
+            weight: 0,
+            port: *port,
+            target: "target.test.".to_owned(),
+        };
+        let found = self.services.get(name).map(service).into_iter().collect();
+        Box::pin(async { Ok(found) })
+    }
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_seed("1", "YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1").unwrap()
+}
+
+fn config(peers: &[&Peer]) -> Config {
+    let pem: String = peers.iter().map(|peer| peer.ca_pem.as_str()).collect();
+    Config {
+        server_name: server_name!("us.test").to_owned(),
+        key: Arc::new(key()),
+        names: BTreeMap::new(),
+        resolver: Arc::new(Local::default()),
+        egress: Arc::new(Egress::new(vec!["127.0.0.0/8".parse().unwrap()])),
+        tls: tls_config(pem.as_bytes()).unwrap(),
+        now: Arc::new(|| MilliSecondsSinceUnixEpoch(uint!(1_000_000))),
+        limits: Limits::default(),
+    }
+}
+
+const VERSION: &str = r#"{"server":{"name":"Peer","version":"1"}}"#;
+
+async fn version_of(
+    client: &FederationClient,
+    server: &str,
+) -> Result<get_server_version::Response, ClientError> {
+    client
+        .send(
+            server.try_into().unwrap(),
+            get_server_version::Request::new(),
+        )
+        .await
+}
+
+#[tokio::test]
+async fn a_request_is_signed_and_goes_to_the_named_address() {
+    let mut peer = Peer::json("peer.test", VERSION).await;
+    let mut config = config(&[&peer]);
+    config
+        .names
+        .insert("peer.test".try_into().unwrap(), peer.address);
+    let client = FederationClient::new(config);
+
+    let answer = version_of(&client, "peer.test").await.unwrap();
+    assert_eq!(answer.server.unwrap().name.as_deref(), Some("Peer"));
+
+    let request = peer.requests.recv().await.unwrap();
+    let uri = "/_matrix/federation/v1/version";
+    assert!(request.starts_with(&format!("GET {uri} HTTP/1.1\r\n")));
+    assert_eq!(header(&request, "host"), Some("peer.test"));
+    let authorization = XMatrix::parse(header(&request, "authorization").unwrap()).unwrap();
+    assert_eq!(authorization.origin(), "us.test");
+    let destination = server_name!("peer.test");
+    authorization
+        .verify("GET", uri, b"", destination, &key().public_key())
+        .unwrap();
+}
+
+#[tokio::test]
+async fn the_body_and_the_query_are_signed_as_they_are_sent() {
+    let mut peer = Peer::json("peer.test", "{}").await;
+    let mut config = config(&[&peer]);
+    config
+        .names
+        .insert("peer.test:9".try_into().unwrap(), peer.address);
+    let client = FederationClient::new(config);
+    let destination = server_name!("peer.test:9");
+
+    let body = br#"{"b":1.5,"a":"\u00e4"}"#.to_vec();
+    let request = http::Request::put("https://x/_matrix/a%20%2F'?q=%27'|&r=%C3%A4").body(body);
+    let answer = client
+        .send_streamed(destination, request.unwrap(), Duration::from_secs(9))
+        .await
+        .unwrap();
+    assert_eq!(answer.read(10).await.unwrap().body(), b"{}");
+
+    let request = peer.requests.recv().await.unwrap();
+    let (head, body) = request.split_once("\r\n\r\n").unwrap();
+    assert_eq!(header(head, "host"), Some("peer.test:9"));
+    let uri = head.split(' ').nth(1).unwrap();
+    let authorization = XMatrix::parse(header(head, "authorization").unwrap()).unwrap();
+    let key = key().public_key();
+    authorization
+        .verify("PUT", uri, body.as_bytes(), destination, &key)
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_service_is_found_and_must_prove_the_name_of_the_server() {
+    let mut peer = Peer::json("peer.test", VERSION).await;
+    let mut config = config(&[&peer]);
+    let services = BTreeMap::from([
+        ("_matrix-fed._tcp.peer.test".to_owned(), peer.address.port()),
+        (
+            "_matrix-fed._tcp.impostor.test".to_owned(),
+            peer.address.port(),
+        ),
+    ]);
+    config.resolver = Arc::new(Local {
+        services,
+        ..Local::default()
+    });
+    let client = FederationClient::new(config);
+
+    version_of(&client, "peer.test").await.unwrap();
+    let request = peer.requests.recv().await.unwrap();
+    assert_eq!(header(&request, "host"), Some("peer.test"));
+
+    let error = version_of(&client, "impostor.test").await.unwrap_err();
+    assert!(matches!(error, ClientError::Connect(_)), "{error:?}");
+    assert!(error.is_server_down());
+    assert!(peer.requests.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn where_a_server_is_is_remembered_for_ten_minutes_and_forgotten_after_a_failure() {
+    let peer = Peer::json("peer.test", VERSION).await;
+    let mut config = config(&[&peer]);
+    let resolver = Arc::new(Local::default());
+    let now = Arc::new(AtomicU32::new(0));
+    config.resolver = Arc::<Local>::clone(&resolver);
+    let clock = Arc::clone(&now);
+    config.now = Arc::new(move || MilliSecondsSinceUnixEpoch(clock.load(Ordering::Relaxed).into()));
+    let client = FederationClient::new(config);
+    let name = format!("peer.test:{}", peer.address.port());
+    let lookups = || resolver.lookups.load(Ordering::Relaxed);
+
+    version_of(&client, &name).await.unwrap();
+    version_of(&client, &name).await.unwrap();
+    assert_eq!(lookups(), 1);
+    now.store(10 * 60 * 1000, Ordering::Relaxed);
+    version_of(&client, &name).await.unwrap();
+    assert_eq!(lookups(), 2);
+
+    for expected in [3, 4] {
+        version_of(&client, "other.test:1").await.unwrap_err();
+        assert_eq!(lookups(), expected);
+    }
+}
+
+#[tokio::test]
+async fn what_the_guard_denies_is_not_connected_to() {
+    let mut peer = Peer::json("peer.test", VERSION).await;
+    let mut config = config(&[&peer]);
+    config.egress = Arc::default();
+    config
+        .names
+        .insert("peer.test".try_into().unwrap(), peer.address);
+    let client = FederationClient::new(config);
+    let port = peer.address.port();
+    for name in [
+        "peer.test".to_owned(),
+        format!("peer.test:{port}"),
+        format!("127.0.0.1:{port}"),
+        format!("[::ffff:127.0.0.1]:{port}"),
+        // Not an address to us, but one to URLs.
+        format!("127.1:{port}"),
+        format!("2130706433:{port}"),
+    ] {
+        let error = version_of(&client, &name).await.unwrap_err();
+        assert!(matches!(error, ClientError::Denied(_)), "{name}: {error:?}");
+    }
+    assert!(peer.requests.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_host_that_only_urls_take_for_an_address_is_denied() {
+    let peer = Peer::json("peer.test", VERSION).await;
+    // The guard lets this machine pass, but not by such a name.
+    let mut config = config(&[&peer]);
+    config.egress = Arc::new(Egress::new(vec!["127.0.0.1".parse().unwrap()]));
+    let client = FederationClient::new(config);
+    let name = format!("127.9:{}", peer.address.port());
+    let error = version_of(&client, &name).await.unwrap_err();
+    assert!(matches!(error, ClientError::Denied(_)), "{error:?}");
+}
+
+async fn error_of(answer: String, limit: usize) -> ClientError {
+    let peer = Peer::start("peer.test", answer).await;
+    let mut config = config(&[&peer]);
+    config
+        .names
+        .insert("peer.test".try_into().unwrap(), peer.address);
+    config.limits.answer = limit;
+    version_of(&FederationClient::new(config), "peer.test")
+        .await
+        .unwrap_err()
+}
+
+#[tokio::test]
+async fn errors_of_the_other_server_are_told_without_its_words() {
+    let body = r#"{"errcode":"M_FORBIDDEN","error":"secret words"}"#;
+    let error = error_of(with_body("403 Forbidden", "", body), 1000).await;
+    assert_eq!(
+        error.to_string(),
+        "the server answered with 403 M_FORBIDDEN"
+    );
+    assert_eq!(error.matrix().unwrap().status_code, 403);
+    assert!(!error.is_server_down());
+    let error = error_of(with_body("502 Bad Gateway", "", "<html>"), 1000).await;
+    assert!(error.is_server_down());
+}
+
+#[tokio::test]
+async fn answers_are_bounded_and_redirects_are_not_followed() {
+    let error = error_of(with_body("200 OK", "", VERSION), VERSION.len() - 1).await;
+    assert!(matches!(error, ClientError::TooLarge), "{error:?}");
+    // Without a length, and with a wrong one.
+    let endless = format!(
+        "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{}",
+        "x".repeat(5000)
+    );
+    let error = error_of(endless, 4999).await;
+    assert!(matches!(error, ClientError::TooLarge), "{error:?}");
+
+    let redirect = with_body(
+        "307 Temporary Redirect",
+        "Location: https://a.test/\r\n",
+        "",
+    );
+    let error = error_of(redirect, 1000).await;
+    assert!(matches!(error, ClientError::Redirected), "{error:?}");
+
+    let error = error_of(with_body("200 OK", "", "{"), 1000).await;
+    assert!(matches!(error, ClientError::MalformedAnswer), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_server_does_not_speak_to_itself() {
+    let client = FederationClient::new(config(&[]));
+    let error = version_of(&client, "us.test").await.unwrap_err();
+    assert!(matches!(error, ClientError::Ourselves));
+}
+
+#[tokio::test]
+async fn keys_are_fetched_without_a_signature_and_verified() {
+    let name = server_name!("peer.test");
+    let until = MilliSecondsSinceUnixEpoch(uint!(2_000_000));
+    let list = serde_json::to_string(&own_response(name, &key(), &[], until).unwrap()).unwrap();
+    let mut peer = Peer::json("peer.test", &list).await;
+    let batch = format!(
+        "{{\"server_keys\":[{list},{{}},{}]}}",
+        list.replace("peer", "bear")
+    );
+    let notary = Peer::json("notary.test", &batch).await;
+    let liar = Peer::json("liar.test", &list).await;
+    let mut config = config(&[&peer, &notary, &liar]);
+    for (name, peer) in [
+        ("peer.test", &peer),
+        ("notary.test", &notary),
+        ("liar.test", &liar),
+    ] {
+        config.names.insert(name.try_into().unwrap(), peer.address);
+    }
+    let client = FederationClient::new(config);
+
+    let fetched = client.server_keys(name).await.unwrap();
+    assert_eq!(fetched.keys.valid_until(), until);
+    assert_eq!(fetched.json.get(), list);
+    assert_eq!(
+        header(&peer.requests.recv().await.unwrap(), "authorization"),
+        None
+    );
+    assert!(client.server_keys(server_name!("liar.test")).await.is_err());
+
+    let wanted = BTreeMap::from([
+        (name.to_owned(), vec![key().id().to_owned()]),
+        (
+            server_name!("bear.test").to_owned(),
+            vec![key().id().to_owned()],
+        ),
+    ]);
+    let notary = server_name!("notary.test");
+    let fetched = client
+        .server_keys_from_notary(notary, &wanted, Some(until))
+        .await
+        .unwrap();
+    assert_eq!(fetched.len(), 1);
+    assert_eq!(fetched[0].keys.server_name(), name);
+}
+
+/// A client that finds the files and servers of these peers. Each stands for the port of its name.
+fn client_of(peers: &[(&str, &Peer)]) -> FederationClient {
+    let all: Vec<&Peer> = peers.iter().map(|(_, peer)| *peer).collect();
+    let mut config = config(&all);
+    for (name, peer) in peers {
+        config
+            .names
+            .insert((*name).try_into().unwrap(), peer.address);
+    }
+    FederationClient::new(config)
+}
+
+#[tokio::test]
+async fn a_server_delegates_by_its_well_known_file() {
+    let delegation = r#"{"m.server":"peer.test:8449"}"#;
+    let mut web = Peer::json("example.test", delegation).await;
+    let mut peer = Peer::json("peer.test", VERSION).await;
+    let client = client_of(&[("example.test:443", &web), ("peer.test:8449", &peer)]);
+
+    for _ in 0..2 {
+        version_of(&client, "example.test").await.unwrap();
+        let request = peer.requests.recv().await.unwrap();
+        assert_eq!(header(&request, "host"), Some("peer.test:8449"));
+        let authorization = XMatrix::parse(header(&request, "authorization").unwrap()).unwrap();
+        let uri = "/_matrix/federation/v1/version";
+        let destination = server_name!("example.test");
+        authorization
+            .verify("GET", uri, b"", destination, &key().public_key())
+            .unwrap();
+        client.forget(destination);
+    }
+    let request = web.requests.recv().await.unwrap();
+    assert!(request.starts_with("GET /.well-known/matrix/server HTTP/1.1\r\n"));
+    assert_eq!(header(&request, "host"), Some("example.test"));
+    assert_eq!(header(&request, "authorization"), None);
+    // The second time the file was remembered.
+    assert!(web.requests.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn redirects_of_the_file_are_followed_but_not_for_ever() {
+    let to = |location: &str| with_body("302 Found", &format!("Location: {location}\r\n"), "");
+    let first = Peer::start("first.test", to("https://second.test/x?y")).await;
+    let mut second = Peer::json("second.test", r#"{"m.server":"peer.test:1"}"#).await;
+    let peer = Peer::json("peer.test", VERSION).await;
+    let client = client_of(&[
+        ("first.test:443", &first),
+        ("second.test:443", &second),
+        ("peer.test:1", &peer),
+    ]);
+    version_of(&client, "first.test").await.unwrap();
+    assert!(
+        second
+            .requests
+            .recv()
+            .await
+            .unwrap()
+            .starts_with("GET /x?y HTTP/1.1")
+    );
+
+    for location in [
+        "/.well-known/matrix/server",
+        "http://second.test/",
+        "https://127.1/",
+        "x:",
+    ] {
+        let peer = Peer::start("loop.test", to(location)).await;
+        let client = client_of(&[("loop.test:443", &peer)]);
+        assert_eq!(client.well_known("loop.test".to_owned()).await, None);
+        let mut requests = peer.requests;
+        let mut count = 0;
+        while requests.try_recv().is_ok() {
+            count += 1;
+        }
+        assert!((1..=6).contains(&count), "{location}: {count}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_wrong_or_too_large_is_as_good_as_none() {
+    let large = format!(
+        "{{\"m.server\":\"a.test\",\"x\":\"{}\"}}",
+        "x".repeat(50 * 1024)
+    );
+    for answer in [
+        with_body("200 OK", "", &large),
+        with_body("200 OK", "", "{}"),
+        with_body("404 Not Found", "", r#"{"m.server":"a.test"}"#),
+    ] {
+        let mut peer = Peer::start("wrong.test", answer).await;
+        let client = client_of(&[("wrong.test:443", &peer)]);
+        assert_eq!(client.well_known("wrong.test".to_owned()).await, None);
+        assert_eq!(client.well_known("wrong.test".to_owned()).await, None);
+        // Asked once: errors are remembered too.
+        assert!(peer.requests.try_recv().is_ok());
+        assert!(peer.requests.try_recv().is_err());
+    }
+}
