@@ -9,6 +9,7 @@ pub(crate) mod append;
 pub(crate) mod counters;
 pub(crate) mod devices;
 pub(crate) mod dialect;
+pub(crate) mod event_cache;
 pub(crate) mod events;
 pub(crate) mod log;
 pub(crate) mod memberships;
@@ -95,7 +96,7 @@ struct Inner {
     counters: Arc<Counters>,
     log: Arc<Log>,
     states: StateNodes,
-    events: events::EventCache,
+    events: event_cache::EventCache,
 }
 
 impl Storage {
@@ -134,7 +135,7 @@ impl Storage {
             jobs: queue,
         };
         tasks.spawn(writer.run());
-        let (states, events) = (StateNodes::new(secret), events::EventCache::new());
+        let (states, events) = (StateNodes::new(secret), event_cache::EventCache::new());
         Ok(Self(Arc::new(Inner {
             pool,
             jobs,
@@ -159,7 +160,7 @@ impl Storage {
         &self.0.states
     }
 
-    pub(crate) fn event_cache(&self) -> &events::EventCache {
+    pub(crate) fn event_cache(&self) -> &event_cache::EventCache {
         &self.0.events
     }
 

@@ -1,1 +1,11 @@
-//! Skeleton.
+//! The tests of whole servers: one binary, a file for each area.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod chat;
+mod tidy;

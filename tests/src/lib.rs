@@ -1,1 +1,22 @@
-//! Skeleton.
+//! Whole servers in this process, and people who use them over HTTP.
+//!
+//! Every test makes its own servers on its own ports and databases. Without more said these are SQLite files in a
+//! temporary directory; with `SOTTO_TEST_DATABASE_URL=postgres://…` each server gets a fresh database there.
+
+#![expect(
+    clippy::missing_panics_doc,
+    reason = "test support: a panic is a failed test"
+)]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test support: a panic is a failed test"
+)]
+
+mod database;
+mod server;
+mod user;
+
+pub use database::Database;
+pub use server::{Setup, TestServer};
+pub use user::{Answer, User, escape, room};

@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, OnceLock};
 
-use quick_cache::sync::Cache;
 use ruma::{
     EventId, OwnedEventId, OwnedTransactionId, RoomVersionId, events::AnySyncTimelineEvent,
     serde::Raw,
@@ -457,54 +456,4 @@ fn node(bytes: Option<Vec<u8>>) -> Option<NodeId> {
 
 fn parse<T, E>(column: &'static str, row: &str, parsed: Result<T, E>) -> Result<T, StorageError> {
     parsed.map_err(|_| StorageError::inconsistent("events", column, row))
-}
-
-/// Events in memory. What was read stays true: the one change that an event can see, its redaction, goes
-/// through [`EventCache::replace`].
-#[derive(Debug)]
-pub(crate) struct EventCache {
-    by_id: Cache<OwnedEventId, Arc<StoredEvent>>,
-    by_nid: Cache<EventNid, Arc<StoredEvent>>,
-    /// Events whose commit is under way, for those that already build on them.
-    pending: Cache<EventNid, Arc<Pdu>>,
-}
-
-impl EventCache {
-    pub(super) fn new() -> Self {
-        Self {
-            by_id: Cache::new(16_384),
-            by_nid: Cache::new(16_384),
-            pending: Cache::new(4_096),
-        }
-    }
-
-    pub(crate) fn by_id(&self, event_id: &EventId) -> Option<Arc<StoredEvent>> {
-        self.by_id.get(event_id)
-    }
-
-    pub(crate) fn by_nid(&self, nid: EventNid) -> Option<Arc<StoredEvent>> {
-        self.by_nid.get(&nid)
-    }
-
-    pub(crate) fn pending(&self, nid: EventNid) -> Option<Arc<Pdu>> {
-        self.pending.get(&nid)
-    }
-
-    pub(crate) fn insert_pending(&self, nid: EventNid, pdu: Arc<Pdu>) {
-        self.pending.insert(nid, pdu);
-    }
-
-    /// Forgets an event that changed in the database.
-    pub(crate) fn forget(&self, nid: EventNid) {
-        if let Some((_, event)) = self.by_nid.remove(&nid) {
-            self.by_id.remove(event.pdu.event_id());
-        }
-    }
-
-    /// Keeps an event that is in the database.
-    pub(crate) fn replace(&self, event: &Arc<StoredEvent>) {
-        self.by_id
-            .insert(event.pdu.event_id().to_owned(), event.clone());
-        self.by_nid.insert(event.nid, event.clone());
-    }
 }

@@ -1,0 +1,233 @@
+//! Servers.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    sync::Arc,
+};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use ruma::{OwnedServerName, ServerName};
+use serde_json::json;
+use sotto_homeserver::{
+    Homeserver,
+    clock::Clock,
+    config::{Config, Registration},
+};
+use tempfile::TempDir;
+
+use crate::{Database, User};
+
+/// A server, with its data and its clock.
+#[derive(Debug)]
+pub struct TestServer {
+    config: Config,
+    clock: Clock,
+    running: Option<Homeserver>,
+    database: Database,
+    directory: Arc<TempDir>,
+}
+
+/// What servers are made with.
+#[derive(Debug, Default)]
+pub struct Setup {
+    change: Option<fn(&mut Config)>,
+}
+
+impl Setup {
+    /// Changes the configuration before the start.
+    #[must_use]
+    pub fn with(change: fn(&mut Config)) -> Self {
+        Self {
+            change: Some(change),
+        }
+    }
+
+    /// Starts one server that does not federate.
+    pub async fn start(self) -> TestServer {
+        let directory = Arc::new(TempDir::new().expect("a temporary directory"));
+        let name = ruma::owned_server_name!("one.test");
+        let mut config = Config::new(name);
+        config.data_dir = directory.path().join("data");
+        config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        self.run(config, directory).await
+    }
+
+    /// Starts servers that federate with each other, over TLS, under the names `a.test`, `b.test`, …
+    pub async fn federation(self, count: usize) -> Vec<TestServer> {
+        let directory = Arc::new(TempDir::new().expect("a temporary directory"));
+        let servers: Vec<(OwnedServerName, SocketAddr)> = (0..count)
+            .map(|index| {
+                let letter = char::from(b'a' + u8::try_from(index).expect("few servers"));
+                let name = ServerName::parse(format!("{letter}.test")).expect("a name");
+                (name, free_port())
+            })
+            .collect();
+        certificates(
+            directory.path(),
+            servers.iter().map(|(name, _)| name.as_str()),
+        );
+        let mut started = Vec::new();
+        for (name, address) in &servers {
+            let mut config = Config::new(name.clone());
+            config.data_dir = directory.path().join(name.as_str());
+            config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+            let federation = &mut config.federation;
+            federation.listen = Some(*address);
+            federation.certificate = Some(directory.path().join(format!("{name}.crt")));
+            federation.private_key = Some(directory.path().join(format!("{name}.key")));
+            federation.ca_file = Some(directory.path().join("ca.crt"));
+            federation.allow_networks = vec!["127.0.0.0/8".to_owned()];
+            federation.names = servers.iter().cloned().collect();
+            started.push(
+                Setup {
+                    change: self.change,
+                }
+                .run(config, directory.clone())
+                .await,
+            );
+        }
+        started
+    }
+
+    async fn run(self, mut config: Config, directory: Arc<TempDir>) -> TestServer {
+        config.registration = Registration::Open;
+        let database = Database::fresh().await;
+        config.database = database.url();
+        if let Some(change) = self.change {
+            change(&mut config);
+        }
+        let clock = Clock::movable();
+        let running = Homeserver::start(config.clone(), clock.clone()).await;
+        let running = Some(running.expect("the server starts"));
+        TestServer {
+            config,
+            clock,
+            running,
+            database,
+            directory,
+        }
+    }
+}
+
+impl TestServer {
+    /// A server that does not federate.
+    pub async fn start() -> Self {
+        Setup::default().start().await
+    }
+
+    /// Two servers that federate.
+    pub async fn pair() -> (Self, Self) {
+        let mut servers = Setup::default().federation(2).await;
+        let (b, a) = (servers.pop(), servers.pop());
+        a.zip(b).expect("two servers")
+    }
+
+    /// The name of the server.
+    #[must_use]
+    pub fn name(&self) -> &ServerName {
+        &self.config.server_name
+    }
+
+    /// The clock that the server goes by.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let running = self.running.as_ref().expect("the server runs");
+        format!("http://{}", running.address())
+    }
+
+    /// Where the data of the server is.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.config.data_dir
+    }
+
+    /// The directory that all servers of the test share.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The URL under which a test can look into the database.
+    #[must_use]
+    pub fn database_url(&self) -> String {
+        self.database.inspect_url(&self.config.data_dir)
+    }
+
+    /// Stops the server; its data stay.
+    pub async fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.stop().await;
+        }
+    }
+
+    /// Starts the server again on its data and its port.
+    pub async fn resume(&mut self) {
+        let running = Homeserver::start(self.config.clone(), self.clock.clone()).await;
+        self.running = Some(running.expect("the server starts again"));
+    }
+
+    /// Stops and starts.
+    pub async fn restart(&mut self) {
+        if let Some(running) = &self.running {
+            // The same port as before, so that users of the test find it again.
+            self.config.listen = running.address();
+        }
+        self.stop().await;
+        self.resume().await;
+    }
+
+    /// Makes an account, logged in.
+    pub async fn register(&self, name: &str) -> User {
+        let nobody = User::anonymous(self.url());
+        let body = json!({
+            "username": name,
+            "password": format!("the password of {name}"),
+            "auth": { "type": "m.login.dummy" },
+        });
+        let answer = nobody.post("/_matrix/client/v3/register", &body).await.ok();
+        User::new(self.url(), &answer)
+    }
+
+    /// Logs in a further device of an account that [`TestServer::register`] made.
+    pub async fn log_in(&self, name: &str) -> User {
+        let nobody = User::anonymous(self.url());
+        let body = json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": name },
+            "password": format!("the password of {name}"),
+        });
+        let answer = nobody.post("/_matrix/client/v3/login", &body).await.ok();
+        User::new(self.url(), &answer)
+    }
+}
+
+fn free_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its number")
+}
+
+/// Writes a certificate authority and a certificate for each name.
+fn certificates<'a>(directory: &Path, names: impl Iterator<Item = &'a str>) {
+    let write = |file: String, text: String| {
+        std::fs::write(directory.join(file), text).expect("the directory can be written");
+    };
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().expect("a key");
+    let ca = CertifiedIssuer::self_signed(params, key).expect("a certificate authority");
+    write("ca.crt".to_owned(), ca.pem());
+    for name in names {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &ca).expect("a certificate");
+        write(format!("{name}.crt"), certificate.pem());
+        write(format!("{name}.key"), key.serialize_pem());
+    }
+}
