@@ -20,8 +20,8 @@ use tower_http::cors::{Any, CorsLayer};
 
 use self::error::MatrixError;
 use crate::service::{
-    accounts::Accounts, devices::Devices, membership::Membership, rooms::Rooms, sync::Sync,
-    timeline::Timeline, uia::Uia,
+    accounts::Accounts, devices::Devices, membership::Membership, rooms::Rooms,
+    server_keys::ServerKeys, sync::Sync, timeline::Timeline, uia::Uia,
 };
 
 /// What routes can ask for: each takes the one service that it needs.
@@ -31,6 +31,7 @@ pub(crate) struct Edge {
     pub(crate) devices: Devices,
     pub(crate) membership: Membership,
     pub(crate) rooms: Rooms,
+    pub(crate) server_keys: ServerKeys,
     pub(crate) sync: Sync,
     pub(crate) timeline: Timeline,
     pub(crate) uia: Uia,

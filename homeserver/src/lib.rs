@@ -7,9 +7,12 @@
 mod api;
 pub mod clock;
 pub mod config;
+mod listen;
 mod service;
 mod start;
 mod storage;
 
+pub use listen::ListenTlsError;
+pub use service::federation::FederationError;
 pub use start::{Homeserver, StartError};
 pub use storage::StorageError;

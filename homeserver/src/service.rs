@@ -3,9 +3,11 @@
 pub(crate) mod accounts;
 pub(crate) mod devices;
 pub(crate) mod events;
+pub(crate) mod federation;
 pub(crate) mod heads;
 pub(crate) mod membership;
 pub(crate) mod rooms;
+pub(crate) mod server_keys;
 pub(crate) mod sync;
 pub(crate) mod timeline;
 pub(crate) mod uia;

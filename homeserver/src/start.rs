@@ -7,12 +7,6 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::{conn::auto, graceful::GracefulShutdown},
-    service::TowerToHyperService,
-};
 use sotto_federation::room::signing::SigningKey;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,20 +16,27 @@ use crate::{
     api::{self, Edge},
     clock::Clock,
     config::Config,
+    listen::{self, ListenTlsError, PATIENCE},
     service::{
-        accounts::Accounts, devices::Devices, events::Events, membership::Membership, rooms::Rooms,
-        sync::Sync, timeline::Timeline, uia::Uia,
+        accounts::Accounts,
+        devices::Devices,
+        events::Events,
+        federation::{Federation, FederationError},
+        membership::Membership,
+        rooms::Rooms,
+        server_keys::ServerKeys,
+        sync::Sync,
+        timeline::Timeline,
+        uia::Uia,
     },
     storage::{Storage, StorageError},
 };
-
-/// How long a stop waits for answers that are under way.
-const PATIENCE: Duration = Duration::from_secs(4);
 
 /// A running server.
 #[derive(Debug)]
 pub struct Homeserver {
     address: SocketAddr,
+    federation_address: Option<SocketAddr>,
     first_token: Option<String>,
     stopping: CancellationToken,
     tasks: TaskTracker,
@@ -68,6 +69,12 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The certificate for other servers cannot be used.
+    #[error(transparent)]
+    ListenTls(#[from] ListenTlsError),
+    /// Other servers cannot be spoken to as the configuration says.
+    #[error(transparent)]
+    Federation(#[from] FederationError),
     /// The database cannot be used.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -84,17 +91,34 @@ impl Homeserver {
         let key = Arc::new(signing_key(data_dir)?);
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let storage = Storage::open(&config.database_url(), &config.server_name, &tasks).await?;
-        let edge = services(&config, &storage, &clock, &key, &stopping);
+        let federation = Federation::new(&config, &clock, &key)?;
+        let edge = services(&config, &storage, &clock, &key, federation, &stopping);
         let first_token = edge.accounts.first_registration_token().await?;
-        let failed = |source| StartError::Listen {
-            address: config.listen,
-            source,
+        let router = api::router(edge);
+        let (listener, address) = bind(config.listen).await?;
+        tasks.spawn(listen::serve(
+            listener,
+            None,
+            router.clone(),
+            stopping.clone(),
+        ));
+        let settings = &config.federation;
+        let federation_address = match (
+            &settings.listen,
+            &settings.certificate,
+            &settings.private_key,
+        ) {
+            (Some(at), Some(certificate), Some(private_key)) => {
+                let tls = listen::tls_acceptor(certificate, private_key)?;
+                let (listener, address) = bind(*at).await?;
+                tasks.spawn(listen::serve(listener, Some(tls), router, stopping.clone()));
+                Some(address)
+            }
+            _ => None,
         };
-        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        tasks.spawn(serve(listener, api::router(edge), stopping.clone()));
         Ok(Self {
             address,
+            federation_address,
             first_token,
             stopping,
             tasks,
@@ -105,6 +129,12 @@ impl Homeserver {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where other servers connect with TLS, if the configuration says that they do.
+    #[must_use]
+    pub fn federation_address(&self) -> Option<SocketAddr> {
+        self.federation_address
     }
 
     /// The token with which the first account can be registered, while there is none.
@@ -126,12 +156,20 @@ impl Homeserver {
     }
 }
 
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
 /// Builds each service once, in order, from those before it.
 fn services(
     config: &Config,
     storage: &Storage,
     clock: &Clock,
     key: &Arc<SigningKey>,
+    federation: Federation,
     stopping: &CancellationToken,
 ) -> Edge {
     let server_name = config.server_name.clone();
@@ -145,6 +183,12 @@ fn services(
         server_name.clone(),
         config.registration,
         base_url,
+    );
+    let server_keys = ServerKeys::new(
+        storage.clone(),
+        federation.clone(),
+        clock.clone(),
+        key.clone(),
     );
     let devices = Devices::new(storage.clone(), accounts.clone());
     let events = Events::new(storage.clone());
@@ -163,6 +207,7 @@ fn services(
         devices,
         membership,
         rooms,
+        server_keys,
         sync,
         timeline,
         uia: Uia::new(clock.clone()),
@@ -199,40 +244,4 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     let mut file = options.open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
-}
-
-/// Accepts connections until the server stops, then lets those that are open end.
-async fn serve(listener: TcpListener, router: Router, stopping: CancellationToken) {
-    let connections = GracefulShutdown::new();
-    let tasks = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stopping.cancelled() => break,
-        };
-        let Ok((stream, _)) = accepted else {
-            // Out of file descriptors, most likely: give those that are open time to end.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        drop(stream.set_nodelay(true));
-        let builder = auto::Builder::new(TokioExecutor::new());
-        let service = TowerToHyperService::new(router.clone());
-        let connection = builder
-            .serve_connection(TokioIo::new(stream), service)
-            .into_owned();
-        let watched = connections.watch(connection);
-        tasks.spawn(async move {
-            if let Err(error) = watched.await {
-                tracing::debug!(%error, "a connection ended with an error");
-            }
-        });
-    }
-    drop(listener);
-    if tokio::time::timeout(PATIENCE, connections.shutdown())
-        .await
-        .is_err()
-    {
-        tracing::warn!("some connections did not end in time");
-    }
 }

@@ -15,6 +15,7 @@ pub(crate) mod log;
 pub(crate) mod memberships;
 pub(crate) mod rooms;
 pub(crate) mod roster;
+pub(crate) mod server_keys;
 pub(crate) mod state_map;
 pub(crate) mod state_nodes;
 pub(crate) mod writer;
@@ -235,6 +236,9 @@ pub(crate) trait Families {
     }
     fn rooms(&mut self) -> rooms::Rooms<'_> {
         rooms::Rooms(self.connection())
+    }
+    fn server_keys(&mut self) -> server_keys::ServerKeys<'_> {
+        server_keys::ServerKeys(self.connection())
     }
 }
 
