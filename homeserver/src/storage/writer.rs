@@ -2,9 +2,9 @@
 //! transaction (each behind a savepoint), commits with one fsync, publishes what they changed, and only
 //! then answers.
 
-use std::sync::Arc;
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 use sqlx::{Any, AnyPool, pool::PoolConnection};
 use tokio::sync::{mpsc, oneshot};
 
@@ -197,7 +197,7 @@ impl Writer {
                 Job::Append(append, reply) => appends.push((append, reply)),
                 Job::Write(write) => {
                     Self::append(tx, std::mem::take(&mut appends), done).await?;
-                    Self::write(tx, write, alone, done).await?;
+                    self.write(tx, write, alone, done).await?;
                 }
             }
         }
@@ -236,35 +236,40 @@ impl Writer {
     }
 
     async fn write(
+        &self,
         tx: &mut Tx,
         mut write: Box<dyn Write>,
         alone: bool,
         done: &mut Vec<Done>,
     ) -> Result<(), StorageError> {
-        let entries = tx.entries.len();
-        let outcome = async {
-            if !alone {
-                tx.run("SAVEPOINT job").await?;
-            }
-            let stays = write.run(tx).await;
-            match (stays, alone) {
-                (true, true) => Ok(()),
-                (true, false) => tx.run("RELEASE SAVEPOINT job").await,
-                (false, true) => {
-                    tx.run("ROLLBACK").await?;
-                    tx.entries.truncate(entries);
-                    tx.run("BEGIN").await
-                }
-                (false, false) => {
-                    tx.entries.truncate(entries);
-                    tx.run("ROLLBACK TO SAVEPOINT job").await?;
-                    tx.run("RELEASE SAVEPOINT job").await
-                }
-            }
-        };
-        let outcome = outcome.await;
+        let outcome = self.run_write(tx, &mut *write, alone).await;
         done.push(Done::Write(write));
         outcome
+    }
+
+    /// Runs one job so that it leaves nothing behind if it fails. Alone in its transaction it needs no
+    /// savepoint for that.
+    async fn run_write(
+        &self,
+        tx: &mut Tx,
+        write: &mut dyn Write,
+        alone: bool,
+    ) -> Result<(), StorageError> {
+        let entries = tx.entries.len();
+        if !alone {
+            tx.run("SAVEPOINT job").await?;
+        }
+        // A job that panics fails alone: the writer serves everybody.
+        let stays = AssertUnwindSafe(write.run(tx)).catch_unwind().await.unwrap_or(false);
+        if !stays {
+            tx.entries.truncate(entries);
+            if alone {
+                tx.run("ROLLBACK").await?;
+                return tx.run(self.dialect.begin()).await;
+            }
+            tx.run("ROLLBACK TO SAVEPOINT job").await?;
+        }
+        if alone { Ok(()) } else { tx.run("RELEASE SAVEPOINT job").await }
     }
 }
 
