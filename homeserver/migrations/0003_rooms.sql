@@ -60,6 +60,7 @@ CREATE TABLE memberships (
     user_id TEXT NOT NULL,
     membership TEXT NOT NULL,
     event_nid BIGINT NOT NULL,
+    -- Since when the membership is what it is.
     position BIGINT NOT NULL,
     -- For one who is not joined: the position at which that began.
     joined_until BIGINT,

@@ -129,9 +129,18 @@ impl Timeline {
         &self,
         requester: &Requester,
         room_id: &RoomId,
-        template: Template,
+        mut template: Template,
         txn_id: &ruma::TransactionId,
     ) -> Result<OwnedEventId, SendError> {
+        if template.event_type == TimelineEventType::RoomRedaction && template.redacts.is_none() {
+            // A redaction can be sent like any event, in every room version.
+            #[derive(serde::Deserialize)]
+            struct Content {
+                redacts: OwnedEventId,
+            }
+            let content = serde_json::from_str::<Content>(template.content.get());
+            template.redacts = content.ok().map(|content| content.redacts);
+        }
         let endpoint = format!("send/{}", template.event_type);
         let txn = Txn {
             scope: TxnScope::new(requester, &endpoint),

@@ -114,7 +114,9 @@ pub(super) async fn upsert(
         let sql = format!(
             "INSERT INTO memberships (room_nid, user_id, membership, event_nid, position) VALUES {} \
              ON CONFLICT (room_nid, user_id) DO UPDATE SET membership = excluded.membership, \
-             event_nid = excluded.event_nid, position = excluded.position, forgotten = 0, \
+             event_nid = excluded.event_nid, forgotten = 0, position = CASE \
+             WHEN memberships.membership = excluded.membership THEN memberships.position \
+             ELSE excluded.position END, \
              stripped_state = NULL, joined_until = CASE \
              WHEN excluded.membership = 'join' THEN NULL \
              WHEN memberships.membership = 'join' THEN excluded.position \

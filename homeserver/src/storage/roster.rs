@@ -212,16 +212,23 @@ impl Inner {
                 room.local.remove(&user_id);
             }
             let places = self.users.entry(user_id).or_default();
-            let joined_until = match places.get(&room_id) {
+            let before = places.get(&room_id);
+            let joined_until = match before {
                 _ if joined => None,
                 Some(before) if before.membership == MembershipState::Join => Some(place.since),
                 Some(before) => before.joined_until,
                 None => place.joined_until,
             };
+            // A new name or picture is no new membership.
+            let since = match before {
+                Some(before) if before.membership == place.membership => before.since,
+                _ => place.since,
+            };
             places.insert(
                 room_id,
                 Place {
                     joined_until,
+                    since,
                     ..place
                 },
             );

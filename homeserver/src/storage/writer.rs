@@ -260,7 +260,10 @@ impl Writer {
             tx.run("SAVEPOINT job").await?;
         }
         // A job that panics fails alone: the writer serves everybody.
-        let stays = AssertUnwindSafe(write.run(tx)).catch_unwind().await.unwrap_or(false);
+        let stays = AssertUnwindSafe(write.run(tx))
+            .catch_unwind()
+            .await
+            .unwrap_or(false);
         if !stays {
             tx.entries.truncate(entries);
             if alone {
@@ -269,7 +272,11 @@ impl Writer {
             }
             tx.run("ROLLBACK TO SAVEPOINT job").await?;
         }
-        if alone { Ok(()) } else { tx.run("RELEASE SAVEPOINT job").await }
+        if alone {
+            Ok(())
+        } else {
+            tx.run("RELEASE SAVEPOINT job").await
+        }
     }
 }
 

@@ -30,6 +30,10 @@ use crate::{
     },
 };
 
+/// How many events the next one names as those before it
+/// ([spec](https://spec.matrix.org/v1.19/rooms/v4/#event-format)).
+const MAX_PREV_EVENTS: usize = 20;
+
 /// A room with events to be.
 #[derive(Debug)]
 pub(crate) struct Draft {
@@ -196,7 +200,12 @@ impl Timeline {
         let auth_events = selected.iter().filter_map(|key| auth.get(key));
         let basis = Basis {
             room_id: draft.room_id.clone(),
-            prev_events: draft.extremities.iter().take(20).cloned().collect(),
+            prev_events: draft
+                .extremities
+                .iter()
+                .take(MAX_PREV_EVENTS)
+                .cloned()
+                .collect(),
             auth_events: auth_events.map(|pdu| pdu.event_id().to_owned()).collect(),
             depth: u64::try_from(draft.depth + 1).unwrap_or(1),
         };
@@ -244,7 +253,11 @@ impl Timeline {
             draft.room_nid = Some(RoomNid(self.storage.counters().next_nid().0));
             draft.room_id = Some(pdu.room_id().to_owned());
         }
-        draft.extremities = vec![pdu.event_id().to_owned()];
+        // More extremities than an event may name stay for the next one.
+        draft
+            .extremities
+            .drain(..draft.extremities.len().min(MAX_PREV_EVENTS));
+        draft.extremities.push(pdu.event_id().to_owned());
         draft.depth = i64::try_from(pdu.depth()).unwrap_or(i64::MAX - 1);
         draft.events.push(NewEvent {
             nid,
