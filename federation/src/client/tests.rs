@@ -8,14 +8,8 @@ use std::{
 use ruma::{
     api::federation::discovery::get_server_version::v1 as get_server_version, server_name, uint,
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-    sync::mpsc,
-    task::JoinSet,
-};
-use tokio_rustls::TlsAcceptor;
 
+use self::peer::{Peer, header, with_body};
 use super::*;
 use crate::{
     resolver::{Lookup, Service},
@@ -23,82 +17,7 @@ use crate::{
     x_matrix::XMatrix,
 };
 
-/// A web server with a certificate for one name. It gives the same answer to every request, and
-/// tells what was asked.
-struct Peer {
-    address: SocketAddr,
-    ca_pem: String,
-    requests: mpsc::UnboundedReceiver<String>,
-    /// End with the peer.
-    _tasks: JoinSet<()>,
-}
-
-impl Peer {
-    async fn start(name: &str, answer: impl Into<String>) -> Self {
-        let certified = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
-        let key = certified.signing_key.serialize_der().try_into().unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certified.cert.der().clone()], key)
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (sender, requests) = mpsc::unbounded_channel();
-        let answer = answer.into();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let Ok(mut stream) = acceptor.accept(stream).await else {
-                    continue;
-                };
-                let mut request = Vec::new();
-                while !is_complete(&request) {
-                    if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
-                        break;
-                    }
-                }
-                let _ = sender.send(String::from_utf8(request).unwrap());
-                let _ = stream.write_all(answer.as_bytes()).await;
-                let _ = stream.shutdown().await;
-            }
-        });
-        Self {
-            address,
-            ca_pem: certified.cert.pem(),
-            requests,
-            _tasks: tasks,
-        }
-    }
-
-    /// A server that answers with JSON.
-    async fn json(name: &str, body: &str) -> Self {
-        Self::start(name, with_body("200 OK", "", body)).await
-    }
-}
-
-fn is_complete(request: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(request);
-    let Some((head, body)) = text.split_once("\r\n\r\n") else {
-        return false;
-    };
-    body.len() >= header(head, "content-length").map_or(0, |length| length.parse().unwrap())
-}
-
-fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
-    let is_it = |line: &&str| line.to_ascii_lowercase().starts_with(&format!("{name}:"));
-    Some(head.lines().find(is_it)?.split_once(':')?.1.trim())
-}
-
-fn with_body(status: &str, headers: &str, body: &str) -> String {
-    let length = body.len();
-    format!(
-        "HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
-    )
-}
+mod peer;
 
 /// Names of tests. The addresses of all hosts are those of this machine.
 #[derive(Default)]

@@ -201,3 +201,6 @@ fn check_length(field: &'static str, value: &str) -> Result<(), BuildError> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

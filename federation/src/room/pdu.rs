@@ -398,3 +398,6 @@ pub(super) fn event_id(
     let hash = reference_hash(object, rules).map_err(|_| PduError::Format)?;
     EventId::new_v2_or_v3(&hash).map_err(|_| PduError::Format)
 }
+
+#[cfg(test)]
+mod tests;

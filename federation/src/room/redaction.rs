@@ -25,3 +25,6 @@ pub fn redact(pdu: &Pdu, rules: &RoomVersionRules) -> Result<Pdu, RedactError> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the event cannot be redacted")]
 pub struct RedactError;
+
+#[cfg(test)]
+mod tests;

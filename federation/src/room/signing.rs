@@ -246,3 +246,6 @@ fn is_hash_right(object: &CanonicalJsonObject) -> bool {
         claimed.as_bytes() == AsRef::<[u8]>::as_ref(expected.as_inner())
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! What the state of a room is where its graph branches.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -48,20 +49,29 @@ pub fn resolve(
         .map(|chain| chain.into_iter().collect())
         .collect();
 
+    // The algorithm passes over conflicted events that it cannot find. That would give a state on
+    // which other servers do not agree.
+    let missing = RefCell::new(None);
+    let fetch = |id: &EventId| {
+        let event = fetch(id);
+        if event.is_none() {
+            missing.borrow_mut().get_or_insert_with(|| id.to_owned());
+        }
+        event
+    };
     let resolved = state_res::resolve(
         &rules.authorization,
         state_res_rules,
         &maps,
         chains,
         &fetch,
-        |conflicted| conflicted_subgraph(conflicted.values().flatten(), &fetch),
+        |conflicted| conflicted_subgraph(conflicted.values().flatten(), fetch),
     )
-    .map_err(|error| match error {
-        state_res::Error::NotFound(event_id) => ResolveError::MissingEvent(event_id),
-        state_res::Error::FetchConflictedStateSubgraphFailed => ResolveError::IncompleteChain,
-        _ => ResolveError::Malformed,
-    })?;
-    Ok(resolved.into_iter().collect())
+    .map_err(|_| ResolveError::Malformed);
+    if let Some(event_id) = missing.into_inner() {
+        return Err(ResolveError::MissingEvent(event_id));
+    }
+    Ok(resolved?.into_iter().collect())
 }
 
 /// The events on the paths along `auth_events` from one conflicted event to another, with both
@@ -125,10 +135,10 @@ pub enum ResolveError {
     /// This event is needed and was not found.
     #[error("event {0} is missing")]
     MissingEvent(OwnedEventId),
-    /// An event of the auth chains is needed and was not found.
-    #[error("an event of the auth chains is missing")]
-    IncompleteChain,
     /// An event that would have been rejected is part of a state.
     #[error("a state has a malformed event")]
     Malformed,
 }
+
+#[cfg(test)]
+mod tests;
