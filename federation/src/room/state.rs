@@ -13,7 +13,7 @@ use ruma::{
     state_res::{self, utils::event_id_set::EventIdSet},
 };
 
-use super::pdu::Pdu;
+use super::{auth::auth_types, pdu::Pdu};
 
 /// The state of a room: of each type and state key, the event that was last.
 pub type StateMap = BTreeMap<(StateEventType, String), OwnedEventId>;
@@ -72,6 +72,72 @@ pub fn resolve(
         return Err(ResolveError::MissingEvent(event_id));
     }
     Ok(resolved?.into_iter().collect())
+}
+
+/// [`resolve`], given only what differs: the work does not grow with what all states agree on.
+///
+/// * `conflicted_sets`: of each state, the keys for which not all states have the same event.
+/// * `unconflicted`: the event of a key on which all states agree.
+/// * `auth_chains`: as for [`resolve`], of the whole states; what all chains share may be left out.
+///
+/// Returns the resolved events of keys on which the states do not agree; a key that is missing
+/// there has no event.
+pub fn resolve_conflicted(
+    rules: &RoomVersionRules,
+    conflicted_sets: &[StateMap],
+    unconflicted: impl Fn(&StateEventType, &str) -> Option<OwnedEventId>,
+    auth_chains: Vec<BTreeSet<OwnedEventId>>,
+    fetch: impl Fn(&EventId) -> Option<Arc<Pdu>>,
+) -> Result<StateMap, ResolveError> {
+    let Some(state_res_rules) = rules.state_res.v2_rules() else {
+        return Err(ResolveError::UnsupportedRoomVersion);
+    };
+    let mut sets = conflicted_sets.to_vec();
+    if !state_res_rules.begin_iterative_auth_checks_with_empty_state_map {
+        // The checks start from the unconflicted state, of which they ask for nothing but this.
+        let conflicted = conflicted_sets.iter().flat_map(BTreeMap::values);
+        let keys = keys_of_checks(conflicted.chain(difference(&auth_chains)), rules, &fetch)?;
+        for (event_type, state_key) in keys {
+            let Some(id) = unconflicted(&event_type, &state_key) else {
+                continue;
+            };
+            for set in &mut sets {
+                set.insert((event_type.clone(), state_key.clone()), id.clone());
+            }
+        }
+    }
+    let mut resolved = resolve(rules, &sets, auth_chains, fetch)?;
+    resolved.retain(|(event_type, state_key), _| unconflicted(event_type, state_key).is_none());
+    Ok(resolved)
+}
+
+/// Every key that the authorization of one of these events may ask for, and that of the power
+/// levels, by which events are ordered.
+fn keys_of_checks<'a>(
+    ids: impl Iterator<Item = &'a OwnedEventId>,
+    rules: &RoomVersionRules,
+    fetch: impl Fn(&EventId) -> Option<Arc<Pdu>>,
+) -> Result<BTreeSet<(StateEventType, String)>, ResolveError> {
+    let mut keys = BTreeSet::from([
+        (StateEventType::RoomCreate, String::new()),
+        (StateEventType::RoomPowerLevels, String::new()),
+    ]);
+    for id in ids {
+        let pdu = fetch(id).ok_or_else(|| ResolveError::MissingEvent(id.clone()))?;
+        let (event_type, content) = (pdu.event_type(), pdu.content());
+        // A malformed event is passed over by the checks too.
+        let types = auth_types(event_type, pdu.sender(), pdu.state_key(), content, rules);
+        keys.extend(types.unwrap_or_default());
+    }
+    Ok(keys)
+}
+
+/// The events that are not in all auth chains.
+fn difference(auth_chains: &[BTreeSet<OwnedEventId>]) -> impl Iterator<Item = &OwnedEventId> {
+    auth_chains
+        .iter()
+        .flatten()
+        .filter(|id| auth_chains.iter().any(|chain| !chain.contains(*id)))
 }
 
 /// The events on the paths along `auth_events` from one conflicted event to another, with both

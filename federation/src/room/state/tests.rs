@@ -329,6 +329,31 @@ proptest! {
     }
 
     #[test]
+    fn what_differs_is_enough_to_resolve(acts in prop::collection::vec(act(), 1..30)) {
+        for version in VERSIONS {
+            let (room, branches) = play(&version, &acts);
+            let sets: Vec<_> = branches.into_iter().map(|branch| branch.state).collect();
+            let agree = |key: &(StateEventType, String)| {
+                sets[0].get(key).filter(|id| sets.iter().all(|set| set.get(key) == Some(id)))
+            };
+            let unconflicted = |event_type: &StateEventType, state_key: &str| {
+                agree(&(event_type.clone(), state_key.to_owned())).cloned()
+            };
+            let conflicted: Vec<StateMap> = sets
+                .iter()
+                .map(|set| set.iter().filter(|(key, _)| agree(key).is_none()))
+                .map(|set| set.map(|(key, id)| (key.clone(), id.clone())).collect())
+                .collect();
+            let chains = sets.iter().map(|set| room.auth_chain(set)).collect();
+            let found =
+                resolve_conflicted(&room.rules, &conflicted, unconflicted, chains, room.fetch());
+            let mut expected = try_resolve(&room, &sets).unwrap();
+            expected.retain(|key, _| agree(key).is_none());
+            prop_assert_eq!(found.unwrap(), expected);
+        }
+    }
+
+    #[test]
     fn leaving_out_what_all_chains_share_makes_no_difference(
         acts in prop::collection::vec(act(), 1..20),
     ) {
