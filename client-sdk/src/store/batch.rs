@@ -1,0 +1,100 @@
+//! Typed reads and writes on top of a store, collected into one commit.
+
+use std::collections::BTreeMap;
+
+use serde::{Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
+
+use super::{Changes, Key, Store, StoreError, Table};
+
+/// Reads through its own writes; nothing reaches the store before [`Batch::commit`].
+///
+/// A batch that is dropped leaves no trace, so any `?` on the way aborts a whole operation.
+pub(crate) struct Batch<'s> {
+    store: &'s dyn Store,
+    changes: Changes,
+}
+
+impl<'s> Batch<'s> {
+    pub(crate) fn new(store: &'s dyn Store) -> Self {
+        Self {
+            store,
+            changes: Changes::default(),
+        }
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        partition: &str,
+        id: &str,
+    ) -> Result<Option<T>, StoreError> {
+        let key = Key::new(table, partition, id);
+        match self.changes.get(&key) {
+            Some(value) => value.map(|bytes| decode(table, bytes)).transpose(),
+            None => self
+                .store
+                .get(&key)
+                .await?
+                .map(|bytes| decode(table, &bytes))
+                .transpose(),
+        }
+    }
+
+    pub(crate) async fn list<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        partition: &str,
+    ) -> Result<Vec<(String, T)>, StoreError> {
+        let mut rows: BTreeMap<String, T> = BTreeMap::new();
+        for (id, bytes) in self.store.list(table, partition).await? {
+            rows.insert(id, decode(table, &bytes)?);
+        }
+        for (key, value) in self.changes.iter() {
+            if key.table != table || key.partition != partition {
+                continue;
+            }
+            match value {
+                Some(bytes) => rows.insert(key.id.clone(), decode(table, bytes)?),
+                None => rows.remove(&key.id),
+            };
+        }
+        Ok(rows.into_iter().collect())
+    }
+
+    pub(crate) fn put<T: Serialize>(
+        &mut self,
+        table: Table,
+        partition: &str,
+        id: &str,
+        value: &T,
+    ) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(value).map_err(|_| StoreError::Encode { table })?;
+        self.changes
+            .put(Key::new(table, partition, id), Zeroizing::new(bytes));
+        Ok(())
+    }
+
+    pub(crate) fn delete(&mut self, table: Table, partition: &str, id: &str) {
+        self.changes.delete(Key::new(table, partition, id));
+    }
+
+    pub(crate) fn extend(&mut self, changes: Changes) {
+        self.changes.extend(changes);
+    }
+
+    pub(crate) fn into_changes(self) -> Changes {
+        self.changes
+    }
+
+    pub(crate) async fn commit(self) -> Result<(), StoreError> {
+        if self.changes.is_empty() {
+            return Ok(());
+        }
+        self.store.commit(self.changes).await
+    }
+}
+
+fn decode<T: DeserializeOwned>(table: Table, bytes: &[u8]) -> Result<T, StoreError> {
+    serde_json::from_slice(bytes).map_err(|_| StoreError::Corrupt { table })
+}
