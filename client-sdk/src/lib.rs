@@ -12,6 +12,7 @@
 //! To add an endpoint, add a method to [`Client`] or [`Room`]; to add a rule of encryption, add it
 //! to the machine together with a test that attacks it.
 
+pub mod crypto;
 pub mod environment;
 pub mod store;
 

@@ -1,0 +1,54 @@
+//! End-to-end encryption as a machine without network I/O.
+//!
+//! [`Machine`] takes what a sync brought ([`Machine::receive_sync_changes`]) and says what has to
+//! be sent ([`Machine::outgoing_requests`]); the caller sends it and reports the answer
+//! ([`Machine::mark_request_as_sent`]). Between these calls nothing lives in memory that is not in
+//! the store: a machine that is dropped at any point and opened again goes on where it was.
+//!
+//! vodozemac gives the primitives. The rules on top, about who may claim what, are here; each one
+//! has a test that breaks it:
+//! - a device's keys never change once they are known;
+//! - a one-time key counts only with the signature of the device's pinned key;
+//! - the payload of an Olm message has to name us, its sender and both keys correctly;
+//! - room keys arrive over Olm only, and a room key makes its sender the owner of the session;
+//! - an event is decrypted only for the owner of its session, in its room, once per index;
+//! - a room that was encrypted once stays encrypted.
+
+mod account;
+mod devices;
+mod error;
+mod keys;
+mod machine;
+mod megolm;
+mod olm;
+mod outbound;
+mod payload;
+mod query;
+mod requests;
+mod share;
+mod to_device;
+mod trust;
+mod unwedge;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod flows;
+
+pub use self::{
+    devices::{Device, LocalTrust},
+    error::{
+        DecryptError, EncryptError, MachineError, MarkError, OpenError, RejectedMessage,
+        ShareError, WithheldCode,
+    },
+    keys::SignatureError,
+    machine::Machine,
+    megolm::DecryptedEvent,
+    requests::{Alarm, Failure, OutgoingRequest, Request, Response},
+    share::Share,
+    to_device::{
+        InboxItem, RejectedToDevice, RoomChange, RoomKeyInfo, SyncChanges, SyncOutcome,
+        ToDeviceEvent,
+    },
+    trust::{SenderData, SenderTrust, SharePolicy},
+};

@@ -1,0 +1,224 @@
+//! Known devices and the users whose device lists are followed.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/#tracking-the-device-list-for-a-user>
+
+use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
+use serde::{Deserialize, Serialize};
+use vodozemac::{Curve25519PublicKey, Ed25519PublicKey};
+
+use super::{
+    error::MachineError,
+    keys::{self, DeviceKeys, MEGOLM, OLM},
+    machine::Machine,
+};
+use crate::store::{Batch, StoreError, Table};
+
+/// A device whose keys were served once and are pinned since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// The user it belongs to.
+    pub user_id: OwnedUserId,
+    /// Its id.
+    pub device_id: OwnedDeviceId,
+    /// The algorithms that it understands.
+    pub algorithms: Vec<String>,
+    /// Its Ed25519 key, unpadded base64. Never changes.
+    pub ed25519: String,
+    /// Its Curve25519 key, unpadded base64. Never changes.
+    pub curve25519: String,
+    /// The name that its user gave it; not authenticated.
+    pub display_name: Option<String>,
+    /// What the user of this client decided about it.
+    pub local_trust: LocalTrust,
+    /// It is not in its user's list any more. The row stays, so that it cannot come back with
+    /// other keys.
+    pub deleted: bool,
+    /// How often its Olm sessions were replaced; whoever got a key before that gets it again.
+    pub(crate) wedging: u64,
+    /// How often in a row no session could be made with it.
+    pub(crate) claim_failures: u32,
+    /// No session is tried before this time, in milliseconds since the epoch.
+    pub(crate) claim_after: u64,
+    /// It was told that no session can be made.
+    pub(crate) told_no_olm: bool,
+}
+
+/// What the user decided about a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+#[serde(rename_all = "snake_case")]
+pub enum LocalTrust {
+    /// Nothing.
+    #[default]
+    Unset,
+    /// It gets no keys.
+    Blocked,
+}
+
+impl Device {
+    pub(crate) fn new(keys: &DeviceKeys) -> Self {
+        Self {
+            user_id: keys.user_id.clone(),
+            device_id: keys.device_id.clone(),
+            algorithms: keys.algorithms.clone(),
+            ed25519: keys.ed25519.to_base64(),
+            curve25519: keys.curve25519.to_base64(),
+            display_name: keys.display_name.clone(),
+            local_trust: LocalTrust::Unset,
+            deleted: false,
+            wedging: 0,
+            claim_failures: 0,
+            claim_after: 0,
+            told_no_olm: false,
+        }
+    }
+
+    /// Whether these keys are the ones that were pinned.
+    pub(crate) fn has_keys(&self, keys: &DeviceKeys) -> bool {
+        self.ed25519 == keys.ed25519.to_base64() && self.curve25519 == keys.curve25519.to_base64()
+    }
+
+    pub(crate) fn understands_encryption(&self) -> bool {
+        [OLM, MEGOLM]
+            .iter()
+            .all(|name| self.algorithms.iter().any(|offered| offered == name))
+    }
+
+    pub(crate) fn ed25519_key(&self) -> Result<Ed25519PublicKey, StoreError> {
+        keys::ed25519(&self.ed25519).ok_or(StoreError::Corrupt {
+            table: Table::Devices,
+        })
+    }
+
+    pub(crate) fn curve25519_key(&self) -> Result<Curve25519PublicKey, StoreError> {
+        keys::curve25519(&self.curve25519).ok_or(StoreError::Corrupt {
+            table: Table::Devices,
+        })
+    }
+
+    pub(crate) fn save(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
+        batch.put(
+            Table::Devices,
+            self.user_id.as_str(),
+            self.device_id.as_str(),
+            self,
+        )
+    }
+}
+
+pub(crate) async fn load_device(
+    batch: &Batch<'_>,
+    user_id: &UserId,
+    device_id: &DeviceId,
+) -> Result<Option<Device>, StoreError> {
+    batch
+        .get(Table::Devices, user_id.as_str(), device_id.as_str())
+        .await
+}
+
+/// All devices of a user, also deleted ones.
+pub(crate) async fn load_devices(
+    batch: &Batch<'_>,
+    user_id: &UserId,
+) -> Result<Vec<Device>, StoreError> {
+    let rows = batch.list(Table::Devices, user_id.as_str()).await?;
+    Ok(rows.into_iter().map(|(_, device)| device).collect())
+}
+
+pub(crate) async fn load_device_by_curve25519(
+    batch: &Batch<'_>,
+    user_id: &UserId,
+    curve25519: &str,
+) -> Result<Option<Device>, StoreError> {
+    let devices = load_devices(batch, user_id).await?;
+    Ok(devices
+        .into_iter()
+        .find(|device| device.curve25519 == curve25519))
+}
+
+/// A user whose device list is followed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct TrackedUser {
+    /// The list that we have is not the newest.
+    pub(crate) outdated: bool,
+    /// Counts the times that the list became outdated, so that an answer to an earlier question
+    /// cannot clear the flag of a later change.
+    pub(crate) generation: u64,
+    /// How often in a row the list could not be had.
+    pub(crate) failures: u32,
+    /// The list is not asked for before this time.
+    pub(crate) retry_after: u64,
+}
+
+impl TrackedUser {
+    pub(crate) async fn load(
+        batch: &Batch<'_>,
+        user_id: &UserId,
+    ) -> Result<Option<Self>, StoreError> {
+        batch.get(Table::TrackedUsers, "", user_id.as_str()).await
+    }
+
+    pub(crate) fn save(&self, batch: &mut Batch<'_>, user_id: &UserId) -> Result<(), StoreError> {
+        batch.put(Table::TrackedUsers, "", user_id.as_str(), self)
+    }
+}
+
+/// Notes that the list of a user changed, if it is followed.
+pub(crate) async fn mark_outdated(
+    batch: &mut Batch<'_>,
+    user_id: &UserId,
+) -> Result<(), StoreError> {
+    if let Some(mut tracked) = TrackedUser::load(batch, user_id).await? {
+        tracked.outdated = true;
+        tracked.generation += 1;
+        // The change is news from the user's server, so the server is there again.
+        tracked.failures = 0;
+        tracked.retry_after = 0;
+        tracked.save(batch, user_id)?;
+    }
+    Ok(())
+}
+
+/// Starts to follow a user, whose list is outdated until it is asked for.
+pub(crate) async fn track(batch: &mut Batch<'_>, user_id: &UserId) -> Result<(), StoreError> {
+    if TrackedUser::load(batch, user_id).await?.is_none() {
+        let tracked = TrackedUser {
+            outdated: true,
+            generation: 1,
+            ..TrackedUser::default()
+        };
+        tracked.save(batch, user_id)?;
+    }
+    Ok(())
+}
+
+impl Machine {
+    /// The devices of a user that are known and not deleted.
+    pub async fn devices(&self, user_id: &UserId) -> Result<Vec<Device>, MachineError> {
+        let batch = self.batch();
+        let mut devices = load_devices(&batch, user_id).await?;
+        devices.retain(|device| !device.deleted);
+        Ok(devices)
+    }
+
+    /// Decides about a device. A blocked device gets no further room keys, and the sessions that
+    /// it already has are replaced before the next message.
+    ///
+    /// Returns whether the device is known.
+    pub async fn set_local_trust(
+        &self,
+        user_id: &UserId,
+        device_id: &DeviceId,
+        trust: LocalTrust,
+    ) -> Result<bool, MachineError> {
+        let _guard = self.lock().await;
+        let mut batch = self.batch();
+        let Some(mut device) = load_device(&batch, user_id, device_id).await? else {
+            return Ok(false);
+        };
+        device.local_trust = trust;
+        device.save(&mut batch)?;
+        batch.commit().await?;
+        Ok(true)
+    }
+}

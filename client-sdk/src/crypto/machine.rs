@@ -1,0 +1,276 @@
+//! The machine: what it is made of, and the two halves of every request.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+};
+
+use ruma::{DeviceId, OwnedDeviceId, OwnedTransactionId, OwnedUserId, TransactionId, UserId};
+use serde_json::Value;
+use tokio::sync::{Mutex, MutexGuard};
+use vodozemac::{Curve25519PublicKey, Ed25519PublicKey};
+
+use super::{
+    account::StoredAccount,
+    devices,
+    error::{MachineError, MarkError, OpenError},
+    keys,
+    requests::{Alarm, Failure, OutgoingRequest, Response},
+    to_device::Outgoing,
+};
+use crate::{
+    environment::{self, Environment},
+    store::{Batch, Store, StoreError, Table},
+};
+
+/// Requests that were given out longer ago than this count as lost.
+const IN_FLIGHT_MS: u64 = 60_000;
+/// The row that says that the server serves wrong keys for this device.
+const OWN_DEVICE_MISMATCH: &str = "own_device_mismatch";
+const OUTBOX_COUNTER: &str = "outbox_counter";
+
+/// The encryption of one device of one user.
+///
+/// Calls are serialized inside; share one machine between tasks, but open no second one over the
+/// same store.
+pub struct Machine {
+    store: Arc<dyn Store>,
+    environment: Arc<dyn Environment>,
+    user_id: OwnedUserId,
+    device_id: OwnedDeviceId,
+    ed25519: Ed25519PublicKey,
+    curve25519: Curve25519PublicKey,
+    device_keys: Value,
+    volatile: Mutex<Volatile>,
+}
+
+/// What may be forgotten: the requests under way. If the process dies, so do their answers.
+#[derive(Default)]
+pub(crate) struct Volatile {
+    pub(crate) in_flight: HashMap<OwnedTransactionId, InFlight>,
+    /// Numbers the key queries in the order in which they were asked.
+    pub(crate) queries: u64,
+    /// The newest query whose answer was taken, for each user.
+    pub(crate) answered: HashMap<OwnedUserId, u64>,
+}
+
+pub(crate) struct InFlight {
+    pub(crate) since: u64,
+    pub(crate) what: Asked,
+}
+
+/// What has to be known about a request to take its answer.
+pub(crate) enum Asked {
+    Upload {
+        key_ids: BTreeSet<String>,
+    },
+    Query {
+        order: u64,
+        generations: BTreeMap<OwnedUserId, u64>,
+    },
+    Claim {
+        devices: BTreeSet<(OwnedUserId, OwnedDeviceId)>,
+    },
+}
+
+impl Volatile {
+    /// Forgets the requests that nobody will answer any more.
+    pub(crate) fn expire(&mut self, now: u64) {
+        self.in_flight
+            .retain(|_, request| request.since.saturating_add(IN_FLIGHT_MS) > now);
+    }
+}
+
+impl Machine {
+    /// Opens the machine of a device; makes its keys if the store has none.
+    ///
+    /// The new keys are stored when this returns, before anything can upload them.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        environment: Arc<dyn Environment>,
+        user_id: &UserId,
+        device_id: &DeviceId,
+    ) -> Result<Self, OpenError> {
+        let mut batch = Batch::new(&*store);
+        let account = StoredAccount::load_or_create(&mut batch, user_id, device_id).await?;
+        devices::track(&mut batch, user_id).await?;
+        batch.commit().await?;
+        let (ed25519, curve25519) = (account.olm.ed25519_key(), account.olm.curve25519_key());
+        let device_keys = keys::own_device_keys(&account.olm, user_id, device_id)?;
+        Ok(Self {
+            store,
+            environment,
+            user_id: user_id.to_owned(),
+            device_id: device_id.to_owned(),
+            ed25519,
+            curve25519,
+            device_keys,
+            volatile: Mutex::default(),
+        })
+    }
+
+    /// The user.
+    #[must_use]
+    pub fn user_id(&self) -> &UserId {
+        &self.user_id
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device_id(&self) -> &DeviceId {
+        &self.device_id
+    }
+
+    /// The fingerprint of the device: its Ed25519 key.
+    #[must_use]
+    pub fn ed25519_key(&self) -> Ed25519PublicKey {
+        self.ed25519
+    }
+
+    /// The key by which Olm knows the device.
+    #[must_use]
+    pub fn curve25519_key(&self) -> Curve25519PublicKey {
+        self.curve25519
+    }
+
+    /// The requests that should be sent now. Repeats those whose success was not reported.
+    pub async fn outgoing_requests(&self) -> Result<Vec<OutgoingRequest>, MachineError> {
+        let mut volatile = self.lock().await;
+        volatile.expire(self.now());
+        let mut requests = Vec::new();
+        requests.extend(self.upload_request(&mut volatile).await?);
+        requests.extend(self.due_queries(&mut volatile).await?);
+        requests.extend(self.unwedging_claim(&mut volatile).await?);
+        let batch = self.batch();
+        for (_, outgoing) in batch.list::<Outgoing>(Table::Outbox, "").await? {
+            requests.push(outgoing.into_request());
+        }
+        Ok(requests)
+    }
+
+    /// Takes the answer to a request. What it says about foreign devices may be alarming.
+    pub async fn mark_request_as_sent(
+        &self,
+        id: &TransactionId,
+        response: &Response,
+    ) -> Result<Vec<Alarm>, MarkError> {
+        let mut volatile = self.lock().await;
+        if let Response::ToDevice(_) = response {
+            self.remove_from_outbox(id).await?;
+            return Ok(Vec::new());
+        }
+        let request = volatile
+            .in_flight
+            .remove(id)
+            .ok_or(MarkError::UnknownRequest)?;
+        Ok(match (response, request.what) {
+            (Response::KeysUpload(response), Asked::Upload { key_ids }) => {
+                self.take_upload(response, &key_ids).await?;
+                Vec::new()
+            }
+            (Response::KeysQuery(response), Asked::Query { order, generations }) => {
+                self.take_query(&mut volatile, response, order, &generations)
+                    .await?
+            }
+            (Response::KeysClaim(response), Asked::Claim { devices }) => {
+                self.take_claim(response, &devices).await?;
+                Vec::new()
+            }
+            _ => return Err(MarkError::UnknownRequest),
+        })
+    }
+
+    /// Takes note that a request failed.
+    pub async fn mark_request_as_failed(
+        &self,
+        id: &TransactionId,
+        failure: Failure,
+    ) -> Result<Vec<Alarm>, MachineError> {
+        let mut volatile = self.lock().await;
+        match volatile.in_flight.remove(id).map(|request| request.what) {
+            Some(Asked::Upload { .. }) if failure == Failure::OneTimeKeyExists => {
+                self.abandon_upload().await?;
+                return Ok(vec![Alarm::StoreForked]);
+            }
+            Some(Asked::Query { generations, .. }) => {
+                self.fail_query(generations.keys()).await?;
+            }
+            Some(Asked::Claim { devices }) => self.fail_claim(&devices).await?,
+            Some(Asked::Upload { .. }) => {}
+            None if failure == Failure::Permanent => self.remove_from_outbox(id).await?,
+            None => {}
+        }
+        Ok(Vec::new())
+    }
+
+    /// Whether the server was seen to serve other keys for this device than its own.
+    pub async fn own_device_mismatch(&self) -> Result<bool, MachineError> {
+        Ok(own_device_mismatch(&self.batch()).await?)
+    }
+
+    pub(crate) fn device_keys(&self) -> &Value {
+        &self.device_keys
+    }
+
+    pub(crate) fn environment(&self) -> &dyn Environment {
+        &*self.environment
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        environment::now_ms(&*self.environment)
+    }
+
+    pub(crate) async fn lock(&self) -> MutexGuard<'_, Volatile> {
+        self.volatile.lock().await
+    }
+
+    pub(crate) fn batch(&self) -> Batch<'_> {
+        Batch::new(&*self.store)
+    }
+
+    async fn remove_from_outbox(&self, id: &TransactionId) -> Result<(), MachineError> {
+        let mut batch = self.batch();
+        for (row, outgoing) in batch.list::<Outgoing>(Table::Outbox, "").await? {
+            if outgoing.txn_id == id {
+                batch.delete(Table::Outbox, "", &row);
+            }
+        }
+        Ok(batch.commit().await?)
+    }
+
+    /// Queues a message; it is sent once this batch is committed.
+    pub(crate) async fn enqueue(
+        &self,
+        batch: &mut Batch<'_>,
+        outgoing: &Outgoing,
+    ) -> Result<(), StoreError> {
+        let number: u64 = batch
+            .get(Table::Meta, "", OUTBOX_COUNTER)
+            .await?
+            .unwrap_or(0);
+        batch.put(Table::Meta, "", OUTBOX_COUNTER, &(number + 1))?;
+        batch.put(Table::Outbox, "", &format!("{number:016x}"), outgoing)
+    }
+}
+
+pub(crate) async fn own_device_mismatch(batch: &Batch<'_>) -> Result<bool, StoreError> {
+    Ok(batch
+        .get(Table::Meta, "", OWN_DEVICE_MISMATCH)
+        .await?
+        .unwrap_or(false))
+}
+
+pub(crate) fn set_own_device_mismatch(batch: &mut Batch<'_>) -> Result<(), StoreError> {
+    batch.put(Table::Meta, "", OWN_DEVICE_MISMATCH, &true)
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Machine")
+            .field("user_id", &self.user_id)
+            .field("device_id", &self.device_id)
+            .finish_non_exhaustive()
+    }
+}

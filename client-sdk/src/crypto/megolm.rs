@@ -1,0 +1,354 @@
+//! Inbound Megolm sessions: reading a room.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/#mmegolmv1aes-sha2>
+
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId,
+    events::AnySyncTimelineEvent, serde::Raw,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use vodozemac::megolm::{
+    DecryptionError, InboundGroupSession, InboundGroupSessionPickle, MegolmMessage, SessionConfig,
+    SessionKey, SessionOrdering,
+};
+
+use super::{
+    devices,
+    error::{DecryptError, RejectedMessage, WithheldCode},
+    keys::MEGOLM,
+    machine::Machine,
+    trust::{SenderData, SenderTrust},
+};
+use crate::store::{Batch, StoreError, Table};
+
+/// An inbound session and who gave it to us.
+pub(crate) struct InboundSession {
+    pub(crate) megolm: InboundGroupSession,
+    pub(crate) owner: SenderData,
+}
+
+#[derive(Serialize)]
+struct RowRef<'a> {
+    pickle: InboundGroupSessionPickle,
+    owner: &'a SenderData,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    pickle: InboundGroupSessionPickle,
+    owner: SenderData,
+}
+
+/// The partition of everything that belongs to one session. Session ids have no spaces.
+pub(crate) fn session_partition(room_id: &RoomId, session_id: &str) -> String {
+    format!("{room_id} {session_id}")
+}
+
+impl InboundSession {
+    /// The sessions with this id in this room, one for each device that gave us the key.
+    ///
+    /// A key is kept for each giver, so that nobody can claim a session by sending its key first:
+    /// the event's sender decides which of them is used.
+    async fn load_all(
+        batch: &Batch<'_>,
+        room_id: &RoomId,
+        session_id: &str,
+    ) -> Result<Vec<Self>, StoreError> {
+        let rows: Vec<(String, Row)> = batch
+            .list(
+                Table::InboundSessions,
+                &session_partition(room_id, session_id),
+            )
+            .await?;
+        Ok(rows.into_iter().map(|(_, row)| row.into()).collect())
+    }
+
+    fn save(&self, batch: &mut Batch<'_>, room_id: &RoomId) -> Result<(), StoreError> {
+        let partition = session_partition(room_id, &self.megolm.session_id());
+        let row = RowRef {
+            pickle: self.megolm.pickle(),
+            owner: &self.owner,
+        };
+        batch.put(
+            Table::InboundSessions,
+            &partition,
+            &self.owner.curve25519,
+            &row,
+        )
+    }
+
+    /// Stores the session, unless we have the same or an earlier state of it from the same device.
+    ///
+    /// Returns whether it was stored.
+    pub(crate) async fn add(
+        mut self,
+        batch: &mut Batch<'_>,
+        room_id: &RoomId,
+    ) -> Result<bool, StoreError> {
+        let partition = session_partition(room_id, &self.megolm.session_id());
+        let row: Option<Row> = batch
+            .get(Table::InboundSessions, &partition, &self.owner.curve25519)
+            .await?;
+        if let Some(mut known) = row.map(Self::from) {
+            let better = self.megolm.compare(&mut known.megolm) == SessionOrdering::Better;
+            if !better || self.owner.user_id != known.owner.user_id {
+                return Ok(false);
+            }
+        }
+        self.save(batch, room_id)?;
+        Ok(true)
+    }
+}
+
+impl From<Row> for InboundSession {
+    fn from(row: Row) -> Self {
+        Self {
+            megolm: InboundGroupSession::from_pickle(row.pickle),
+            owner: row.owner,
+        }
+    }
+}
+
+/// The content of an `m.room_key`.
+///
+/// <https://spec.matrix.org/v1.19/client-server-api/#mroom_key>
+#[derive(Serialize, Deserialize)]
+pub(crate) struct RoomKeyContent {
+    pub(crate) algorithm: String,
+    pub(crate) room_id: OwnedRoomId,
+    pub(crate) session_id: String,
+    pub(crate) session_key: String,
+}
+
+impl RoomKeyContent {
+    /// The session that the key makes, whose id has to be the one that is claimed.
+    pub(crate) fn into_session(
+        self,
+        owner: SenderData,
+    ) -> Result<(OwnedRoomId, InboundSession), RejectedMessage> {
+        if self.algorithm != MEGOLM {
+            return Err(RejectedMessage::InvalidRoomKey);
+        }
+        let key = SessionKey::from_base64(&self.session_key)
+            .map_err(|_| RejectedMessage::InvalidRoomKey)?;
+        let megolm = InboundGroupSession::new(&key, SessionConfig::version_1());
+        if megolm.session_id() != self.session_id {
+            return Err(RejectedMessage::InvalidRoomKey);
+        }
+        Ok((self.room_id, InboundSession { megolm, owner }))
+    }
+}
+
+/// A room event that was decrypted.
+#[derive(Clone)]
+pub struct DecryptedEvent {
+    /// The type inside.
+    pub kind: String,
+    /// The content inside. The relation is taken from outside if the sender left it out here.
+    pub content: Map<String, Value>,
+    /// The owner of the session: the authenticated sender.
+    pub sender: SenderData,
+    /// The session.
+    pub session_id: String,
+    /// The index of the message within the session.
+    pub message_index: u32,
+}
+
+impl std::fmt::Debug for DecryptedEvent {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("DecryptedEvent")
+            .field("kind", &self.kind)
+            .field("sender", &self.sender)
+            .field("session_id", &self.session_id)
+            .field("message_index", &self.message_index)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The parts of an encrypted event that decryption looks at.
+#[derive(Deserialize)]
+struct EncryptedEvent {
+    event_id: OwnedEventId,
+    sender: OwnedUserId,
+    origin_server_ts: MilliSecondsSinceUnixEpoch,
+    #[serde(rename = "type")]
+    kind: String,
+    content: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct Plaintext {
+    #[serde(rename = "type")]
+    kind: String,
+    content: Map<String, Value>,
+    room_id: OwnedRoomId,
+}
+
+#[derive(PartialEq, Serialize, Deserialize)]
+struct UsedIndex {
+    event_id: OwnedEventId,
+    origin_server_ts: MilliSecondsSinceUnixEpoch,
+}
+
+impl Machine {
+    /// Decrypts an event of a room.
+    ///
+    /// The fields `sender_key` and `device_id` of the event prove nothing and are not looked at.
+    pub async fn decrypt_room_event(
+        &self,
+        room_id: &RoomId,
+        event: &Raw<AnySyncTimelineEvent>,
+    ) -> Result<DecryptedEvent, DecryptError> {
+        let _guard = self.lock().await;
+        let mut batch = self.batch();
+        let decrypted = decrypt(&mut batch, room_id, event).await?;
+        batch.commit().await?;
+        Ok(decrypted)
+    }
+
+    /// The session that an encrypted event asks for.
+    #[must_use]
+    pub fn session_id_of(event: &Raw<AnySyncTimelineEvent>) -> Option<String> {
+        let content = event
+            .get_field::<Map<String, Value>>("content")
+            .ok()
+            .flatten()?;
+        content
+            .get("session_id")
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    }
+}
+
+async fn decrypt(
+    batch: &mut Batch<'_>,
+    room_id: &RoomId,
+    event: &Raw<AnySyncTimelineEvent>,
+) -> Result<DecryptedEvent, DecryptError> {
+    let event: EncryptedEvent =
+        serde_json::from_str(event.json().get()).map_err(|_| DecryptError::Malformed)?;
+    let text = |name: &str| event.content.get(name).and_then(Value::as_str);
+    if event.kind != "m.room.encrypted" {
+        return Err(DecryptError::Malformed);
+    }
+    if text("algorithm") != Some(MEGOLM) {
+        return Err(DecryptError::UnsupportedAlgorithm);
+    }
+    let session_id = text("session_id").ok_or(DecryptError::Malformed)?;
+    let ciphertext = text("ciphertext").ok_or(DecryptError::Malformed)?;
+    let message = MegolmMessage::from_base64(ciphertext).map_err(|_| DecryptError::Malformed)?;
+
+    let session = session_of(batch, room_id, session_id, &event.sender).await?;
+    let (owner, plaintext, index) = open(session, &message)?;
+    let plaintext = parse(&plaintext)?;
+    if plaintext.room_id != room_id {
+        return Err(DecryptError::MismatchedRoom {
+            encrypted_for: plaintext.room_id,
+        });
+    }
+    claim_index(batch, room_id, session_id, index, &event).await?;
+
+    let mut content = plaintext.content;
+    // The relation stands outside, for the server; it is not authenticated.
+    if let Some(relation) = event.content.get("m.relates_to") {
+        content
+            .entry("m.relates_to")
+            .or_insert_with(|| relation.clone());
+    }
+    let sender = upgraded(batch, owner).await?;
+    let session_id = session_id.to_owned();
+    Ok(DecryptedEvent {
+        kind: plaintext.kind,
+        content,
+        sender,
+        session_id,
+        message_index: index,
+    })
+}
+
+/// The session as it was given to us by the sender of the event.
+async fn session_of(
+    batch: &Batch<'_>,
+    room_id: &RoomId,
+    session_id: &str,
+    sender: &OwnedUserId,
+) -> Result<InboundSession, DecryptError> {
+    let mut sessions = InboundSession::load_all(batch, room_id, session_id).await?;
+    let owned = |session: &InboundSession| session.owner.user_id == *sender;
+    // Two devices of one user may have given the key; the one that opens more is the better.
+    sessions.sort_by_key(|session| (!owned(session), session.megolm.first_known_index()));
+    match sessions.into_iter().next() {
+        Some(session) if owned(&session) => Ok(session),
+        Some(session) => Err(DecryptError::MismatchedSender {
+            owner: session.owner.user_id,
+        }),
+        None => {
+            let partition = session_partition(room_id, session_id);
+            let withheld: Option<WithheldCode> = batch
+                .get(Table::Withheld, &partition, sender.as_str())
+                .await?;
+            Err(DecryptError::MissingRoomKey { withheld })
+        }
+    }
+}
+
+fn open(
+    mut session: InboundSession,
+    message: &MegolmMessage,
+) -> Result<(SenderData, Vec<u8>, u32), DecryptError> {
+    match session.megolm.decrypt(message) {
+        Ok(decrypted) => Ok((session.owner, decrypted.plaintext, decrypted.message_index)),
+        Err(DecryptionError::UnknownMessageIndex(first_known_index, index)) => {
+            Err(DecryptError::RoomKeyTooNew {
+                first_known_index,
+                index,
+            })
+        }
+        Err(_) => Err(DecryptError::Invalid),
+    }
+}
+
+fn parse(plaintext: &[u8]) -> Result<Plaintext, DecryptError> {
+    let text = std::str::from_utf8(plaintext).map_err(|_| DecryptError::Malformed)?;
+    serde_json::from_str(text).map_err(|_| DecryptError::Malformed)
+}
+
+/// Notes which event used the index. The same event may be decrypted again, no other may.
+async fn claim_index(
+    batch: &mut Batch<'_>,
+    room_id: &RoomId,
+    session_id: &str,
+    index: u32,
+    event: &EncryptedEvent,
+) -> Result<(), DecryptError> {
+    let partition = session_partition(room_id, session_id);
+    let id = index.to_string();
+    let used = UsedIndex {
+        event_id: event.event_id.clone(),
+        origin_server_ts: event.origin_server_ts,
+    };
+    match batch
+        .get::<UsedIndex>(Table::MessageIndices, &partition, &id)
+        .await?
+    {
+        Some(before) if before != used => Err(DecryptError::Replay),
+        Some(_) => Ok(()),
+        None => Ok(batch.put(Table::MessageIndices, &partition, &id, &used)?),
+    }
+}
+
+/// What is known about the owner by now: the device list may have arrived after the key.
+async fn upgraded(batch: &Batch<'_>, mut owner: SenderData) -> Result<SenderData, StoreError> {
+    if owner.trust > SenderTrust::UnknownDevice {
+        return Ok(owner);
+    }
+    let device =
+        devices::load_device_by_curve25519(batch, &owner.user_id, &owner.curve25519).await?;
+    if let Some(device) = device.filter(|device| device.ed25519 == owner.ed25519) {
+        owner.device_id = Some(device.device_id);
+        owner.trust = SenderTrust::UnsignedDevice;
+    }
+    Ok(owner)
+}

@@ -1,0 +1,360 @@
+//! Olm sessions: one device to another.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/#molmv1curve25519-aes-sha2>
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use vodozemac::{
+    Curve25519PublicKey, base64_encode,
+    olm::{OlmMessage, PreKeyMessage, Session, SessionConfig, SessionCreationError, SessionPickle},
+};
+
+use super::{
+    account::StoredAccount,
+    devices::Device,
+    error::{MachineError, RejectedMessage},
+    keys::OLM,
+    machine::Machine,
+    payload::{OlmPayload, SigningKeys},
+};
+use crate::store::{Batch, StoreError, Table};
+
+/// Sessions that are kept with one device; the specification asks for at least four.
+const SESSIONS_PER_DEVICE: usize = 5;
+/// Hashes of received messages that are kept for one device.
+const REMEMBERED_MESSAGES: usize = 128;
+
+#[derive(Serialize)]
+struct RowRef<'a> {
+    pickle: SessionPickle,
+    used: &'a Used,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    pickle: SessionPickle,
+    used: Used,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Used {
+    /// When it was made, or decrypted a message last. Sessions are chosen by this.
+    at: u64,
+    /// Orders sessions that were used in the same millisecond.
+    order: u64,
+}
+
+struct StoredSession {
+    olm: Session,
+    used: Used,
+}
+
+impl StoredSession {
+    fn save(&self, batch: &mut Batch<'_>, their_key: &str) -> Result<(), StoreError> {
+        let row = RowRef {
+            pickle: self.olm.pickle(),
+            used: &self.used,
+        };
+        batch.put(Table::OlmSessions, their_key, &self.olm.session_id(), &row)
+    }
+}
+
+/// Sessions with a device, the one to be used first.
+async fn load_sessions(
+    batch: &Batch<'_>,
+    their_key: &str,
+) -> Result<Vec<StoredSession>, StoreError> {
+    let rows: Vec<(String, Row)> = batch.list(Table::OlmSessions, their_key).await?;
+    let mut sessions: Vec<_> = rows
+        .into_iter()
+        .map(|(_, row)| StoredSession {
+            olm: Session::from_pickle(row.pickle),
+            used: row.used,
+        })
+        .collect();
+    sessions.sort_by_key(|session| std::cmp::Reverse((session.used.at, session.used.order)));
+    Ok(sessions)
+}
+
+pub(crate) async fn has_session(batch: &Batch<'_>, their_key: &str) -> Result<bool, StoreError> {
+    Ok(!batch
+        .list::<Row>(Table::OlmSessions, their_key)
+        .await?
+        .is_empty())
+}
+
+async fn next_use(batch: &mut Batch<'_>, now: u64) -> Result<Used, StoreError> {
+    const COUNTER: &str = "olm_use_counter";
+    let order: u64 = batch.get(Table::Meta, "", COUNTER).await?.unwrap_or(0);
+    batch.put(Table::Meta, "", COUNTER, &(order + 1))?;
+    Ok(Used { at: now, order })
+}
+
+/// Stores a new session and drops the least recently used ones.
+async fn add_session(
+    batch: &mut Batch<'_>,
+    their_key: &str,
+    olm: Session,
+    now: u64,
+) -> Result<(), StoreError> {
+    let used = next_use(batch, now).await?;
+    StoredSession { olm, used }.save(batch, their_key)?;
+    for old in load_sessions(batch, their_key)
+        .await?
+        .iter()
+        .skip(SESSIONS_PER_DEVICE)
+    {
+        batch.delete(Table::OlmSessions, their_key, &old.olm.session_id());
+    }
+    Ok(())
+}
+
+/// What became of an incoming message.
+pub(crate) struct Decrypted {
+    pub(crate) payload: OlmPayload,
+}
+
+/// An Olm message as it arrived.
+pub(crate) struct Received {
+    pub(crate) sender_key: Curve25519PublicKey,
+    message: OlmMessage,
+    hash: String,
+}
+
+impl Received {
+    /// Reads the content of an `m.room.encrypted` to-device event.
+    pub(crate) fn parse(
+        content: &Map<String, Value>,
+        our_key: Curve25519PublicKey,
+    ) -> Result<Self, RejectedMessage> {
+        // A Megolm ciphertext here is an attempt to pass off a room event as a direct message.
+        if content.get("algorithm").and_then(Value::as_str) != Some(OLM) {
+            return Err(RejectedMessage::NotOlm);
+        }
+        let sender_key = content
+            .get("sender_key")
+            .and_then(Value::as_str)
+            .and_then(super::keys::curve25519)
+            .ok_or(RejectedMessage::Malformed)?;
+        let ciphertext = content
+            .get("ciphertext")
+            .and_then(Value::as_object)
+            .ok_or(RejectedMessage::Malformed)?
+            .get(&our_key.to_base64())
+            .ok_or(RejectedMessage::NotForUs)?;
+        let kind = ciphertext.get("type").and_then(Value::as_u64);
+        let kind = kind.and_then(|kind| usize::try_from(kind).ok());
+        let body = ciphertext.get("body").and_then(Value::as_str);
+        let (Some(kind), Some(body)) = (kind, body) else {
+            return Err(RejectedMessage::Malformed);
+        };
+        let bytes = vodozemac::base64_decode(body).map_err(|_| RejectedMessage::Malformed)?;
+        let message =
+            OlmMessage::from_parts(kind, &bytes).map_err(|_| RejectedMessage::Malformed)?;
+        let mut hash = Sha256::new();
+        hash.update(sender_key.as_bytes());
+        hash.update(&bytes);
+        Ok(Self {
+            sender_key,
+            message,
+            hash: base64_encode(hash.finalize()),
+        })
+    }
+}
+
+/// Decrypts a message; the changes to the session are in the batch if it succeeds.
+///
+/// The outer error is a failing store, the inner one says what is wrong with the message.
+pub(crate) async fn decrypt(
+    batch: &mut Batch<'_>,
+    received: &Received,
+    now: u64,
+) -> Result<Result<Decrypted, RejectedMessage>, MachineError> {
+    let their_key = received.sender_key.to_base64();
+    let mut remembered: VecDeque<String> = batch
+        .get(Table::OlmReplays, &their_key, "")
+        .await?
+        .unwrap_or_default();
+    if remembered.contains(&received.hash) {
+        return Ok(Err(RejectedMessage::Replay));
+    }
+    let result = match &received.message {
+        OlmMessage::PreKey(message) => {
+            decrypt_pre_key(batch, &their_key, received, message, now).await?
+        }
+        OlmMessage::Normal(_) => decrypt_normal(batch, &their_key, received, now).await?,
+    };
+    let plaintext = match result {
+        Ok(plaintext) => plaintext,
+        Err(error) => return Ok(Err(error)),
+    };
+    remembered.push_back(received.hash.clone());
+    while remembered.len() > REMEMBERED_MESSAGES {
+        remembered.pop_front();
+    }
+    batch.put(Table::OlmReplays, &their_key, "", &remembered)?;
+    Ok(OlmPayload::parse(&plaintext).map(|payload| Decrypted { payload }))
+}
+
+async fn decrypt_pre_key(
+    batch: &mut Batch<'_>,
+    their_key: &str,
+    received: &Received,
+    message: &PreKeyMessage,
+    now: u64,
+) -> Result<Result<Vec<u8>, RejectedMessage>, MachineError> {
+    if message.identity_key() != received.sender_key {
+        return Ok(Err(RejectedMessage::MismatchedIdentityKey));
+    }
+    let sessions = load_sessions(batch, their_key).await?;
+    let known = sessions
+        .into_iter()
+        .find(|known| known.olm.session_id() == message.session_id());
+    if let Some(session) = known {
+        return decrypt_with(batch, their_key, session, &received.message, now).await;
+    }
+    let mut account = StoredAccount::load(batch).await?;
+    let config = SessionConfig::version_1();
+    let created = match account
+        .olm
+        .create_inbound_session(config, received.sender_key, message)
+    {
+        Ok(created) => created,
+        Err(SessionCreationError::MismatchedIdentityKey(..)) => {
+            return Ok(Err(RejectedMessage::MismatchedIdentityKey));
+        }
+        Err(_) => return Ok(Err(RejectedMessage::DecryptionFailed)),
+    };
+    // The account has lost the one-time key; both are saved with the message or not at all.
+    account.save(batch)?;
+    add_session(batch, their_key, created.session, now).await?;
+    Ok(Ok(created.plaintext))
+}
+
+async fn decrypt_normal(
+    batch: &mut Batch<'_>,
+    their_key: &str,
+    received: &Received,
+    now: u64,
+) -> Result<Result<Vec<u8>, RejectedMessage>, MachineError> {
+    let sessions = load_sessions(batch, their_key).await?;
+    if sessions.is_empty() {
+        return Ok(Err(RejectedMessage::NoSession));
+    }
+    for session in sessions {
+        let plaintext = decrypt_with(batch, their_key, session, &received.message, now).await?;
+        if plaintext.is_ok() {
+            return Ok(plaintext);
+        }
+    }
+    Ok(Err(RejectedMessage::DecryptionFailed))
+}
+
+async fn decrypt_with(
+    batch: &mut Batch<'_>,
+    their_key: &str,
+    mut session: StoredSession,
+    message: &OlmMessage,
+    now: u64,
+) -> Result<Result<Vec<u8>, RejectedMessage>, MachineError> {
+    let Ok(plaintext) = session.olm.decrypt(message) else {
+        return Ok(Err(RejectedMessage::DecryptionFailed));
+    };
+    session.used = next_use(batch, now).await?;
+    session.save(batch, their_key)?;
+    Ok(Ok(plaintext))
+}
+
+impl Machine {
+    /// Makes a session from a claimed one-time key.
+    pub(crate) async fn create_outbound_session(
+        &self,
+        batch: &mut Batch<'_>,
+        device: &Device,
+        one_time_key: Curve25519PublicKey,
+    ) -> Result<bool, MachineError> {
+        let account = StoredAccount::load(batch).await?;
+        let their_key = device.curve25519_key()?;
+        let config = SessionConfig::version_1();
+        let Ok(olm) = account
+            .olm
+            .create_outbound_session(config, their_key, one_time_key)
+        else {
+            return Ok(false);
+        };
+        add_session(batch, &device.curve25519, olm, self.now()).await?;
+        Ok(true)
+    }
+
+    /// Encrypts content for a device with which there is a session; `None` if there is none.
+    ///
+    /// The ratchet moves in the batch: the ciphertext may leave once that is committed.
+    pub(crate) async fn encrypt_for(
+        &self,
+        batch: &mut Batch<'_>,
+        device: &Device,
+        kind: &str,
+        content: Map<String, Value>,
+    ) -> Result<Option<Value>, MachineError> {
+        if !has_session(batch, &device.curve25519).await? {
+            return Ok(None);
+        }
+        let payload = self.payload_for(device, kind, content);
+        self.encrypt_payload(batch, device, &payload).await
+    }
+
+    pub(crate) fn payload_for(
+        &self,
+        device: &Device,
+        kind: &str,
+        content: Map<String, Value>,
+    ) -> OlmPayload {
+        OlmPayload {
+            kind: kind.to_owned(),
+            content,
+            sender: self.user_id().to_owned(),
+            sender_device: Some(self.device_id().to_string()),
+            recipient: device.user_id.clone(),
+            recipient_keys: SigningKeys {
+                ed25519: device.ed25519.clone(),
+            },
+            keys: SigningKeys {
+                ed25519: self.ed25519_key().to_base64(),
+            },
+            sender_device_keys: Some(self.device_keys().clone()),
+        }
+    }
+
+    pub(crate) async fn encrypt_payload<T: Serialize>(
+        &self,
+        batch: &mut Batch<'_>,
+        device: &Device,
+        payload: &T,
+    ) -> Result<Option<Value>, MachineError> {
+        let Some(mut session) = load_sessions(batch, &device.curve25519)
+            .await?
+            .into_iter()
+            .next()
+        else {
+            return Ok(None);
+        };
+        let plaintext = serde_json::to_vec(payload).map_err(|_| MachineError::Encode)?;
+        let plaintext = zeroize::Zeroizing::new(plaintext);
+        let message = session
+            .olm
+            .encrypt(&*plaintext)
+            .map_err(|_| MachineError::Olm)?;
+        session.save(batch, &device.curve25519)?;
+        let (kind, body) = message.to_parts();
+        Ok(Some(json!({
+            "algorithm": OLM,
+            "sender_key": self.curve25519_key().to_base64(),
+            "ciphertext": {
+                device.curve25519.as_str(): { "type": kind, "body": base64_encode(body) },
+            },
+        })))
+    }
+}

@@ -1,0 +1,270 @@
+//! Outbound Megolm sessions: writing to a room.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/#mmegolmv1aes-sha2>
+
+use ruma::{OwnedUserId, RoomId, UserId};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use vodozemac::megolm::{GroupSession, GroupSessionPickle, InboundGroupSession, SessionConfig};
+
+use super::{
+    error::{EncryptError, MachineError},
+    keys::MEGOLM,
+    machine::Machine,
+    megolm::{InboundSession, session_partition},
+    to_device::{Outgoing, Purpose},
+    trust::{SenderData, SenderTrust},
+};
+use crate::store::{Batch, StoreError, Table};
+
+const HOUR_MS: u64 = 60 * 60 * 1000;
+const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
+const DEFAULT_MESSAGES: u64 = 100;
+
+/// The encryption of a room. There is no way to remove it: a room that was encrypted once is
+/// never again sent to in the clear, whatever its state says later.
+///
+/// <https://spec.matrix.org/v1.19/client-server-api/#mroomencryption>
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RoomEncryption {
+    pub(crate) supported: bool,
+    pub(crate) rotation_period_ms: u64,
+    pub(crate) rotation_period_messages: u64,
+}
+
+impl RoomEncryption {
+    /// Reads the content of an `m.room.encryption` event. The rotation periods are bounded, so
+    /// that whoever may send state cannot switch rotation off, or make each message cost a session.
+    fn parse(content: &Map<String, Value>) -> Self {
+        let number = |name: &str| content.get(name).and_then(Value::as_u64);
+        Self {
+            supported: content.get("algorithm").and_then(Value::as_str) == Some(MEGOLM),
+            rotation_period_ms: number("rotation_period_ms")
+                .unwrap_or(WEEK_MS)
+                .clamp(HOUR_MS, WEEK_MS),
+            rotation_period_messages: number("rotation_period_msgs")
+                .unwrap_or(DEFAULT_MESSAGES)
+                .clamp(1, 10_000),
+        }
+    }
+
+    pub(crate) async fn load(
+        batch: &Batch<'_>,
+        room_id: &RoomId,
+    ) -> Result<Option<Self>, StoreError> {
+        batch.get(Table::EncryptedRooms, "", room_id.as_str()).await
+    }
+}
+
+/// Takes an `m.room.encryption` event of a room.
+///
+/// Later events may change when keys rotate. They cannot replace an algorithm that is supported.
+pub(crate) async fn set_encryption(
+    batch: &mut Batch<'_>,
+    room_id: &RoomId,
+    content: &Map<String, Value>,
+) -> Result<(), StoreError> {
+    let mut new = RoomEncryption::parse(content);
+    if let Some(known) = RoomEncryption::load(batch, room_id).await? {
+        new.supported |= known.supported;
+        if new == known {
+            return Ok(());
+        }
+        discard(batch, room_id).await?;
+    }
+    batch.put(Table::EncryptedRooms, "", room_id.as_str(), &new)
+}
+
+/// The current outbound session of a room.
+pub(crate) struct OutboundSession {
+    pub(crate) megolm: GroupSession,
+    created_at: u64,
+    discarded: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Row {
+    pickle: GroupSessionPickle,
+    created_at: u64,
+    discarded: bool,
+}
+
+/// A device that has got the key of an outbound session.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct KeyShare {
+    pub(crate) curve25519: String,
+    pub(crate) message_index: u32,
+    pub(crate) wedging: u64,
+}
+
+impl OutboundSession {
+    pub(crate) async fn load(
+        batch: &Batch<'_>,
+        room_id: &RoomId,
+    ) -> Result<Option<Self>, StoreError> {
+        let row: Option<Row> = batch
+            .get(Table::OutboundSessions, "", room_id.as_str())
+            .await?;
+        Ok(row.map(|row| Self {
+            megolm: GroupSession::from_pickle(row.pickle),
+            created_at: row.created_at,
+            discarded: row.discarded,
+        }))
+    }
+
+    pub(crate) fn save(&self, batch: &mut Batch<'_>, room_id: &RoomId) -> Result<(), StoreError> {
+        let row = Row {
+            pickle: self.megolm.pickle(),
+            created_at: self.created_at,
+            discarded: self.discarded,
+        };
+        batch.put(Table::OutboundSessions, "", room_id.as_str(), &row)
+    }
+
+    /// Whether it may encrypt another message.
+    pub(crate) fn is_usable(&self, encryption: &RoomEncryption, now: u64) -> bool {
+        let young = now.saturating_sub(self.created_at) < encryption.rotation_period_ms
+            // A clock that was set back must not make a session live forever.
+            && self.created_at <= now.saturating_add(HOUR_MS);
+        let unused = u64::from(self.megolm.message_index()) < encryption.rotation_period_messages;
+        young && unused && !self.discarded
+    }
+
+    pub(crate) fn partition(&self, room_id: &RoomId) -> String {
+        session_partition(room_id, &self.megolm.session_id())
+    }
+
+    pub(crate) async fn shares(
+        &self,
+        batch: &Batch<'_>,
+        room_id: &RoomId,
+    ) -> Result<Vec<(OwnedUserId, String, KeyShare)>, StoreError> {
+        let rows: Vec<(String, KeyShare)> = batch
+            .list(Table::OutboundShares, &self.partition(room_id))
+            .await?;
+        let split = |(id, share): (String, KeyShare)| {
+            let (user_id, device_id) = id.split_once(' ')?;
+            Some((user_id.try_into().ok()?, device_id.to_owned(), share))
+        };
+        Ok(rows.into_iter().filter_map(split).collect())
+    }
+}
+
+/// The id of the row that says that a device has got a key. User ids have no spaces.
+pub(crate) fn share_id(user_id: &UserId, device_id: &ruma::DeviceId) -> String {
+    format!("{user_id} {device_id}")
+}
+
+/// Makes sure that the session of a room encrypts nothing more.
+pub(crate) async fn discard(batch: &mut Batch<'_>, room_id: &RoomId) -> Result<(), StoreError> {
+    if let Some(mut session) = OutboundSession::load(batch, room_id).await? {
+        session.discarded = true;
+        session.save(batch, room_id)?;
+    }
+    Ok(())
+}
+
+impl Machine {
+    /// Whether the room is encrypted, or ever was.
+    pub async fn is_encrypted(&self, room_id: &RoomId) -> Result<bool, MachineError> {
+        Ok(RoomEncryption::load(&self.batch(), room_id)
+            .await?
+            .is_some())
+    }
+
+    /// Encrypts an event for a room.
+    ///
+    /// The key has to be shared first, and delivered: an event that is sent before its key is one
+    /// that others see as undecryptable. Call [`Machine::share_room_key`] until it says that it is
+    /// ready; if this then still says [`EncryptError::NotShared`], something changed in between.
+    ///
+    /// The ratchet is stored when this returns.
+    pub async fn encrypt_room_event(
+        &self,
+        room_id: &RoomId,
+        kind: &str,
+        mut content: Map<String, Value>,
+    ) -> Result<Map<String, Value>, EncryptError> {
+        let _guard = self.lock().await;
+        let mut batch = self.batch();
+        let encryption = RoomEncryption::load(&batch, room_id).await?;
+        let session = OutboundSession::load(&batch, room_id).await?;
+        let (Some(encryption), Some(mut session)) = (encryption, session) else {
+            return Err(EncryptError::NotShared);
+        };
+        let undelivered = is_undelivered(&batch, &session.megolm.session_id()).await?;
+        if undelivered || !encryption.supported || !session.is_usable(&encryption, self.now()) {
+            return Err(EncryptError::NotShared);
+        }
+        let relation = content.remove("m.relates_to");
+        let plaintext = json!({ "type": kind, "content": content, "room_id": room_id });
+        let plaintext = zeroize::Zeroizing::new(plaintext.to_string());
+        let ciphertext = session.megolm.encrypt(plaintext.as_bytes()).to_base64();
+        session.save(&mut batch, room_id)?;
+        batch.commit().await?;
+        let mut encrypted = Map::new();
+        let mut put = |name: &str, value: Value| encrypted.insert(name.to_owned(), value);
+        put("algorithm", MEGOLM.into());
+        put("ciphertext", ciphertext.into());
+        put("session_id", session.megolm.session_id().into());
+        // Deprecated, and not looked at by us, but older clients find the session by them.
+        put("sender_key", self.curve25519_key().to_base64().into());
+        put("device_id", self.device_id().as_str().into());
+        // The server aggregates relations, so it has to see them.
+        relation.map(|relation| put("m.relates_to", relation));
+        Ok(encrypted)
+    }
+
+    /// Makes sure that the next message of a room uses a new session.
+    pub async fn discard_room_key(&self, room_id: &RoomId) -> Result<(), MachineError> {
+        let _guard = self.lock().await;
+        let mut batch = self.batch();
+        discard(&mut batch, room_id).await?;
+        Ok(batch.commit().await?)
+    }
+
+    /// Makes a new session for a room, which replaces the old one, and our own means to read it.
+    pub(crate) async fn new_session(
+        &self,
+        batch: &mut Batch<'_>,
+        room_id: &RoomId,
+    ) -> Result<OutboundSession, StoreError> {
+        if let Some(old) = OutboundSession::load(batch, room_id).await? {
+            for (user_id, device_id, _) in old.shares(batch, room_id).await? {
+                let id = share_id(&user_id, device_id.as_str().into());
+                batch.delete(Table::OutboundShares, &old.partition(room_id), &id);
+            }
+        }
+        let megolm = GroupSession::new(SessionConfig::version_1());
+        let owner = SenderData {
+            user_id: self.user_id().to_owned(),
+            device_id: Some(self.device_id().to_owned()),
+            curve25519: self.curve25519_key().to_base64(),
+            ed25519: self.ed25519_key().to_base64(),
+            trust: SenderTrust::OwnDevice,
+        };
+        let inbound = InboundSession {
+            megolm: InboundGroupSession::from(&megolm),
+            owner,
+        };
+        inbound.add(batch, room_id).await?;
+        let session = OutboundSession {
+            megolm,
+            created_at: self.now(),
+            discarded: false,
+        };
+        session.save(batch, room_id)?;
+        Ok(session)
+    }
+}
+
+/// Whether messages with the key of a session still wait to be sent.
+pub(crate) async fn is_undelivered(
+    batch: &Batch<'_>,
+    session_id: &str,
+) -> Result<bool, StoreError> {
+    let rows: Vec<(String, Outgoing)> = batch.list(Table::Outbox, "").await?;
+    Ok(rows.iter().any(|(_, outgoing)| {
+        matches!(&outgoing.purpose, Purpose::RoomKey { session_id: id } if id == session_id)
+    }))
+}

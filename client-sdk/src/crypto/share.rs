@@ -1,0 +1,404 @@
+//! Giving the members of a room the key of the session that the next message uses.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ruma::{OwnedUserId, RoomId, UserId};
+use serde_json::{Map, Value, json};
+
+use super::{
+    devices::{self, Device, LocalTrust, TrackedUser},
+    error::{MachineError, ShareError},
+    keys::MEGOLM,
+    machine::{self, Machine, Volatile},
+    megolm::RoomKeyContent,
+    olm,
+    outbound::{self, KeyShare, OutboundSession, RoomEncryption, share_id},
+    requests::OutgoingRequest,
+    to_device::{Messages, Outgoing, Purpose},
+    trust::SharePolicy,
+};
+use crate::store::{Batch, StoreError, Table};
+
+/// Devices that get a key in one request.
+const DEVICES_PER_REQUEST: usize = 250;
+
+/// How far the sharing of a key has come.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Share {
+    /// These have to be sent and answered; then ask again.
+    Pending(Vec<OutgoingRequest>),
+    /// Everybody who can have the key has it, or was told why not.
+    Ready,
+}
+
+/// What one look at the members of a room found.
+#[derive(Default)]
+struct Plan {
+    /// They have a session and lack the key.
+    ready: Vec<Device>,
+    /// They lack a session.
+    claim: Vec<Device>,
+    /// They are blocked.
+    blocked: Vec<Device>,
+    /// They lack a session, and the last attempt to make one failed.
+    unreachable: Vec<Device>,
+}
+
+impl Machine {
+    /// Which devices get keys.
+    #[must_use]
+    pub fn share_policy(&self) -> SharePolicy {
+        SharePolicy::AllSelfSignedDevices
+    }
+
+    /// Shares the key of the room's session with all devices of `members`, one step at a time.
+    ///
+    /// `members` are the users who may read the next message: those who have joined, and those who
+    /// are invited if the room lets them read. Send what is returned, report the answers, and call
+    /// again until it is [`Share::Ready`]. Each step is stored before it is returned, so it does
+    /// not matter where a process dies.
+    pub async fn share_room_key(
+        &self,
+        room_id: &RoomId,
+        members: &BTreeSet<OwnedUserId>,
+    ) -> Result<Share, ShareError> {
+        let mut volatile = self.lock().await;
+        let mut batch = self.batch();
+        let encryption = RoomEncryption::load(&batch, room_id)
+            .await?
+            .ok_or(ShareError::NotEncrypted)?;
+        if !encryption.supported {
+            return Err(ShareError::UnsupportedAlgorithm);
+        }
+        if machine::own_device_mismatch(&batch).await? {
+            return Err(ShareError::OwnDeviceMismatch);
+        }
+        let outdated = self.outdated_members(&mut batch, members).await?;
+        if !outdated.is_empty() {
+            batch.commit().await?;
+            return Ok(Share::Pending(self.queries_for(&mut volatile, outdated)?));
+        }
+        let session = self
+            .usable_session(&mut batch, room_id, members, &encryption)
+            .await?;
+        let plan = self.plan(&batch, room_id, &session, members).await?;
+        if !plan.claim.is_empty() {
+            batch.commit().await?;
+            return Ok(Share::Pending(self.claims_for(&mut volatile, &plan.claim)?));
+        }
+        self.carry_out(&mut batch, room_id, &session, plan).await?;
+        batch.commit().await?;
+        let waiting = self.waiting_keys(&session.megolm.session_id()).await?;
+        Ok(if waiting.is_empty() {
+            Share::Ready
+        } else {
+            Share::Pending(waiting)
+        })
+    }
+
+    /// Members whose device list has to be asked for first; all are followed from now on.
+    async fn outdated_members(
+        &self,
+        batch: &mut Batch<'_>,
+        members: &BTreeSet<OwnedUserId>,
+    ) -> Result<Vec<(OwnedUserId, u64)>, StoreError> {
+        let mut outdated = Vec::new();
+        for user_id in members.iter().map(|id| &**id).chain([self.user_id()]) {
+            devices::track(batch, user_id).await?;
+            let tracked = TrackedUser::load(batch, user_id).await?.unwrap_or_default();
+            // A server that does not answer must not keep a room silent: its users get the key
+            // on the devices that are known, and on the others when it is back.
+            if tracked.outdated && tracked.retry_after <= self.now() {
+                outdated.push((user_id.to_owned(), tracked.generation));
+            }
+        }
+        outdated.dedup_by(|one, other| one.0 == other.0);
+        Ok(outdated)
+    }
+
+    /// The session that the next message may use: the current one, or a new one if that is used
+    /// up, was discarded, or is known to somebody who should not read on.
+    async fn usable_session(
+        &self,
+        batch: &mut Batch<'_>,
+        room_id: &RoomId,
+        members: &BTreeSet<OwnedUserId>,
+        encryption: &RoomEncryption,
+    ) -> Result<OutboundSession, StoreError> {
+        if let Some(session) = OutboundSession::load(batch, room_id).await?
+            && session.is_usable(encryption, self.now())
+            && !self
+                .is_overshared(batch, room_id, &session, members)
+                .await?
+        {
+            return Ok(session);
+        }
+        self.new_session(batch, room_id).await
+    }
+
+    async fn is_overshared(
+        &self,
+        batch: &Batch<'_>,
+        room_id: &RoomId,
+        session: &OutboundSession,
+        members: &BTreeSet<OwnedUserId>,
+    ) -> Result<bool, StoreError> {
+        for (user_id, device_id, share) in session.shares(batch, room_id).await? {
+            if !members.contains(&user_id) && user_id != self.user_id() {
+                return Ok(true);
+            }
+            let device = devices::load_device(batch, &user_id, device_id.as_str().into()).await?;
+            let may_read = device.is_some_and(|device| {
+                !device.deleted
+                    && device.local_trust != LocalTrust::Blocked
+                    && device.curve25519 == share.curve25519
+            });
+            if !may_read {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn plan(
+        &self,
+        batch: &Batch<'_>,
+        room_id: &RoomId,
+        session: &OutboundSession,
+        members: &BTreeSet<OwnedUserId>,
+    ) -> Result<Plan, StoreError> {
+        let shares: BTreeMap<String, KeyShare> = session
+            .shares(batch, room_id)
+            .await?
+            .into_iter()
+            .map(|(user, device, share)| (share_id(&user, device.as_str().into()), share))
+            .collect();
+        let mut plan = Plan::default();
+        let users: BTreeSet<&UserId> = members
+            .iter()
+            .map(|id| &**id)
+            .chain([self.user_id()])
+            .collect();
+        for user_id in users {
+            for device in devices::load_devices(batch, user_id).await? {
+                if device.deleted || !device.understands_encryption() {
+                    continue;
+                }
+                if device.local_trust == LocalTrust::Blocked {
+                    plan.blocked.push(device);
+                    continue;
+                }
+                let share = shares.get(&share_id(&device.user_id, &device.device_id));
+                if share.is_some_and(|share| share.wedging >= device.wedging) {
+                    continue;
+                }
+                if olm::has_session(batch, &device.curve25519).await? {
+                    plan.ready.push(device);
+                } else if device.claim_after <= self.now() {
+                    plan.claim.push(device);
+                } else {
+                    plan.unreachable.push(device);
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    async fn carry_out(
+        &self,
+        batch: &mut Batch<'_>,
+        room_id: &RoomId,
+        session: &OutboundSession,
+        plan: Plan,
+    ) -> Result<(), MachineError> {
+        for chunk in plan.ready.chunks(DEVICES_PER_REQUEST) {
+            self.queue_keys(batch, room_id, session, chunk).await?;
+        }
+        self.tell_blocked(batch, room_id, session, &plan.blocked)
+            .await?;
+        self.tell_unreachable(batch, &plan.unreachable).await
+    }
+
+    /// Encrypts the key for each device and queues it, together with the note that they have it.
+    async fn queue_keys(
+        &self,
+        batch: &mut Batch<'_>,
+        room_id: &RoomId,
+        session: &OutboundSession,
+        devices: &[Device],
+    ) -> Result<(), MachineError> {
+        let content = RoomKeyContent {
+            algorithm: MEGOLM.to_owned(),
+            room_id: room_id.to_owned(),
+            session_id: session.megolm.session_id(),
+            session_key: session.megolm.session_key().to_base64(),
+        };
+        let Ok(Value::Object(content)) = serde_json::to_value(content) else {
+            return Err(MachineError::Encode);
+        };
+        let mut messages = Messages::new();
+        for device in devices {
+            let encrypted = self
+                .encrypt_for(batch, device, "m.room_key", content.clone())
+                .await?;
+            let Some(encrypted) = encrypted else { continue };
+            messages
+                .entry(device.user_id.clone())
+                .or_default()
+                .insert(device.device_id.clone(), encrypted);
+            let share = KeyShare {
+                curve25519: device.curve25519.clone(),
+                message_index: session.megolm.message_index(),
+                wedging: device.wedging,
+            };
+            let id = share_id(&device.user_id, &device.device_id);
+            batch.put(
+                Table::OutboundShares,
+                &session.partition(room_id),
+                &id,
+                &share,
+            )?;
+        }
+        let purpose = Purpose::RoomKey {
+            session_id: session.megolm.session_id(),
+        };
+        self.queue("m.room.encrypted", messages, purpose, batch)
+            .await
+    }
+
+    /// Tells blocked devices, once for each session, that they get no key.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#reporting-that-decryption-keys-are-withheld>
+    async fn tell_blocked(
+        &self,
+        batch: &mut Batch<'_>,
+        room_id: &RoomId,
+        session: &OutboundSession,
+        devices: &[Device],
+    ) -> Result<(), MachineError> {
+        const TOLD: &str = "blocked devices were told of session";
+        let mut told: BTreeMap<String, String> = batch
+            .get(Table::Meta, TOLD, room_id.as_str())
+            .await?
+            .unwrap_or_default();
+        let mut messages = Messages::new();
+        for device in devices {
+            let session_id = session.megolm.session_id();
+            let id = share_id(&device.user_id, &device.device_id);
+            if told.insert(id, session_id.clone()).as_ref() == Some(&session_id) {
+                continue;
+            }
+            let content = json!({
+                "algorithm": MEGOLM,
+                "code": "m.blacklisted",
+                "reason": "The sender has blocked this device.",
+                "room_id": room_id,
+                "sender_key": self.curve25519_key().to_base64(),
+                "session_id": session_id,
+            });
+            let user = messages.entry(device.user_id.clone()).or_default();
+            user.insert(device.device_id.clone(), content);
+        }
+        if messages.is_empty() {
+            return Ok(());
+        }
+        batch.put(Table::Meta, TOLD, room_id.as_str(), &told)?;
+        self.queue("m.room_key.withheld", messages, Purpose::Other, batch)
+            .await
+    }
+
+    /// Tells devices, once until a session is made, that there is no way to reach them.
+    async fn tell_unreachable(
+        &self,
+        batch: &mut Batch<'_>,
+        devices: &[Device],
+    ) -> Result<(), MachineError> {
+        let mut messages = Messages::new();
+        for device in devices.iter().filter(|device| !device.told_no_olm) {
+            let content = json!({
+                "algorithm": MEGOLM,
+                "code": "m.no_olm",
+                "reason": "No secure channel could be established.",
+                "sender_key": self.curve25519_key().to_base64(),
+            });
+            let user = messages.entry(device.user_id.clone()).or_default();
+            user.insert(device.device_id.clone(), content);
+            let mut device = device.clone();
+            device.told_no_olm = true;
+            device.save(batch)?;
+        }
+        self.queue("m.room_key.withheld", messages, Purpose::Other, batch)
+            .await
+    }
+
+    pub(crate) async fn queue(
+        &self,
+        event_type: &str,
+        messages: Messages,
+        purpose: Purpose,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), MachineError> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let txn_id = crate::environment::transaction_id(self.environment())?;
+        let outgoing = Outgoing {
+            txn_id,
+            event_type: event_type.to_owned(),
+            messages,
+            purpose,
+        };
+        Ok(self.enqueue(batch, &outgoing).await?)
+    }
+
+    /// The queued messages that carry the key of a session.
+    async fn waiting_keys(&self, session_id: &str) -> Result<Vec<OutgoingRequest>, StoreError> {
+        let batch = self.batch();
+        if !outbound::is_undelivered(&batch, session_id).await? {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<(String, Outgoing)> = batch.list(Table::Outbox, "").await?;
+        Ok(rows
+            .into_iter()
+            .filter(|(_, outgoing)| {
+                matches!(&outgoing.purpose, Purpose::RoomKey { session_id: id } if id == session_id)
+            })
+            .map(|(_, outgoing)| outgoing.into_request())
+            .collect())
+    }
+
+    /// Sends content to one device over Olm, as soon as the outbox is sent.
+    ///
+    /// Returns whether there is a session with the device.
+    pub async fn send_to_device(
+        &self,
+        device: &Device,
+        kind: &str,
+        content: Map<String, Value>,
+    ) -> Result<bool, MachineError> {
+        let _guard = self.lock().await;
+        let mut batch = self.batch();
+        let encrypted = self.encrypt_for(&mut batch, device, kind, content).await?;
+        let Some(encrypted) = encrypted else {
+            return Ok(false);
+        };
+        let to_one = BTreeMap::from([(device.device_id.clone(), encrypted)]);
+        let messages = Messages::from([(device.user_id.clone(), to_one)]);
+        self.queue("m.room.encrypted", messages, Purpose::Other, &mut batch)
+            .await?;
+        batch.commit().await?;
+        Ok(true)
+    }
+
+    fn claims_for(
+        &self,
+        volatile: &mut Volatile,
+        devices: &[Device],
+    ) -> Result<Vec<OutgoingRequest>, MachineError> {
+        devices
+            .chunks(DEVICES_PER_REQUEST)
+            .map(|chunk| self.claim_request(volatile, chunk))
+            .collect()
+    }
+}
