@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedTransactionId, UInt};
+use ruma::OwnedTransactionId;
 
 /// What the SDK asks of the outside world besides storage and network.
 ///
@@ -40,11 +40,6 @@ impl Environment for SystemEnvironment {
 /// Milliseconds since the Unix epoch, as they are stored.
 pub(crate) fn now_ms(environment: &dyn Environment) -> u64 {
     u64::try_from(environment.now().as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The present in ruma's type.
-pub(crate) fn timestamp(environment: &dyn Environment) -> MilliSecondsSinceUnixEpoch {
-    MilliSecondsSinceUnixEpoch(UInt::new_saturating(now_ms(environment)))
 }
 
 /// A fresh transaction id: 128 random bits, so that it is unique across restarts.

@@ -12,8 +12,19 @@
 //! To add an endpoint, add a method to [`Client`] or [`Room`]; to add a rule of encryption, add it
 //! to the machine together with a test that attacks it.
 
+pub mod attachment;
+pub mod bot;
+pub mod client;
 pub mod crypto;
 pub mod environment;
+pub mod login;
+pub mod room;
 pub mod store;
+pub mod sync;
+pub mod timeline;
+pub mod transport;
 
+pub use bot::{Bot, Message};
+pub use client::{Client, ClientBuilder};
 pub use environment::{Environment, SystemEnvironment};
+pub use room::Room;

@@ -36,7 +36,8 @@ const FALLBACK_FORGET_MS: u64 = 60 * 60 * 1000;
 
 /// The account as it is stored, with what is known about the server's side of it.
 pub(crate) struct StoredAccount {
-    pub(crate) olm: Account,
+    /// Boxed, as it is large and lives across many awaits.
+    pub(crate) olm: Box<Account>,
     state: State,
 }
 
@@ -87,7 +88,7 @@ impl StoredAccount {
             forget_fallback_at: None,
         };
         let account = Self {
-            olm: Account::new(),
+            olm: Box::new(Account::new()),
             state,
         };
         account.save(batch)?;
@@ -101,7 +102,7 @@ impl StoredAccount {
     async fn find(batch: &Batch<'_>) -> Result<Option<Self>, StoreError> {
         let row: Option<Row> = batch.get(Table::Account, "", "").await?;
         Ok(row.map(|row| Self {
-            olm: Account::from_pickle(row.pickle),
+            olm: Box::new(Account::from_pickle(row.pickle)),
             state: row.state,
         }))
     }

@@ -101,7 +101,7 @@ impl Server {
             Request::KeysUpload(request) => Response::KeysUpload(self.upload(name, request)),
             Request::KeysQuery(request) => Response::KeysQuery(self.query(request)),
             Request::KeysClaim(request) => Response::KeysClaim(self.claim(request)),
-            Request::ToDevice(request) => Response::ToDevice(self.to_device(name, request)),
+            Request::ToDevice(request) => Response::ToDevice(self.take_messages(name, request)),
         }
     }
 
@@ -168,7 +168,7 @@ impl Server {
         response
     }
 
-    fn to_device(
+    fn take_messages(
         &mut self,
         name: &DeviceName,
         request: &send_event_to_device::v3::Request,
@@ -297,13 +297,13 @@ impl Peer {
             Some(token) => token.parse().unwrap(),
             None => 0,
         };
-        let changed = server
+        let outdated = server
             .changes
             .iter()
             .filter(|(at, _)| *at > since)
             .map(|(_, user)| user.clone());
         let mut device_lists = DeviceLists::new();
-        device_lists.changed = changed.collect();
+        device_lists.changed = outdated.collect();
         let position = server.position;
         let device = server.devices.entry(self.name.clone()).or_default();
         device.inbox.retain(|(at, _)| *at > since);

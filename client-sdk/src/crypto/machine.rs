@@ -197,9 +197,8 @@ impl Machine {
                 self.fail_query(generations.keys()).await?;
             }
             Some(Asked::Claim { devices }) => self.fail_claim(&devices).await?,
-            Some(Asked::Upload { .. }) => {}
             None if failure == Failure::Permanent => self.remove_from_outbox(id).await?,
-            None => {}
+            Some(Asked::Upload { .. }) | None => {}
         }
         Ok(Vec::new())
     }

@@ -24,7 +24,8 @@ use crate::store::{Batch, StoreError, Table};
 
 /// An inbound session and who gave it to us.
 pub(crate) struct InboundSession {
-    pub(crate) megolm: InboundGroupSession,
+    /// Boxed, as it is large and lives across many awaits.
+    pub(crate) megolm: Box<InboundGroupSession>,
     pub(crate) owner: SenderData,
 }
 
@@ -104,7 +105,7 @@ impl InboundSession {
 impl From<Row> for InboundSession {
     fn from(row: Row) -> Self {
         Self {
-            megolm: InboundGroupSession::from_pickle(row.pickle),
+            megolm: Box::new(InboundGroupSession::from_pickle(row.pickle)),
             owner: row.owner,
         }
     }
@@ -132,7 +133,7 @@ impl RoomKeyContent {
         }
         let key = SessionKey::from_base64(&self.session_key)
             .map_err(|_| RejectedMessage::InvalidRoomKey)?;
-        let megolm = InboundGroupSession::new(&key, SessionConfig::version_1());
+        let megolm = Box::new(InboundGroupSession::new(&key, SessionConfig::version_1()));
         if megolm.session_id() != self.session_id {
             return Err(RejectedMessage::InvalidRoomKey);
         }

@@ -48,7 +48,8 @@ struct Used {
 }
 
 struct StoredSession {
-    olm: Session,
+    /// Boxed, as it is large and lives across many awaits.
+    olm: Box<Session>,
     used: Used,
 }
 
@@ -71,7 +72,7 @@ async fn load_sessions(
     let mut sessions: Vec<_> = rows
         .into_iter()
         .map(|(_, row)| StoredSession {
-            olm: Session::from_pickle(row.pickle),
+            olm: Box::new(Session::from_pickle(row.pickle)),
             used: row.used,
         })
         .collect();
@@ -97,7 +98,7 @@ async fn next_use(batch: &mut Batch<'_>, now: u64) -> Result<Used, StoreError> {
 async fn add_session(
     batch: &mut Batch<'_>,
     their_key: &str,
-    olm: Session,
+    olm: Box<Session>,
     now: u64,
 ) -> Result<(), StoreError> {
     let used = next_use(batch, now).await?;
@@ -230,7 +231,7 @@ async fn decrypt_pre_key(
     };
     // The account has lost the one-time key; both are saved with the message or not at all.
     account.save(batch)?;
-    add_session(batch, their_key, created.session, now).await?;
+    add_session(batch, their_key, Box::new(created.session), now).await?;
     Ok(Ok(created.plaintext))
 }
 
@@ -285,7 +286,7 @@ impl Machine {
         else {
             return Ok(false);
         };
-        add_session(batch, &device.curve25519, olm, self.now()).await?;
+        add_session(batch, &device.curve25519, Box::new(olm), self.now()).await?;
         Ok(true)
     }
 

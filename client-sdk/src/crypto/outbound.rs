@@ -12,10 +12,10 @@ use super::{
     keys::MEGOLM,
     machine::Machine,
     megolm::{InboundSession, session_partition},
-    to_device::{Outgoing, Purpose},
+    to_device::{Outgoing, Purpose, RoomChange},
     trust::{SenderData, SenderTrust},
 };
-use crate::store::{Batch, StoreError, Table};
+use crate::store::{Batch, Changes, StoreError, Table};
 
 const HOUR_MS: u64 = 60 * 60 * 1000;
 const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
@@ -59,7 +59,7 @@ impl RoomEncryption {
 /// Takes an `m.room.encryption` event of a room.
 ///
 /// Later events may change when keys rotate. They cannot replace an algorithm that is supported.
-pub(crate) async fn set_encryption(
+async fn set_encryption(
     batch: &mut Batch<'_>,
     room_id: &RoomId,
     content: &Map<String, Value>,
@@ -77,7 +77,8 @@ pub(crate) async fn set_encryption(
 
 /// The current outbound session of a room.
 pub(crate) struct OutboundSession {
-    pub(crate) megolm: GroupSession,
+    /// Boxed, as it is large and lives across many awaits.
+    pub(crate) megolm: Box<GroupSession>,
     created_at: u64,
     discarded: bool,
 }
@@ -106,7 +107,7 @@ impl OutboundSession {
             .get(Table::OutboundSessions, "", room_id.as_str())
             .await?;
         Ok(row.map(|row| Self {
-            megolm: GroupSession::from_pickle(row.pickle),
+            megolm: Box::new(GroupSession::from_pickle(row.pickle)),
             created_at: row.created_at,
             discarded: row.discarded,
         }))
@@ -153,6 +154,22 @@ impl OutboundSession {
 /// The id of the row that says that a device has got a key. User ids have no spaces.
 pub(crate) fn share_id(user_id: &UserId, device_id: &ruma::DeviceId) -> String {
     format!("{user_id} {device_id}")
+}
+
+/// Takes what happened in rooms.
+pub(crate) async fn take_room_changes(
+    batch: &mut Batch<'_>,
+    rooms: &[RoomChange],
+) -> Result<(), StoreError> {
+    for change in rooms {
+        match change {
+            RoomChange::Encryption(room_id, content) => {
+                set_encryption(batch, room_id, content).await?;
+            }
+            RoomChange::Departed(room_id) => discard(batch, room_id).await?,
+        }
+    }
+    Ok(())
 }
 
 /// Makes sure that the session of a room encrypts nothing more.
@@ -215,6 +232,19 @@ impl Machine {
         Ok(encrypted)
     }
 
+    /// Takes what happened in rooms, when it became known in another way than by a sync.
+    pub async fn receive_room_changes(
+        &self,
+        rooms: &[RoomChange],
+        also: Changes,
+    ) -> Result<(), MachineError> {
+        let _guard = self.lock().await;
+        let mut batch = self.batch();
+        take_room_changes(&mut batch, rooms).await?;
+        batch.extend(also);
+        Ok(batch.commit().await?)
+    }
+
     /// Makes sure that the next message of a room uses a new session.
     pub async fn discard_room_key(&self, room_id: &RoomId) -> Result<(), MachineError> {
         let _guard = self.lock().await;
@@ -235,7 +265,7 @@ impl Machine {
                 batch.delete(Table::OutboundShares, &old.partition(room_id), &id);
             }
         }
-        let megolm = GroupSession::new(SessionConfig::version_1());
+        let megolm = Box::new(GroupSession::new(SessionConfig::version_1()));
         let owner = SenderData {
             user_id: self.user_id().to_owned(),
             device_id: Some(self.device_id().to_owned()),
@@ -244,7 +274,7 @@ impl Machine {
             trust: SenderTrust::OwnDevice,
         };
         let inbound = InboundSession {
-            megolm: InboundGroupSession::from(&megolm),
+            megolm: Box::new(InboundGroupSession::from(&*megolm)),
             owner,
         };
         inbound.add(batch, room_id).await?;

@@ -63,14 +63,14 @@ impl Machine {
                 due.push((user_id, tracked.generation));
             }
         }
-        self.queries_for(volatile, due)
+        self.queries_for(volatile, &due)
     }
 
     /// Queries for the users given, with the generations of their lists.
     pub(crate) fn queries_for(
         &self,
         volatile: &mut Volatile,
-        users: Vec<(OwnedUserId, u64)>,
+        users: &[(OwnedUserId, u64)],
     ) -> Result<Vec<OutgoingRequest>, MachineError> {
         let mut requests = Vec::new();
         for chunk in users.chunks(USERS_PER_QUERY) {

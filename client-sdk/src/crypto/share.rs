@@ -77,7 +77,7 @@ impl Machine {
         let outdated = self.outdated_members(&mut batch, members).await?;
         if !outdated.is_empty() {
             batch.commit().await?;
-            return Ok(Share::Pending(self.queries_for(&mut volatile, outdated)?));
+            return Ok(Share::Pending(self.queries_for(&mut volatile, &outdated)?));
         }
         let session = self
             .usable_session(&mut batch, room_id, members, &encryption)

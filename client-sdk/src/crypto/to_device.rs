@@ -192,14 +192,7 @@ impl Machine {
         let mut batch = self.batch();
         self.take_device_lists(&mut batch, changes.device_lists)
             .await?;
-        for change in changes.rooms {
-            match change {
-                RoomChange::Encryption(room_id, content) => {
-                    outbound::set_encryption(&mut batch, room_id, content).await?;
-                }
-                RoomChange::Departed(room_id) => outbound::discard(&mut batch, room_id).await?,
-            }
-        }
+        outbound::take_room_changes(&mut batch, changes.rooms).await?;
         for id in changes.consumed {
             batch.delete(Table::Inbox, "", id);
         }
@@ -275,7 +268,7 @@ impl Machine {
         };
         let result = match event.kind.as_str() {
             "m.room.encrypted" => self.take_encrypted(batch, &event).await?,
-            "m.room_key.withheld" => take_withheld(batch, &event).await?,
+            "m.room_key.withheld" => take_withheld(batch, &event)?,
             // These are believed because of who encrypted them, so in the clear they are nothing.
             "m.room_key"
             | "m.forwarded_room_key"
@@ -461,7 +454,7 @@ struct WithheldContent {
 }
 
 /// Keeps the reason why we do not get a key. It came in the clear, so it explains and no more.
-async fn take_withheld(
+fn take_withheld(
     batch: &mut Batch<'_>,
     event: &RawToDevice,
 ) -> Result<Result<(), RejectedMessage>, StoreError> {

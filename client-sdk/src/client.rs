@@ -1,0 +1,457 @@
+//! The client: one account on one homeserver.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use ruma::{
+    DeviceId, OwnedRoomId, OwnedUserId, RoomId, RoomOrAliasId, ServerName, UserId,
+    api::client::{
+        membership::join_room_by_id_or_alias,
+        room::{Visibility, create_room},
+    },
+    events::AnyInitialStateEvent,
+    serde::Raw,
+};
+use serde_json::{json, value::to_raw_value};
+
+use crate::{
+    Room,
+    crypto::{
+        Alarm, Failure, Machine, MachineError, MarkError, OutgoingRequest, Request, Response,
+        RoomChange,
+    },
+    environment::{Environment, SystemEnvironment},
+    room::{RoomError, RoomRow},
+    store::{Batch, Changes, MemoryStore, SealKey, SqliteStore, Store, StoreError, Table},
+    sync::SyncState,
+    transport::{RequestError, Transport, TransportConfig, TransportError},
+};
+
+/// A client of one homeserver; cheap to clone, all clones are the same client.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use sotto_client::Client;
+///
+/// let client = Client::builder()
+///     .homeserver("https://example.org")
+///     .store("./alice.sqlite")
+///     .build()
+///     .await?;
+/// if !client.restore().await? {
+///     client.login_password("alice", "correct horse battery staple").await?;
+/// }
+/// client.sync_once(std::time::Duration::ZERO).await?;
+/// for room in client.rooms().await? {
+///     room.send_text("hello").await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) transport: Transport,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) environment: Arc<dyn Environment>,
+    pub(crate) sync: tokio::sync::Mutex<SyncState>,
+    /// Guards the rows of rooms, which are read and written again.
+    pub(crate) rooms: tokio::sync::Mutex<()>,
+    machine: OnceLock<Arc<Machine>>,
+    sending: Mutex<HashMap<OwnedRoomId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// Where a client keeps its keys and its place in the sync.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum StoreConfig {
+    /// Nowhere: they are lost with the process.
+    #[default]
+    Memory,
+    /// In an `SQLite` file.
+    Sqlite(PathBuf),
+    /// In an `SQLite` file whose rows are sealed.
+    SealedSqlite(PathBuf, SealKey),
+    /// In a store of your own.
+    Custom(Arc<dyn Store>),
+}
+
+impl fmt::Debug for StoreConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Memory => "Memory",
+            Self::Sqlite(_) => "Sqlite",
+            Self::SealedSqlite(..) => "SealedSqlite",
+            Self::Custom(_) => "Custom",
+        })
+    }
+}
+
+impl From<&str> for StoreConfig {
+    fn from(path: &str) -> Self {
+        Self::Sqlite(path.into())
+    }
+}
+
+impl From<&Path> for StoreConfig {
+    fn from(path: &Path) -> Self {
+        Self::Sqlite(path.into())
+    }
+}
+
+impl From<PathBuf> for StoreConfig {
+    fn from(path: PathBuf) -> Self {
+        Self::Sqlite(path)
+    }
+}
+
+/// Sets up a [`Client`].
+pub struct ClientBuilder {
+    transport: TransportConfig,
+    store: StoreConfig,
+    environment: Arc<dyn Environment>,
+}
+
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ClientBuilder")
+            .field("transport", &self.transport)
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a client could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The homeserver cannot be talked to.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Nobody has logged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the client is not logged in")]
+pub struct NotLoggedIn;
+
+impl ClientBuilder {
+    /// The URL of the homeserver. Plain http is refused unless it is this machine.
+    #[must_use]
+    pub fn homeserver(mut self, url: impl Into<String>) -> Self {
+        self.transport.homeserver = url.into();
+        self
+    }
+
+    /// Where to keep everything; a path stands for an `SQLite` file. Memory, if not called.
+    #[must_use]
+    pub fn store(mut self, store: impl Into<StoreConfig>) -> Self {
+        self.store = store.into();
+        self
+    }
+
+    /// Trusts the authorities in this PEM bundle as well as those of the system.
+    #[must_use]
+    pub fn extra_ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.transport.extra_ca_pem = Some(pem.into());
+        self
+    }
+
+    /// Allows plain http to other machines: passwords and tokens are readable on the way.
+    #[must_use]
+    pub fn danger_allow_plain_http(mut self) -> Self {
+        self.transport.allow_insecure = true;
+        self
+    }
+
+    /// Replaces clock and randomness, for tests.
+    #[must_use]
+    pub fn environment(mut self, environment: Arc<dyn Environment>) -> Self {
+        self.environment = environment;
+        self
+    }
+
+    /// Opens the store. Does not talk to the server.
+    pub async fn build(self) -> Result<Client, BuildError> {
+        let transport = Transport::new(&self.transport)?;
+        let store: Arc<dyn Store> = match self.store {
+            StoreConfig::Memory => Arc::new(MemoryStore::new()),
+            StoreConfig::Sqlite(path) => Arc::new(SqliteStore::open(path).await?),
+            StoreConfig::SealedSqlite(path, key) => {
+                Arc::new(SqliteStore::open_sealed(path, &key).await?)
+            }
+            StoreConfig::Custom(store) => store,
+        };
+        let inner = Inner {
+            transport,
+            store,
+            environment: self.environment,
+            sync: tokio::sync::Mutex::default(),
+            rooms: tokio::sync::Mutex::default(),
+            machine: OnceLock::new(),
+            sending: Mutex::default(),
+        };
+        Ok(Client {
+            inner: Arc::new(inner),
+        })
+    }
+}
+
+/// What a new room should be like. Encrypted, private and without a name, unless said otherwise.
+#[derive(Debug, Clone)]
+pub struct RoomOptions {
+    /// The name of the room.
+    pub name: Option<String>,
+    /// Who is invited at once.
+    pub invite: Vec<OwnedUserId>,
+    /// Whether the room is encrypted.
+    pub encrypted: bool,
+    /// Whether anybody may join, and the room is listed.
+    pub public: bool,
+    /// Whether it is a conversation of two.
+    pub direct: bool,
+}
+
+impl Default for RoomOptions {
+    fn default() -> Self {
+        Self {
+            name: None,
+            invite: Vec::new(),
+            encrypted: true,
+            public: false,
+            direct: false,
+        }
+    }
+}
+
+impl Client {
+    /// Starts to set up a client.
+    #[must_use]
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder {
+            transport: TransportConfig::default(),
+            store: StoreConfig::default(),
+            environment: Arc::new(SystemEnvironment),
+        }
+    }
+
+    /// The user, if somebody is logged in.
+    #[must_use]
+    pub fn user_id(&self) -> Option<&UserId> {
+        Some(self.inner.machine.get()?.user_id())
+    }
+
+    /// The device, if somebody is logged in.
+    #[must_use]
+    pub fn device_id(&self) -> Option<&DeviceId> {
+        Some(self.inner.machine.get()?.device_id())
+    }
+
+    /// The URL of the homeserver.
+    #[must_use]
+    pub fn homeserver(&self) -> &str {
+        self.inner.transport.homeserver()
+    }
+
+    /// The encryption, for what has no method here.
+    pub fn machine(&self) -> Result<&Arc<Machine>, NotLoggedIn> {
+        self.inner.machine.get().ok_or(NotLoggedIn)
+    }
+
+    pub(crate) fn set_machine(&self, machine: Machine) {
+        // Logging in twice at the same moment is refused by whoever stores the session.
+        let _ = self.inner.machine.set(Arc::new(machine));
+    }
+
+    pub(crate) fn batch(&self) -> Batch<'_> {
+        Batch::new(&*self.inner.store)
+    }
+
+    /// A room by its id, whether it is known or not.
+    #[must_use]
+    pub fn room(&self, room_id: &RoomId) -> Room {
+        Room::new(self.clone(), room_id.to_owned())
+    }
+
+    /// The rooms that this account has joined, as far as the last sync tells.
+    pub async fn rooms(&self) -> Result<Vec<Room>, StoreError> {
+        let rows: Vec<(String, RoomRow)> = self.batch().list(Table::Rooms, "").await?;
+        let joined = rows.into_iter().filter(|(_, row)| row.is_joined());
+        let ids = joined.filter_map(|(id, _)| OwnedRoomId::try_from(id).ok());
+        Ok(ids.map(|id| Room::new(self.clone(), id)).collect())
+    }
+
+    /// Creates a room.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3createroom>
+    pub async fn create_room(&self, options: RoomOptions) -> Result<Room, RoomError> {
+        let machine = self.machine()?;
+        let encryption = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+        let mut request = create_room::v3::Request::new();
+        request.name = options.name;
+        request.invite = options.invite;
+        request.is_direct = options.direct;
+        request.preset = Some(match (options.public, options.direct) {
+            (true, _) => create_room::v3::RoomPreset::PublicChat,
+            (false, true) => create_room::v3::RoomPreset::TrustedPrivateChat,
+            (false, false) => create_room::v3::RoomPreset::PrivateChat,
+        });
+        if options.public {
+            request.visibility = Visibility::Public;
+        }
+        if options.encrypted {
+            let event = json!({
+                "type": "m.room.encryption",
+                "state_key": "",
+                "content": encryption,
+            });
+            let event: Raw<AnyInitialStateEvent> =
+                Raw::from_json(to_raw_value(&event).map_err(|_| RoomError::Encode)?);
+            request.initial_state.push(event);
+        }
+        let room_id = self.inner.transport.send(request).await?.room_id;
+        if let (true, Some(content)) = (options.encrypted, encryption.as_object()) {
+            // We know it ourselves; the server cannot make us forget it.
+            let change = RoomChange::Encryption(room_id.clone(), content.clone());
+            machine
+                .receive_room_changes(&[change], Changes::default())
+                .await?;
+        }
+        Ok(self.room(&room_id))
+    }
+
+    /// Joins a room, by its id or an alias; `via` names servers that know the room.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3joinroomidoralias>
+    pub async fn join(&self, room: &RoomOrAliasId, via: &[&ServerName]) -> Result<Room, RoomError> {
+        self.machine()?;
+        let mut request = join_room_by_id_or_alias::v3::Request::new(room.to_owned());
+        request.via = via.iter().map(|&server| server.to_owned()).collect();
+        let response = self.inner.transport.send(request).await?;
+        Ok(self.room(&response.room_id))
+    }
+
+    /// The lock that keeps the messages of a room in order.
+    pub(crate) fn sending(&self, room_id: &RoomId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self
+            .inner
+            .sending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        locks.entry(room_id.to_owned()).or_default().clone()
+    }
+
+    /// Sends what the machine wants to be sent. A request that fails is offered again later.
+    pub(crate) async fn send_outgoing(&self) -> Result<Vec<Alarm>, OutgoingError> {
+        let requests = self.machine()?.outgoing_requests().await?;
+        self.send_requests(requests).await
+    }
+
+    /// Sends requests of the machine and reports how they went. Stops where the server cannot be
+    /// reached; goes on where it refuses.
+    pub(crate) async fn send_requests(
+        &self,
+        requests: Vec<OutgoingRequest>,
+    ) -> Result<Vec<Alarm>, OutgoingError> {
+        let machine = self.machine()?;
+        let mut alarms = Vec::new();
+        for OutgoingRequest { id, request } in requests {
+            match self.send_crypto_request(request).await {
+                Ok(response) => alarms.extend(machine.mark_request_as_sent(&id, &response).await?),
+                Err((error, failure)) => {
+                    alarms.extend(machine.mark_request_as_failed(&id, failure).await?);
+                    if !error.is_permanent() {
+                        return Err(error.into());
+                    }
+                    tracing::warn!(%error, errcode = ?error.errcode(), "a key request was refused");
+                }
+            }
+        }
+        Ok(alarms)
+    }
+
+    async fn send_crypto_request(
+        &self,
+        request: Request,
+    ) -> Result<Response, (RequestError, Failure)> {
+        let transport = &self.inner.transport;
+        let failure = |error: RequestError| {
+            let failure = if error.is_permanent() {
+                Failure::Permanent
+            } else {
+                Failure::Temporary
+            };
+            (error, failure)
+        };
+        match request {
+            Request::KeysUpload(request) => transport
+                .send(request)
+                .await
+                .map(Response::KeysUpload)
+                .map_err(|error| match error.server_message() {
+                    Some(text) if is_duplicate_key(text) => (error, Failure::OneTimeKeyExists),
+                    _ => failure(error),
+                }),
+            Request::KeysQuery(request) => transport
+                .send(request)
+                .await
+                .map(Response::KeysQuery)
+                .map_err(failure),
+            Request::KeysClaim(request) => transport
+                .send(request)
+                .await
+                .map(Response::KeysClaim)
+                .map_err(failure),
+            Request::ToDevice(request) => transport
+                .send(request)
+                .await
+                .map(Response::ToDevice)
+                .map_err(failure),
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Client")
+            .field("homeserver", &self.homeserver())
+            .field("user_id", &self.user_id())
+            .field("device_id", &self.device_id())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Servers agree on this sentence although no specification has it.
+fn is_duplicate_key(message: &str) -> bool {
+    message.starts_with("One time key") && message.contains("already exists")
+}
+
+/// Why the requests of the machine were not all sent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutgoingError {
+    /// Nobody is logged in.
+    #[error(transparent)]
+    NotLoggedIn(#[from] NotLoggedIn),
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The machine did not want an answer.
+    #[error(transparent)]
+    Mark(#[from] MarkError),
+    /// The server was not reached.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}

@@ -1,0 +1,385 @@
+//! A room: sending, and looking back.
+
+mod files;
+
+use std::{collections::BTreeSet, fmt};
+
+use ruma::{
+    OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId,
+    api::client::{
+        membership::{
+            invite_user::{self, v3::InviteUserId},
+            leave_room,
+        },
+        message::{get_message_events, send_message_event},
+        state::get_state_events,
+    },
+    events::AnyMessageLikeEventContent,
+    serde::Raw,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json, value::to_raw_value};
+
+use crate::{
+    Client,
+    client::{NotLoggedIn, OutgoingError},
+    crypto::{EncryptError, MachineError, Share, ShareError},
+    environment::{self, RandomnessError},
+    store::{StoreError, Table},
+    sync::{Completeness, Membership, RoomState, StateFields},
+    timeline::TimelineEvent,
+    transport::RequestError,
+};
+
+pub use self::files::DownloadError;
+
+/// Steps that the sharing of one room key may take, and changes of the room while it is shared.
+const SHARE_STEPS: usize = 64;
+
+/// What is stored of a room.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct RoomRow {
+    pub(crate) membership: Option<Membership>,
+    /// The whole state is known, not only parts of it.
+    pub(crate) complete: bool,
+    pub(crate) name: Option<String>,
+    pub(crate) history_visibility: Option<String>,
+    pub(crate) prev_batch: Option<String>,
+}
+
+impl RoomRow {
+    pub(crate) fn is_joined(&self) -> bool {
+        self.membership == Some(Membership::Joined)
+    }
+}
+
+/// What is stored of a member.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct MemberRow {
+    pub(crate) membership: String,
+    pub(crate) display_name: Option<String>,
+}
+
+/// Somebody who is, was, or may come into a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The user.
+    pub user_id: OwnedUserId,
+    /// `join`, `invite`, `leave`, `ban` or `knock`.
+    pub membership: String,
+    /// The name that the user goes by in this room.
+    pub display_name: Option<String>,
+}
+
+/// Why something could not be done in a room.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RoomError {
+    /// Nobody is logged in.
+    #[error(transparent)]
+    NotLoggedIn(#[from] NotLoggedIn),
+    /// The server refused, or was not reached.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The key of the room was not shared.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// The room kept changing while its key was shared.
+    #[error("the room kept changing while its key was shared")]
+    Unsettled,
+    /// The content cannot be written as JSON.
+    #[error("the content cannot be encoded")]
+    Encode,
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The requests for keys were not sent.
+    #[error(transparent)]
+    Outgoing(#[from] OutgoingError),
+    /// No randomness.
+    #[error(transparent)]
+    Randomness(#[from] RandomnessError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Messages of the past, newest first.
+#[derive(Debug)]
+pub struct History {
+    /// The events.
+    pub events: Vec<TimelineEvent>,
+    /// Where to go on; `None` at the beginning of the room.
+    pub end: Option<String>,
+}
+
+/// A room of a client.
+#[derive(Clone)]
+pub struct Room {
+    pub(crate) client: Client,
+    room_id: OwnedRoomId,
+}
+
+impl Room {
+    pub(crate) fn new(client: Client, room_id: OwnedRoomId) -> Self {
+        Self { client, room_id }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &RoomId {
+        &self.room_id
+    }
+
+    /// The client.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Its name, if it has one.
+    pub async fn name(&self) -> Result<Option<String>, StoreError> {
+        Ok(self.row().await?.name)
+    }
+
+    /// Our part in it, as far as the last sync tells.
+    pub async fn membership(&self) -> Result<Option<Membership>, StoreError> {
+        Ok(self.row().await?.membership)
+    }
+
+    /// Whether messages are encrypted. Asks the server if the state of the room is not known yet.
+    pub async fn is_encrypted(&self) -> Result<bool, RoomError> {
+        self.complete_state().await?;
+        Ok(self.client.machine()?.is_encrypted(&self.room_id).await?)
+    }
+
+    /// Everybody of whom the room knows. Asks the server if its state is not known yet.
+    pub async fn members(&self) -> Result<Vec<Member>, RoomError> {
+        self.complete_state().await?;
+        let rows: Vec<(String, MemberRow)> = self
+            .client
+            .batch()
+            .list(Table::Members, self.room_id.as_str())
+            .await?;
+        let member = |(id, row): (String, MemberRow)| {
+            let MemberRow {
+                membership,
+                display_name,
+            } = row;
+            Some(Member {
+                user_id: id.try_into().ok()?,
+                membership,
+                display_name,
+            })
+        };
+        Ok(rows.into_iter().filter_map(member).collect())
+    }
+
+    /// Sends a text.
+    pub async fn send_text(&self, text: impl Into<String>) -> Result<OwnedEventId, RoomError> {
+        self.send_message("m.text", text.into(), None).await
+    }
+
+    /// Sends a text to which no program should answer.
+    pub async fn send_notice(&self, text: impl Into<String>) -> Result<OwnedEventId, RoomError> {
+        self.send_message("m.notice", text.into(), None).await
+    }
+
+    /// Sends a text in reply to an event.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#rich-replies>
+    pub async fn reply_text(
+        &self,
+        to: &TimelineEvent,
+        text: impl Into<String>,
+    ) -> Result<OwnedEventId, RoomError> {
+        self.send_message("m.text", text.into(), Some(to)).await
+    }
+
+    /// Sends a text in reply to an event, to which no program should answer.
+    pub async fn reply_notice(
+        &self,
+        to: &TimelineEvent,
+        text: impl Into<String>,
+    ) -> Result<OwnedEventId, RoomError> {
+        self.send_message("m.notice", text.into(), Some(to)).await
+    }
+
+    async fn send_message(
+        &self,
+        msgtype: &str,
+        body: String,
+        reply_to: Option<&TimelineEvent>,
+    ) -> Result<OwnedEventId, RoomError> {
+        let mut content = Map::new();
+        content.insert("msgtype".to_owned(), msgtype.into());
+        content.insert("body".to_owned(), body.into());
+        if let Some(event) = reply_to {
+            let relation = json!({ "m.in_reply_to": { "event_id": event.event_id } });
+            content.insert("m.relates_to".to_owned(), relation);
+        }
+        self.send("m.room.message", content).await
+    }
+
+    /// Sends an event of any type; encrypted if the room is.
+    ///
+    /// Reactions are sent in the clear also in encrypted rooms, because servers have to count them
+    /// and no other client would read them otherwise.
+    pub async fn send(
+        &self,
+        kind: &str,
+        content: Map<String, Value>,
+    ) -> Result<OwnedEventId, RoomError> {
+        let machine = self.client.machine()?;
+        let lock = self.client.sending(&self.room_id);
+        let _in_order = lock.lock().await;
+        self.complete_state().await?;
+        let encrypt = kind != "m.reaction" && machine.is_encrypted(&self.room_id).await?;
+        let (kind, content) = if encrypt {
+            ("m.room.encrypted", self.encrypt(kind, content).await?)
+        } else {
+            (kind, content)
+        };
+        let content: Raw<AnyMessageLikeEventContent> =
+            Raw::from_json(to_raw_value(&content).map_err(|_| RoomError::Encode)?);
+        let txn_id = environment::transaction_id(&*self.client.inner.environment)?;
+        let request = send_message_event::v3::Request::new_raw(
+            self.room_id.clone(),
+            txn_id,
+            kind.into(),
+            content,
+        );
+        Ok(self.client.inner.transport.send(request).await?.event_id)
+    }
+
+    /// Gives everybody the key, then encrypts.
+    async fn encrypt(
+        &self,
+        kind: &str,
+        content: Map<String, Value>,
+    ) -> Result<Map<String, Value>, RoomError> {
+        let machine = self.client.machine()?;
+        for _ in 0..SHARE_STEPS {
+            match machine
+                .share_room_key(&self.room_id, &self.readers().await?)
+                .await?
+            {
+                Share::Pending(requests) => {
+                    self.client.send_requests(requests).await?;
+                }
+                Share::Ready => {
+                    let content = content.clone();
+                    match machine
+                        .encrypt_room_event(&self.room_id, kind, content)
+                        .await
+                    {
+                        Ok(encrypted) => return Ok(encrypted),
+                        // The room changed since; share again.
+                        Err(EncryptError::NotShared) => {}
+                        Err(EncryptError::Machine(error)) => return Err(error.into()),
+                    }
+                }
+            }
+        }
+        Err(RoomError::Unsettled)
+    }
+
+    /// Those who may read the next message.
+    async fn readers(&self) -> Result<BTreeSet<OwnedUserId>, StoreError> {
+        // Who is invited may read on from the invitation, unless the room is stricter.
+        let only_joined = self.row().await?.history_visibility.as_deref() == Some("joined");
+        let rows: Vec<(String, MemberRow)> = self
+            .client
+            .batch()
+            .list(Table::Members, self.room_id.as_str())
+            .await?;
+        let may_read = |row: &MemberRow| match row.membership.as_str() {
+            "join" => true,
+            "invite" => !only_joined,
+            _ => false,
+        };
+        let readers = rows.into_iter().filter(|(_, row)| may_read(row));
+        Ok(readers.filter_map(|(id, _)| id.try_into().ok()).collect())
+    }
+
+    /// Messages of the past, from the point given or from where the last sync began.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidmessages>
+    pub async fn messages(&self, from: Option<&str>, limit: u32) -> Result<History, RoomError> {
+        let machine = self.client.machine()?;
+        let mut request = get_message_events::v3::Request::backward(self.room_id.clone());
+        request.from = match from {
+            Some(from) => Some(from.to_owned()),
+            None => self.row().await?.prev_batch,
+        };
+        request.limit = UInt::from(limit);
+        let response = self.client.inner.transport.send(request).await?;
+        let mut events = Vec::new();
+        for raw in response.chunk {
+            let raw = raw.cast_unchecked();
+            events.extend(TimelineEvent::read(machine, &self.room_id, &raw).await?);
+        }
+        Ok(History {
+            events,
+            end: response.end,
+        })
+    }
+
+    /// Asks somebody to come.
+    pub async fn invite(&self, user_id: &UserId) -> Result<(), RoomError> {
+        let recipient = InviteUserId::new(user_id.to_owned()).into();
+        let request = invite_user::v3::Request::new(self.room_id.clone(), recipient);
+        self.client.inner.transport.send(request).await?;
+        Ok(())
+    }
+
+    /// Leaves the room, or declines an invitation.
+    pub async fn leave(&self) -> Result<(), RoomError> {
+        let request = leave_room::v3::Request::new(self.room_id.clone());
+        self.client.inner.transport.send(request).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn row(&self) -> Result<RoomRow, StoreError> {
+        let row = self
+            .client
+            .batch()
+            .get(Table::Rooms, "", self.room_id.as_str())
+            .await?;
+        Ok(row.unwrap_or_default())
+    }
+
+    /// Fetches the state of a room that no sync has told us yet.
+    ///
+    /// Without it a message to a room that we have just joined could go out in the clear.
+    async fn complete_state(&self) -> Result<(), RoomError> {
+        if self.row().await?.complete {
+            return Ok(());
+        }
+        let machine = self.client.machine()?;
+        let request = get_state_events::v3::Request::new(self.room_id.clone());
+        let response = self.client.inner.transport.send(request).await?;
+        let _rooms = self.client.inner.rooms.lock().await;
+        let mut batch = self.client.batch();
+        let mut room = RoomState::load(&batch, &self.room_id).await?;
+        for raw in &response.room_state {
+            if let Some(event) = StateFields::parse(raw.json().get()) {
+                room.apply(&mut batch, &event, Completeness::Complete)?;
+            }
+        }
+        room.row.complete = true;
+        let changes = room.finish(&mut batch)?;
+        Ok(machine
+            .receive_room_changes(&changes, batch.into_changes())
+            .await?)
+    }
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Room")
+            .field("room_id", &self.room_id)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,237 @@
+//! Events of rooms as a program wants to see them: decrypted, or with the reason why not.
+
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedMxcUri, OwnedUserId, RoomId,
+    events::AnySyncTimelineEvent, serde::Raw,
+};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::{
+    attachment::EncryptedFile,
+    crypto::{DecryptError, Machine, SenderData, WithheldCode},
+    store::StoreError,
+};
+
+/// An event of a room.
+#[derive(Clone)]
+pub struct TimelineEvent {
+    /// Its id.
+    pub event_id: OwnedEventId,
+    /// Who sent it. For an encrypted event this was checked against the owner of the session.
+    pub sender: OwnedUserId,
+    /// When the sender's server says that it was sent.
+    pub timestamp: MilliSecondsSinceUnixEpoch,
+    /// Its type; that of the decrypted event, if it was decrypted.
+    pub kind: String,
+    /// Its content; that of the decrypted event, if it was decrypted.
+    pub content: Map<String, Value>,
+    /// The state key, if it is a state event.
+    pub state_key: Option<String>,
+    /// How it was protected on its way.
+    pub protection: Protection,
+    /// The event as the server sent it.
+    pub raw: Raw<AnySyncTimelineEvent>,
+}
+
+/// How an event was protected on its way.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Protection {
+    /// Not at all. In an encrypted room this deserves a warning.
+    Clear,
+    /// It was encrypted, by this device.
+    Encrypted(SenderData),
+    /// It is encrypted and cannot be read.
+    Undecryptable(UndecryptableReason),
+}
+
+/// Why an event cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum UndecryptableReason {
+    /// Its key has not arrived. If it does, the event is delivered again.
+    MissingRoomKey {
+        /// The reason that somebody gave, not authenticated.
+        withheld: Option<WithheldCode>,
+    },
+    /// Our key opens later messages only: it was sent before we joined, or before this device was.
+    BeforeOurKey,
+    /// It was sent by somebody else than the owner of the session.
+    MismatchedSender,
+    /// It was encrypted for another room.
+    MismatchedRoom,
+    /// It repeats another event.
+    Replay,
+    /// It does not authenticate, or is not an encrypted event at all.
+    Invalid,
+    /// Its algorithm is not supported.
+    UnsupportedAlgorithm,
+}
+
+impl UndecryptableReason {
+    /// Whether a key that arrives later may help.
+    #[must_use]
+    pub fn may_be_cured(&self) -> bool {
+        matches!(self, Self::MissingRoomKey { .. } | Self::BeforeOurKey)
+    }
+}
+
+impl TryFrom<DecryptError> for UndecryptableReason {
+    type Error = StoreError;
+
+    fn try_from(error: DecryptError) -> Result<Self, StoreError> {
+        Ok(match error {
+            DecryptError::MissingRoomKey { withheld } => Self::MissingRoomKey { withheld },
+            DecryptError::RoomKeyTooNew { .. } => Self::BeforeOurKey,
+            DecryptError::MismatchedSender { .. } => Self::MismatchedSender,
+            DecryptError::MismatchedRoom { .. } => Self::MismatchedRoom,
+            DecryptError::Replay => Self::Replay,
+            DecryptError::Malformed | DecryptError::Invalid => Self::Invalid,
+            DecryptError::UnsupportedAlgorithm => Self::UnsupportedAlgorithm,
+            DecryptError::Store(error) => return Err(error),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    event_id: OwnedEventId,
+    sender: OwnedUserId,
+    origin_server_ts: MilliSecondsSinceUnixEpoch,
+    #[serde(rename = "type")]
+    kind: String,
+    content: Map<String, Value>,
+    state_key: Option<String>,
+}
+
+impl TimelineEvent {
+    /// Reads an event and decrypts it if it has to be; `None` if it is no event.
+    pub(crate) async fn read(
+        machine: &Machine,
+        room_id: &RoomId,
+        raw: &Raw<AnySyncTimelineEvent>,
+    ) -> Result<Option<Self>, StoreError> {
+        let Ok(fields) = serde_json::from_str::<Fields>(raw.json().get()) else {
+            return Ok(None);
+        };
+        let mut event = Self {
+            event_id: fields.event_id,
+            sender: fields.sender,
+            timestamp: fields.origin_server_ts,
+            kind: fields.kind,
+            content: fields.content,
+            state_key: fields.state_key,
+            protection: Protection::Clear,
+            raw: raw.clone(),
+        };
+        // A redacted event has lost its ciphertext.
+        let is_encrypted = event.kind == "m.room.encrypted" && event.state_key.is_none();
+        if is_encrypted && !event.content.is_empty() {
+            event.protection = match machine.decrypt_room_event(room_id, raw).await {
+                Ok(decrypted) => {
+                    event.kind = decrypted.kind;
+                    event.content = decrypted.content;
+                    Protection::Encrypted(decrypted.sender)
+                }
+                Err(error) => Protection::Undecryptable(error.try_into()?),
+            };
+        }
+        Ok(Some(event))
+    }
+
+    /// The text of a message, of any kind of message that has one.
+    #[must_use]
+    pub fn body(&self) -> Option<&str> {
+        if self.kind != "m.room.message" {
+            return None;
+        }
+        self.content.get("body").and_then(Value::as_str)
+    }
+
+    /// The kind of message: `m.text`, `m.notice`, `m.image` …
+    #[must_use]
+    pub fn msgtype(&self) -> Option<&str> {
+        if self.kind != "m.room.message" {
+            return None;
+        }
+        self.content.get("msgtype").and_then(Value::as_str)
+    }
+
+    /// The event that this one says it replaces.
+    ///
+    /// The relation stands outside of the encryption. Whoever shows an edit has to check that both
+    /// events are of one sender, and that both are encrypted or neither is.
+    #[must_use]
+    pub fn replaces(&self) -> Option<&str> {
+        let relation = self.content.get("m.relates_to")?;
+        let kind = relation.get("rel_type").and_then(Value::as_str)?;
+        relation
+            .get("event_id")
+            .and_then(Value::as_str)
+            .filter(|_| kind == "m.replace")
+    }
+
+    /// The file that the message carries.
+    #[must_use]
+    pub fn attachment(&self) -> Option<Attachment> {
+        Attachment::of(&self.content)
+    }
+}
+
+impl std::fmt::Debug for TimelineEvent {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("TimelineEvent")
+            .field("event_id", &self.event_id)
+            .field("sender", &self.sender)
+            .field("kind", &self.kind)
+            .field("protection", &self.protection)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A file that a message carries.
+#[derive(Clone)]
+pub struct Attachment {
+    /// Its name, as the sender gave it. Not a path.
+    pub name: String,
+    /// Its type, as the sender gave it.
+    pub mime: Option<String>,
+    /// Its size, as the sender gave it.
+    pub size: Option<u64>,
+    pub(crate) source: Source,
+}
+
+impl std::fmt::Debug for Attachment {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Attachment")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where the file is.
+#[derive(Clone)]
+pub(crate) enum Source {
+    Plain(OwnedMxcUri),
+    Encrypted(Box<EncryptedFile>),
+}
+
+impl Attachment {
+    fn of(content: &Map<String, Value>) -> Option<Self> {
+        let source = match content.get("file") {
+            Some(file) => Source::Encrypted(Deserialize::deserialize(file).ok()?),
+            None => Source::Plain(content.get("url")?.as_str()?.into()),
+        };
+        let info = |name: &str| content.get("info").and_then(|info| info.get(name));
+        let name = content.get("filename").or_else(|| content.get("body"));
+        Some(Self {
+            name: name.and_then(Value::as_str).unwrap_or_default().to_owned(),
+            mime: info("mimetype").and_then(Value::as_str).map(str::to_owned),
+            size: info("size").and_then(Value::as_u64),
+            source,
+        })
+    }
+}

@@ -1,0 +1,380 @@
+//! HTTP to one homeserver: authentication, patience, and limits.
+
+use std::{borrow::Cow, fmt, sync::RwLock, time::Duration};
+
+use ruma::api::{
+    IncomingResponseExt as _, MatrixVersion, OutgoingRequest, OutgoingRequestExt as _,
+    SupportedVersions,
+    auth_scheme::{AuthScheme, SendAccessToken},
+    error::{
+        Error as MatrixError, ErrorBody, FromHttpResponseError, IntoHttpError, StandardErrorBody,
+    },
+    path_builder::PathBuilder,
+};
+use zeroize::Zeroizing;
+
+/// No response is larger than this; reading stops there.
+const MAX_RESPONSE_BYTES: usize = 256 * 1024 * 1024;
+/// How often a request is sent before its failure is reported.
+const ATTEMPTS: u32 = 5;
+/// The pause after the first failure; it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// A server that asks for a longer pause than this gets its way by an error.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// Longer than any long poll: a connection that is silent for this long is dead.
+const READ_TIMEOUT: Duration = Duration::from_secs(90);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The requests that ruma can build for us and that a client may send.
+pub trait ClientRequest:
+    OutgoingRequest<
+        Authentication: for<'a> AuthScheme<Input<'a> = SendAccessToken<'a>>,
+        PathBuilder: for<'a> PathBuilder<Input<'a> = Cow<'a, SupportedVersions>>,
+    > + Send
+{
+}
+
+impl<R> ClientRequest for R where
+    R: OutgoingRequest<
+            Authentication: for<'a> AuthScheme<Input<'a> = SendAccessToken<'a>>,
+            PathBuilder: for<'a> PathBuilder<Input<'a> = Cow<'a, SupportedVersions>>,
+        > + Send
+{
+}
+
+/// Why a request was not answered as hoped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError<E = MatrixError> {
+    /// It could not be built.
+    #[error("the request could not be built")]
+    Build(#[source] IntoHttpError),
+    /// The server was not reached, or did not answer.
+    #[error("the server could not be reached")]
+    Network(#[source] reqwest::Error),
+    /// The server answered with more than we want to read.
+    #[error("the answer is too large")]
+    TooLarge,
+    /// The server's answer is not what the endpoint answers.
+    #[error("the answer is malformed")]
+    Malformed,
+    /// The server refused.
+    #[error("the server refused")]
+    Refused(E),
+}
+
+impl RequestError {
+    /// The error code that the server gave.
+    #[must_use]
+    pub fn errcode(&self) -> Option<String> {
+        match self {
+            Self::Refused(MatrixError {
+                body: ErrorBody::Standard(StandardErrorBody { kind, .. }),
+                ..
+            }) => Some(kind.errcode().to_string()),
+            _ => None,
+        }
+    }
+
+    /// Whether the same request will fail in the same way.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Refused(error) => {
+                error.status_code.is_client_error() && error.status_code.as_u16() != 429
+            }
+            Self::Build(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The text with which the server explains itself.
+    pub(crate) fn server_message(&self) -> Option<&str> {
+        match self {
+            Self::Refused(MatrixError {
+                body: ErrorBody::Standard(StandardErrorBody { message, .. }),
+                ..
+            }) => Some(message),
+            _ => None,
+        }
+    }
+}
+
+/// Why a transport could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The URL is not one of a server.
+    #[error("the homeserver's URL is not an http or https URL")]
+    InvalidUrl,
+    /// Passwords and tokens would travel in the clear.
+    #[error("plain http is for this machine only; use https")]
+    Insecure,
+    /// The extra certificate is none, or TLS cannot be set up.
+    #[error("TLS could not be set up")]
+    Tls(#[source] reqwest::Error),
+}
+
+/// How to reach a homeserver.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TransportConfig {
+    pub(crate) homeserver: String,
+    pub(crate) extra_ca_pem: Option<Vec<u8>>,
+    pub(crate) allow_insecure: bool,
+}
+
+/// Sends requests to one homeserver.
+pub(crate) struct Transport {
+    http: reqwest::Client,
+    base: String,
+    token: RwLock<Option<Zeroizing<String>>>,
+    versions: SupportedVersions,
+}
+
+/// Whether a request may be repeated when it is not known whether the server got it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// The method is idempotent; for PUT, by the transaction id in its path.
+    Always,
+    /// Only if the server said that it did nothing.
+    OnlyIfRefused,
+}
+
+impl Transport {
+    pub(crate) fn new(config: &TransportConfig) -> Result<Self, TransportError> {
+        let base = checked_base(&config.homeserver, config.allow_insecure)?;
+        // reqwest is built without a crypto provider and takes the one of the process. If the
+        // program has chosen one, that one stays.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT);
+        if let Some(pem) = &config.extra_ca_pem {
+            let certificates =
+                reqwest::Certificate::from_pem_bundle(pem).map_err(TransportError::Tls)?;
+            builder = builder.tls_certs_merge(certificates);
+        }
+        let http = builder.build().map_err(TransportError::Tls)?;
+        // The oldest version in which every endpoint that is used here has its present path.
+        let versions = SupportedVersions {
+            versions: [MatrixVersion::V1_11].into(),
+            features: std::collections::BTreeSet::new(),
+        };
+        Ok(Self {
+            http,
+            base,
+            token: RwLock::default(),
+            versions,
+        })
+    }
+
+    pub(crate) fn homeserver(&self) -> &str {
+        &self.base
+    }
+
+    pub(crate) fn set_token(&self, token: Option<&str>) {
+        let token = token.map(|token| Zeroizing::new(token.to_owned()));
+        *self
+            .token
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = token;
+    }
+
+    fn token(&self) -> Option<Zeroizing<String>> {
+        self.token
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Sends a request, and sends the same request again where that is safe and may help.
+    pub(crate) async fn send<R: ClientRequest>(
+        &self,
+        request: R,
+    ) -> Result<R::IncomingResponse, RequestError<R::EndpointError>> {
+        let token = self.token();
+        let token = token.as_deref().map_or(SendAccessToken::None, |token| {
+            SendAccessToken::IfRequired(token)
+        });
+        let built: http::Request<Vec<u8>> = request
+            .try_into_http_request(&self.base, token, Cow::Borrowed(&self.versions))
+            .map_err(RequestError::Build)?;
+        let response = self.send_patiently(built).await?;
+        let response = http::Response::from_parts(response.0, response.1.as_slice());
+        R::IncomingResponse::try_from_http_response(response).map_err(|error| match error {
+            FromHttpResponseError::Server(error) => RequestError::Refused(error),
+            _ => RequestError::Malformed,
+        })
+    }
+
+    async fn send_patiently<E>(
+        &self,
+        request: http::Request<Vec<u8>>,
+    ) -> Result<(http::response::Parts, Vec<u8>), RequestError<E>> {
+        let repeat = match *request.method() {
+            http::Method::POST => Repeat::OnlyIfRefused,
+            _ => Repeat::Always,
+        };
+        let (parts, body) = request.into_parts();
+        let body = bytes::Bytes::from(body);
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1_u32.. {
+            let request = http::Request::from_parts(parts.clone(), body.clone());
+            let result = self.send_once(request).await;
+            let wait = match &result {
+                Ok((response, bytes)) => wait_before_repeat(response, bytes, repeat, pause),
+                Err(RequestError::Network(error)) => {
+                    (repeat == Repeat::Always || error.is_connect()).then_some(pause)
+                }
+                Err(_) => None,
+            };
+            match wait {
+                Some(wait) if attempt < ATTEMPTS && wait <= LONGEST_PAUSE => {
+                    tokio::time::sleep(wait).await;
+                    pause = pause.saturating_mul(2);
+                }
+                _ => return result,
+            }
+        }
+        Err(RequestError::Malformed)
+    }
+
+    async fn send_once<E>(
+        &self,
+        request: http::Request<bytes::Bytes>,
+    ) -> Result<(http::response::Parts, Vec<u8>), RequestError<E>> {
+        let network = |error: reqwest::Error| RequestError::Network(error.without_url());
+        let request = reqwest::Request::try_from(request).map_err(network)?;
+        let response = self.http.execute(request).await.map_err(network)?;
+        let mut head = http::Response::new(());
+        *head.status_mut() = response.status();
+        *head.headers_mut() = response.headers().clone();
+        let (head, ()) = head.into_parts();
+        let mut response = response;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(network)? {
+            if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
+                return Err(RequestError::TooLarge);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok((head, body))
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Transport")
+            .field("base", &self.base)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How long to wait before the request is sent again; `None` if it should not be.
+fn wait_before_repeat(
+    response: &http::response::Parts,
+    body: &[u8],
+    repeat: Repeat,
+    pause: Duration,
+) -> Option<Duration> {
+    match response.status.as_u16() {
+        // <https://spec.matrix.org/v1.19/client-server-api/#rate-limiting>
+        429 => Some(asked_pause(response, body).unwrap_or(pause).max(pause)),
+        500 | 502..=504 if repeat == Repeat::Always => Some(pause),
+        _ => None,
+    }
+}
+
+/// The pause that a rate limit asks for, in the header or, formerly, in the body.
+fn asked_pause(response: &http::response::Parts, body: &[u8]) -> Option<Duration> {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        retry_after_ms: u64,
+    }
+    let header = response.headers.get(http::header::RETRY_AFTER);
+    let seconds = header.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    seconds.map(Duration::from_secs).or_else(|| {
+        let body: Body = serde_json::from_slice(body).ok()?;
+        Some(Duration::from_millis(body.retry_after_ms))
+    })
+}
+
+fn checked_base(url: &str, allow_insecure: bool) -> Result<String, TransportError> {
+    let parsed = reqwest::Url::parse(url).map_err(|_| TransportError::InvalidUrl)?;
+    let host = parsed.host_str().ok_or(TransportError::InvalidUrl)?;
+    match parsed.scheme() {
+        "https" => {}
+        "http" if allow_insecure || is_loopback(host) => {}
+        "http" => return Err(TransportError::Insecure),
+        _ => return Err(TransportError::InvalidUrl),
+    }
+    Ok(parsed.as_str().trim_end_matches('/').to_owned())
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_loopback_only() {
+        for url in [
+            "http://localhost:8008",
+            "http://127.0.0.1:8008/",
+            "http://[::1]",
+            "https://a.b",
+        ] {
+            assert!(checked_base(url, false).is_ok(), "{url}");
+        }
+        let error = checked_base("http://example.org", false).unwrap_err();
+        assert!(matches!(error, TransportError::Insecure));
+        assert!(checked_base("http://example.org", true).is_ok());
+        for url in ["example.org", "ftp://example.org", "localhost:8008", ""] {
+            let error = checked_base(url, true).unwrap_err();
+            assert!(matches!(error, TransportError::InvalidUrl), "{url}");
+        }
+    }
+
+    fn answer(status: u16, retry_after: Option<&str>) -> http::response::Parts {
+        let mut response = http::Response::builder().status(status);
+        if let Some(value) = retry_after {
+            response = response.header(http::header::RETRY_AFTER, value);
+        }
+        response.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn rate_limits_are_waited_out_as_the_server_asks() {
+        let wait = |status, header, body: &[u8]| {
+            wait_before_repeat(
+                &answer(status, header),
+                body,
+                Repeat::OnlyIfRefused,
+                FIRST_PAUSE,
+            )
+        };
+        assert_eq!(wait(429, Some("3"), b"{}"), Some(Duration::from_secs(3)));
+        let body = br#"{"errcode":"M_LIMIT_EXCEEDED","error":"","retry_after_ms":1500}"#;
+        assert_eq!(wait(429, None, body), Some(Duration::from_millis(1500)));
+        assert_eq!(wait(429, None, b"?"), Some(FIRST_PAUSE));
+        assert_eq!(wait(400, Some("3"), b"{}"), None);
+    }
+
+    #[test]
+    fn a_post_that_may_have_happened_is_not_repeated() {
+        let wait = |repeat| wait_before_repeat(&answer(502, None), b"", repeat, FIRST_PAUSE);
+        assert_eq!(wait(Repeat::Always), Some(FIRST_PAUSE));
+        assert_eq!(wait(Repeat::OnlyIfRefused), None);
+    }
+}
