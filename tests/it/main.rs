@@ -8,4 +8,5 @@
 )]
 
 mod chat;
+mod crash;
 mod tidy;

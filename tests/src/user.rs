@@ -101,6 +101,18 @@ impl User {
 
     /// Any request with any body.
     pub async fn request(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Answer {
+        self.try_request(method, path, body)
+            .await
+            .expect("the server answers")
+    }
+
+    /// As [`User::request`], where the server may be gone.
+    pub async fn try_request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Option<Answer> {
         let mut request = self.http.request(method, format!("{}{path}", self.base));
         if !self.token.is_empty() {
             request = request.bearer_auth(&self.token);
@@ -110,13 +122,13 @@ impl User {
                 .header("content-type", "application/json")
                 .body(body);
         }
-        let response = request.send().await.expect("the server answers");
+        let response = request.send().await.ok()?;
         let status = response.status();
-        let bytes = response.bytes().await.expect("the answer is complete");
-        Answer {
+        let bytes = response.bytes().await.ok()?;
+        Some(Answer {
             status,
             body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
-        }
+        })
     }
 
     /// Makes a room; its id.
