@@ -4,21 +4,23 @@
 pub(crate) mod client;
 pub(crate) mod error;
 pub(crate) mod extract;
+pub(crate) mod routes;
 pub(crate) mod server;
 
 use axum::{
     Router,
+    body::Body,
     extract::FromRef,
-    handler::Handler,
-    routing::{MethodFilter, get, on},
+    response::{IntoResponse, Response},
+    routing::get,
 };
-use ruma::api::{
-    Metadata,
-    path_builder::{PathBuilder, SinglePath, VersionHistory},
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{Any, CorsLayer},
 };
-use tower_http::cors::{Any, CorsLayer};
 
 use self::error::MatrixError;
+pub(crate) use self::routes::Routes;
 use crate::service::{
     accounts::Accounts, devices::Devices, membership::Membership, rooms::Rooms,
     server_keys::ServerKeys, sync::Sync, timeline::Timeline, uia::Uia,
@@ -44,57 +46,34 @@ pub(crate) fn router(edge: Edge) -> Router {
         .allow_headers(Any)
         .allow_methods(Any)
         .max_age(std::time::Duration::from_secs(86_400));
-    let Routes(router) = server::routes(client::routes(Routes(Router::new())));
-    router
+    let routes = server::routes(client::routes(Routes::new()));
+    routes
+        .router
         .route("/health", get(async || "ok"))
-        .fallback(async || MatrixError::unrecognized())
-        .method_not_allowed_fallback(async || MatrixError::method_not_allowed())
+        .fallback(unrecognized)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(CatchPanicLayer::custom(panicked))
         .layer(cors)
         .with_state(edge)
 }
 
-/// Routes, by the endpoints of the specification.
-pub(crate) struct Routes(Router<Edge>);
-
-impl Routes {
-    /// Answers an endpoint, under all its paths of all versions.
-    pub(crate) fn add<R, H, T>(self, handler: H) -> Self
-    where
-        R: Metadata<PathBuilder: Paths>,
-        H: Handler<T, Edge>,
-        T: 'static,
-    {
-        let Ok(method) = MethodFilter::try_from(R::METHOD) else {
-            return self;
-        };
-        let paths = R::PATH_BUILDER.paths();
-        Self(paths.into_iter().fold(self.0, |router, path| {
-            router.route(path, on(method, handler.clone()))
-        }))
-    }
-
-    /// Answers a path that is not an endpoint of ruma's.
-    pub(crate) fn raw(self, path: &str, route: axum::routing::MethodRouter<Edge>) -> Self {
-        Self(self.0.route(path, route))
-    }
+/// The endpoints that are answered: method (`*` for several) and path, with parameters in braces.
+pub fn endpoints() -> Vec<(String, String)> {
+    server::routes(client::routes(Routes::new())).endpoints
 }
 
-/// All paths of an endpoint.
-pub(crate) trait Paths: PathBuilder {
-    fn paths(&self) -> Vec<&'static str>;
+async fn unrecognized(body: Body) -> MatrixError {
+    extract::drain(body).await;
+    MatrixError::unrecognized()
 }
 
-impl Paths for VersionHistory {
-    fn paths(&self) -> Vec<&'static str> {
-        let unstable = self.unstable_paths().map(|(_, path)| path);
-        unstable
-            .chain(self.stable_paths().map(|(_, path)| path))
-            .collect()
-    }
+async fn method_not_allowed(body: Body) -> MatrixError {
+    extract::drain(body).await;
+    MatrixError::method_not_allowed()
 }
 
-impl Paths for SinglePath {
-    fn paths(&self) -> Vec<&'static str> {
-        vec![self.path()]
-    }
+/// A handler that panicked answers like any fault of ours; the log has the reason.
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    tracing::error!("a handler panicked");
+    MatrixError::broken().into_response()
 }

@@ -42,7 +42,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Serve(serve)) => serve,
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| "info,sqlx=warn".into());
+        .unwrap_or_else(|_| "info,ruma_state_res=error,sqlx=warn".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -12,6 +12,7 @@ mod service;
 mod start;
 mod storage;
 
+pub use api::endpoints;
 pub use listen::ListenTlsError;
 pub use service::federation::FederationError;
 pub use start::{Homeserver, StartError};

@@ -9,4 +9,5 @@
 
 mod chat;
 mod crash;
+mod hostile;
 mod tidy;

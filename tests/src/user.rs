@@ -77,6 +77,15 @@ impl User {
         }
     }
 
+    /// The same client with another token; an empty one is none.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self {
+            token: token.to_owned(),
+            ..self.clone()
+        }
+    }
+
     /// `GET`
     pub async fn get(&self, path: &str) -> Answer {
         self.request(Method::GET, path, None).await

@@ -107,6 +107,11 @@ impl MatrixError {
     /// 500 `M_UNKNOWN`, for our own faults: the log has the reason, the client does not.
     pub(crate) fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, "a request failed");
+        Self::broken()
+    }
+
+    /// 500 `M_UNKNOWN`
+    pub(crate) fn broken() -> Self {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Self::new(
             status,

@@ -1,10 +1,13 @@
 //! From HTTP to ruma's types and back.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use axum::{
     body::Body,
     extract::{FromRef, FromRequest, FromRequestParts, RawPathParams, Request},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use ruma::api::{
     IncomingRequest, IncomingRequestExt, OutgoingResponse, OutgoingResponseExt,
@@ -18,6 +21,9 @@ use crate::service::accounts::{Accounts, Requester};
 /// The largest body of a request that is not an upload, in bytes: a federation transaction of fifty
 /// events of the largest size fits.
 const MAX_BODY: usize = 10 * 1024 * 1024;
+
+/// How much of the body of a refused request is read, in bytes.
+const MAX_DRAINED: usize = 256 * 1024;
 
 /// A request that needs no authentication.
 pub(crate) struct Anonymous<T>(pub(crate) T);
@@ -68,10 +74,20 @@ where
     type Rejection = MatrixError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
-        let token = AccessToken::extract_authentication(&request)
-            .map_err(|_| MatrixError::missing_token())?;
-        let requester = Accounts::from_ref(state).authenticate(&token).await?;
-        let requester = requester.ok_or_else(MatrixError::unknown_token)?;
+        let requester = match AccessToken::extract_authentication(&request) {
+            Err(_) => Err(MatrixError::missing_token()),
+            Ok(token) => {
+                let found = Accounts::from_ref(state).authenticate(&token).await?;
+                found.ok_or_else(MatrixError::unknown_token)
+            }
+        };
+        let requester = match requester {
+            Ok(requester) => requester,
+            Err(error) => {
+                drain(request.into_body()).await;
+                return Err(error);
+            }
+        };
         let (request, path) = read(request, state).await?;
         Ok(Self {
             requester,
@@ -101,6 +117,17 @@ where
             requester,
             body: parse(&request, &path)?,
         })
+    }
+}
+
+/// Reads a body that nobody wants, so that the connection can be used again; a long one is cut off.
+pub(super) async fn drain(mut body: Body) {
+    let mut left = MAX_DRAINED;
+    while let Some(Ok(frame)) = body.frame().await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        if left == 0 {
+            return;
+        }
     }
 }
 
@@ -143,5 +170,10 @@ pub(super) fn parse<T: IncomingRequest>(
     borrowed.method_mut().clone_from(request.method());
     borrowed.uri_mut().clone_from(request.uri());
     borrowed.headers_mut().clone_from(request.headers());
-    Ok(T::try_from_http_request(borrowed, &path)?)
+    // ruma's types are generated; the one for login panics where `type` is missing.
+    let parsed = catch_unwind(AssertUnwindSafe(|| {
+        T::try_from_http_request(borrowed, &path)
+    }));
+    let wrong = |_| MatrixError::bad_json("The body of the request is malformed");
+    Ok(parsed.map_err(wrong)??)
 }
