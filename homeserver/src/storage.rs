@@ -111,6 +111,8 @@ impl Storage {
         let dialect = Dialect::of(url);
         let pool = AnyPoolOptions::new()
             .max_connections(8)
+            // A file does not go away; a ping for each use would double the cost of small reads.
+            .test_before_acquire(dialect == Dialect::Postgres)
             .after_connect(move |connection, _| Box::pin(dialect.prepare(connection)))
             .connect(url)
             .await?;

@@ -227,3 +227,16 @@ async fn a_redaction_removes_the_content_everywhere() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rooms_made_in_the_same_moment_are_different_rooms() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let body = json!({});
+    let rooms = (0..16).map(|_| alice.create_room(&body));
+    let ids: std::collections::BTreeSet<_> = futures_util::future::join_all(rooms)
+        .await
+        .into_iter()
+        .collect();
+    assert_eq!(ids.len(), 16);
+}

@@ -144,7 +144,7 @@ impl Membership {
             MembershipState::Join | MembershipState::Invite
         ) && change.target.server_name() == self.timeline.server_name;
         if says_profile {
-            content.extend(self.profile(change.target).await?);
+            content.extend(self.timeline.profile(change.target).await?);
         }
         let template = Template {
             event_type: TimelineEventType::RoomMember,
@@ -244,24 +244,5 @@ impl Membership {
             let (_, membership) = super::timeline::membership(&pdu)?;
             Some((membership, pdu.event_id().to_owned()))
         }))
-    }
-
-    /// The parts of a local user's profile that a membership event repeats.
-    pub(crate) async fn profile(
-        &self,
-        user_id: &UserId,
-    ) -> Result<Map<String, Value>, StorageError> {
-        let fields = self
-            .storage
-            .read()
-            .await?
-            .accounts()
-            .profile(user_id)
-            .await?;
-        let shown = fields
-            .into_iter()
-            .filter(|(field, _)| field == "displayname" || field == "avatar_url")
-            .filter_map(|(field, value)| Some((field, serde_json::from_str(&value).ok()?)));
-        Ok(shown.collect())
     }
 }

@@ -10,7 +10,7 @@ use ruma::{
     api::error::ErrorKind,
     events::{StateEventType, TimelineEventType},
 };
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 use sotto_federation::room::{
     auth::Rejection,
     builder::{BuildError, Template},
@@ -25,7 +25,7 @@ use super::{accounts::Requester, events::Events, heads::Heads};
 use crate::{
     clock::Clock,
     storage::{
-        Storage, StorageError,
+        Families, Storage, StorageError,
         append::AppendError,
         events::{Txn, TxnScope},
     },
@@ -184,6 +184,25 @@ impl Timeline {
             redacts: None,
         };
         self.append(sender, room_id, template, None).await
+    }
+
+    /// The parts of a local user's profile that a membership event repeats.
+    pub(crate) async fn profile(
+        &self,
+        user_id: &UserId,
+    ) -> Result<Map<String, Value>, StorageError> {
+        let fields = self
+            .storage
+            .read()
+            .await?
+            .accounts()
+            .profile(user_id)
+            .await?;
+        let shown = fields
+            .into_iter()
+            .filter(|(field, _)| field == "displayname" || field == "avatar_url")
+            .filter_map(|(field, value)| Some((field, serde_json::from_str(&value).ok()?)));
+        Ok(shown.collect())
     }
 
     /// Builds, judges and appends one event of a local user.

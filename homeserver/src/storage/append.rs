@@ -2,7 +2,7 @@
 //! common is written with one statement.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -270,21 +270,21 @@ async fn swap_heads(
         }
     }
     let mut swaps = Vec::new();
+    let mut made = BTreeSet::new();
     for (room_nid, (expected, last)) in &chains {
         let append = &appends[*last];
         match expected {
-            None => rooms::insert(&mut tx.connection, append).await?,
+            None if rooms::insert(&mut tx.connection, append).await? => {
+                made.insert(*room_nid);
+            }
+            None => {}
             Some(expected) => swaps.push((*room_nid, *expected, &append.head)),
         }
     }
     let swapped = rooms::swap_heads(&mut tx.connection, &swaps).await?;
     for (index, append) in appends.iter().enumerate() {
-        let swaps = chains
-            .get(&append.room_nid)
-            .is_some_and(|(expected, _)| expected.is_some());
-        if swaps && !swapped.contains(&append.room_nid) {
-            may[index] = false;
-        }
+        let room_nid = &append.room_nid;
+        may[index] &= swapped.contains(room_nid) || made.contains(room_nid);
     }
     Ok(may)
 }

@@ -108,11 +108,11 @@ impl Rooms<'_> {
     }
 }
 
-/// Makes the room of an append that starts it.
+/// Makes the room of an append that starts it; whether there was none of this id.
 pub(super) async fn insert(
     connection: &mut AnyConnection,
     append: &Append,
-) -> Result<(), StorageError> {
+) -> Result<bool, StorageError> {
     let Append {
         room_nid,
         room_id,
@@ -120,9 +120,9 @@ pub(super) async fn insert(
         head,
         ..
     } = append;
-    sqlx::query(
+    let done = sqlx::query(
         "INSERT INTO rooms (room_nid, room_id, version, head_version, head_extremities, head_state, head_depth)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (room_id) DO NOTHING",
     )
     .bind(room_nid.0)
     .bind(room_id.as_str())
@@ -133,7 +133,7 @@ pub(super) async fn insert(
     .bind(head.depth)
     .execute(connection)
     .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
 }
 
 /// Compares and swaps many heads with one statement; the rooms in which it succeeded.

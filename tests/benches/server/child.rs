@@ -140,9 +140,14 @@ impl<S: tracing::Subscriber> Layer<S> for Statements {
 pub fn serve(directory: &Path, count_statements: bool) {
     let statements = Arc::new(AtomicU64::new(0));
     if count_statements {
-        let layer = Statements(statements.clone());
-        let subscriber = tracing_subscriber::registry().with(layer);
+        let subscriber = tracing_subscriber::registry().with(Statements(statements.clone()));
         tracing::subscriber::set_global_default(subscriber).expect("the first subscriber");
+    } else {
+        // What goes wrong must be seen, or the figures mean nothing.
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::WARN)
+            .with_writer(std::io::stderr)
+            .init();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -1,5 +1,7 @@
 //! `createRoom`: all events of a new room, appended at once.
 
+use std::time::Duration;
+
 use futures_util::FutureExt;
 use ruma::{
     OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomVersionId,
@@ -17,10 +19,13 @@ use super::{CreateRoomError, Rooms};
 use crate::{
     service::{
         accounts::{Requester, random_id},
-        timeline::Draft,
+        timeline::{Draft, SendError},
     },
-    storage::Families,
+    storage::{Families, append::AppendError},
 };
+
+/// How often a room is made again because its id was taken.
+const ATTEMPTS: usize = 20;
 
 /// A state event of the new room.
 struct Part {
@@ -51,39 +56,69 @@ impl Rooms {
             .ok_or_else(|| CreateRoomError::UnsupportedVersion(version.clone()))?;
         let alias = self.alias(request).await?;
         let creator = &requester.user_id;
-        let parts = parts(request, &version, &rules, creator, alias.as_deref())?;
-        let server = &self.timeline.server_name;
+        let mut parts = parts(request, &version, &rules, creator, alias.as_deref())?;
+        let own = parts
+            .iter_mut()
+            .filter(|part| part.event_type == "m.room.member");
+        let profile = self.timeline.profile(creator).await?;
+        for content in own.filter_map(|part| part.content.as_object_mut()) {
+            content.extend(profile.clone());
+        }
+        for _ in 0..ATTEMPTS {
+            let append = self
+                .draft(&version, &rules, creator, &parts)
+                .await?
+                .finish()?;
+            let room_id = append.room_id.clone();
+            match self.storage.append(append).await {
+                Ok(_) => {
+                    if let Some(alias) = alias {
+                        self.publish(alias, room_id.clone(), creator.clone())
+                            .await?;
+                    }
+                    return Ok(room_id);
+                }
+                // The id of a room is the hash of its create event, and the same user made the same
+                // event in the same millisecond: a later one is another.
+                Err(AppendError::HeadMoved) => {
+                    let milliseconds = rand::random_range(1..20);
+                    tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+                }
+                Err(error) => return Err(SendError::from(error).into()),
+            }
+        }
+        Err(SendError::Busy.into())
+    }
+
+    /// The events of a new room.
+    async fn draft(
+        &self,
+        version: &RoomVersionId,
+        rules: &RoomVersionRules,
+        creator: &OwnedUserId,
+        parts: &[Part],
+    ) -> Result<Draft, CreateRoomError> {
         let room_id = if rules.authorization.room_create_event_id_as_room_id {
             None
         } else {
-            let random = format!("!{}:{server}", random_id());
+            let random = format!("!{}:{}", random_id(), self.timeline.server_name);
             Some(RoomId::parse(random).map_err(|_| CreateRoomError::Malformed("server_name"))?)
         };
-        let mut draft = Draft::new_room(version, room_id);
+        let mut draft = Draft::new_room(version.clone(), room_id);
         for part in parts {
             let content =
                 to_raw_value(&part.content).map_err(|_| CreateRoomError::Malformed("content"))?;
             let template = Template {
-                event_type: TimelineEventType::from(part.event_type),
+                event_type: TimelineEventType::from(part.event_type.as_str()),
                 content,
-                state_key: Some(part.state_key),
+                state_key: Some(part.state_key.clone()),
                 redacts: None,
             };
             self.timeline
                 .draft_event(&mut draft, creator, template, None)
                 .await?;
         }
-        let append = draft.finish()?;
-        let room_id = append.room_id.clone();
-        self.storage
-            .append(append)
-            .await
-            .map_err(super::SendError::from)?;
-        if let Some(alias) = alias {
-            self.publish(alias, room_id.clone(), creator.clone())
-                .await?;
-        }
-        Ok(room_id)
+        Ok(draft)
     }
 
     async fn alias(
