@@ -22,7 +22,7 @@ use crate::{
         devices::Devices,
         events::Events,
         federation::{Federation, FederationError},
-        membership::Membership,
+        membership::{Membership, Remote},
         rooms::Rooms,
         server_keys::ServerKeys,
         sync::Sync,
@@ -199,8 +199,16 @@ fn services(
         server_name,
         key.clone(),
     );
-    let rooms = Rooms::new(storage.clone(), timeline.clone());
-    let membership = Membership::new(storage.clone(), timeline.clone());
+    let rooms = Rooms::new(storage.clone(), timeline.clone(), federation.clone());
+    let remote = Remote::new(
+        storage.clone(),
+        timeline.clone(),
+        federation.clone(),
+        server_keys.clone(),
+        clock.clone(),
+        key.clone(),
+    );
+    let membership = Membership::new(storage.clone(), timeline.clone(), remote);
     let sync = Sync::new(storage.clone(), events, timeline.clone(), stopping.clone());
     Edge {
         accounts,
