@@ -30,6 +30,7 @@ use crate::{
         uia::Uia,
     },
     storage::{Storage, StorageError},
+    worker::federation_sender::FederationSender,
 };
 
 /// A running server.
@@ -92,7 +93,16 @@ impl Homeserver {
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let storage = Storage::open(&config.database_url(), &config.server_name, &tasks).await?;
         let federation = Federation::new(&config, &clock, &key)?;
+        let sender = FederationSender::new(
+            storage.clone(),
+            federation.clone(),
+            Events::new(storage.clone()),
+            clock.clone(),
+            tasks.clone(),
+            stopping.clone(),
+        );
         let edge = services(&config, &storage, &clock, &key, federation, &stopping);
+        tasks.spawn(sender.run());
         let first_token = edge.accounts.first_registration_token().await?;
         let router = api::router(edge);
         let (listener, address) = bind(config.listen).await?;
