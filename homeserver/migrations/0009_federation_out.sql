@@ -10,21 +10,13 @@ CREATE TABLE server_keys (
     PRIMARY KEY (server_name, key_ids)
 );
 
--- Servers that events are sent to, each with how far that has come.
+-- Servers that are behind: they did not answer, or not fast enough. All others have got every event up to
+-- the position of the follower `federation_sender`.
 CREATE TABLE destinations (
     server_name TEXT NOT NULL PRIMARY KEY,
     -- Events up to this position in the log were delivered, or need not be.
     position BIGINT NOT NULL,
-    -- How often in a row it did not answer, and the last time.
-    failures BIGINT NOT NULL DEFAULT 0,
-    failed_at BIGINT NOT NULL DEFAULT 0
-);
-
--- Events that wait for a destination: one row for each event and server that must get it.
-CREATE TABLE federation_pdus (
-    destination TEXT NOT NULL,
-    position BIGINT NOT NULL,
-    room_nid BIGINT NOT NULL,
-    event_nid BIGINT NOT NULL,
-    PRIMARY KEY (destination, position)
+    -- How often in a row it did not answer, and when it last did not.
+    failures BIGINT NOT NULL,
+    failed_at BIGINT NOT NULL
 );

@@ -11,6 +11,7 @@ mod listen;
 mod service;
 mod start;
 mod storage;
+mod worker;
 
 pub use api::endpoints;
 pub use listen::ListenTlsError;

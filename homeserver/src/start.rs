@@ -22,7 +22,7 @@ use crate::{
         devices::Devices,
         events::Events,
         federation::{Federation, FederationError},
-        membership::Membership,
+        membership::{Membership, Remote},
         rooms::Rooms,
         server_keys::ServerKeys,
         sync::Sync,
@@ -30,6 +30,7 @@ use crate::{
         uia::Uia,
     },
     storage::{Storage, StorageError},
+    worker::federation_sender::FederationSender,
 };
 
 /// A running server.
@@ -92,7 +93,16 @@ impl Homeserver {
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let storage = Storage::open(&config.database_url(), &config.server_name, &tasks).await?;
         let federation = Federation::new(&config, &clock, &key)?;
+        let sender = FederationSender::new(
+            storage.clone(),
+            federation.clone(),
+            Events::new(storage.clone()),
+            clock.clone(),
+            tasks.clone(),
+            stopping.clone(),
+        );
         let edge = services(&config, &storage, &clock, &key, federation, &stopping);
+        tasks.spawn(sender.run());
         let first_token = edge.accounts.first_registration_token().await?;
         let router = api::router(edge);
         let (listener, address) = bind(config.listen).await?;
@@ -199,8 +209,16 @@ fn services(
         server_name,
         key.clone(),
     );
-    let rooms = Rooms::new(storage.clone(), timeline.clone());
-    let membership = Membership::new(storage.clone(), timeline.clone());
+    let rooms = Rooms::new(storage.clone(), timeline.clone(), federation.clone());
+    let remote = Remote::new(
+        storage.clone(),
+        timeline.clone(),
+        federation.clone(),
+        server_keys.clone(),
+        clock.clone(),
+        key.clone(),
+    );
+    let membership = Membership::new(storage.clone(), timeline.clone(), remote);
     let sync = Sync::new(storage.clone(), events, timeline.clone(), stopping.clone());
     Edge {
         accounts,

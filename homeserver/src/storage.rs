@@ -7,6 +7,7 @@
 pub(crate) mod accounts;
 pub(crate) mod append;
 pub(crate) mod counters;
+pub(crate) mod destinations;
 pub(crate) mod devices;
 pub(crate) mod dialect;
 pub(crate) mod event_cache;
@@ -226,6 +227,9 @@ pub(crate) trait Families {
 
     fn accounts(&mut self) -> accounts::Accounts<'_> {
         accounts::Accounts(self.connection())
+    }
+    fn destinations(&mut self) -> destinations::Destinations<'_> {
+        destinations::Destinations(self.connection())
     }
     fn devices(&mut self) -> devices::Devices<'_> {
         devices::Devices(self.connection())

@@ -88,6 +88,57 @@ pub fn verify(
     Ok(Verified(redacted))
 }
 
+/// The keys with which another server added its signature to an event of ours.
+pub fn keys_of_countersigner(
+    answer: &Unverified,
+    server: &ServerName,
+) -> Result<RequiredKeys, SignatureError> {
+    let key_ids = signatures_of(server, &answer.object)?.keys();
+    let key_ids = key_ids.filter_map(|key_id| key_id.as_str().try_into().ok());
+    Ok(RequiredKeys {
+        servers: BTreeMap::from([(server.to_owned(), key_ids.collect())]),
+        valid_at: Some(answer.origin_server_ts()),
+    })
+}
+
+/// Checks that another server, asked to sign our event, did so and changed nothing else
+/// ([spec](https://spec.matrix.org/v1.19/server-server-api/#inviting-to-a-room)).
+pub fn verify_countersigned(
+    sent: &Pdu,
+    answer: Unverified,
+    server: &ServerName,
+    keys: &PublicKeyMap,
+    rules: &RoomVersionRules,
+) -> Result<Verified, SignatureError> {
+    let Unverified { pdu, object } = answer;
+    let mut unsigned = object.clone();
+    unsigned.remove("signatures");
+    let mut expected: CanonicalJsonObject =
+        serde_json::from_str(sent.json().get()).map_err(|_| SignatureError::Malformed)?;
+    let Some(CanonicalJsonValue::Object(mut signatures)) = expected.remove("signatures") else {
+        return Err(SignatureError::Malformed);
+    };
+    let added = signatures_of(server, &object)?.clone();
+    signatures.insert(server.to_string(), added.into());
+    let same = unsigned == expected
+        && object.get("signatures") == Some(&CanonicalJsonValue::Object(signatures));
+    if !same {
+        return Err(SignatureError::Malformed);
+    }
+    let signed = RedactingSerializer::new()
+        .rules(&rules.redaction)
+        .custom_redacted_root_fields(&["signatures", "unsigned"])
+        .serialize(&object)
+        .map_err(|_| SignatureError::Malformed)?;
+    check_server(
+        server.to_owned(),
+        &object,
+        keys.get(server.as_str()),
+        signed.as_bytes(),
+    )?;
+    Ok(Verified(pdu))
+}
+
 /// Which keys [`verify`] needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequiredKeys {

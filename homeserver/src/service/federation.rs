@@ -1,9 +1,13 @@
 //! Speaking to other servers: the client of the federation, as the configuration wants it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use ruma::{
-    ServerName,
+    OwnedServerName, ServerName,
     api::{OutgoingRequest, path_builder::PathBuilder},
 };
 use sotto_federation::{
@@ -13,11 +17,19 @@ use sotto_federation::{
     room::signing::SigningKey,
 };
 
+use tokio::sync::Notify;
+
 use crate::{clock::Clock, config::Config};
 
 /// Speaks to other servers. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Federation(FederationClient);
+pub(crate) struct Federation {
+    client: FederationClient,
+    awaited: Awaited,
+}
+
+/// The servers from which somebody waits to hear.
+type Awaited = Arc<Mutex<HashMap<OwnedServerName, Arc<Notify>>>>;
 
 /// Why the configuration does not say how to speak to other servers.
 #[derive(Debug, thiserror::Error)]
@@ -78,12 +90,15 @@ impl Federation {
             now: Arc::new(move || clock.now()),
             limits: Limits::default(),
         });
-        Ok(Self(client))
+        Ok(Self {
+            client,
+            awaited: Awaited::default(),
+        })
     }
 
     /// Our name.
     pub(crate) fn server_name(&self) -> &ServerName {
-        self.0.server_name()
+        self.client.server_name()
     }
 
     /// Signs and sends a request, and reads the answer.
@@ -96,7 +111,7 @@ impl Federation {
         R: OutgoingRequest<EndpointError = client::MatrixError>,
         R::PathBuilder: for<'a> PathBuilder<Input<'a> = ()>,
     {
-        self.0.send(destination, request).await
+        self.client.send(destination, request).await
     }
 
     /// As [`Federation::send`], with bounds of its own.
@@ -110,12 +125,53 @@ impl Federation {
         R: OutgoingRequest<EndpointError = client::MatrixError>,
         R::PathBuilder: for<'a> PathBuilder<Input<'a> = ()>,
     {
-        self.0.send_within(destination, request, limits).await
+        self.client.send_within(destination, request, limits).await
+    }
+
+    /// A request of this server has come, so it is there: whoever waits to send to it need not wait.
+    pub(crate) fn heard_from(&self, server: &ServerName) {
+        if let Some(notify) = self.awaited().get(server) {
+            notify.notify_waiters();
+        }
+    }
+
+    /// Waits for a request of this server.
+    pub(crate) async fn sign_of_life(&self, server: &ServerName) {
+        let notify = self.awaited().entry(server.to_owned()).or_default().clone();
+        let waiting = Waiting {
+            awaited: &self.awaited,
+            server,
+        };
+        notify.notified().await;
+        drop(waiting);
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, HashMap<OwnedServerName, Arc<Notify>>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The client itself, for what is neither signed nor typed.
     pub(crate) fn client(&self) -> &FederationClient {
-        &self.0
+        &self.client
+    }
+}
+
+/// Forgets a server when nobody waits for it any more; also if the wait is cut short.
+struct Waiting<'a> {
+    awaited: &'a Awaited,
+    server: &'a ServerName,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        // One in the map, one of whoever is leaving.
+        let last = awaited
+            .get(self.server)
+            .is_some_and(|notify| Arc::strong_count(notify) <= 2);
+        if last {
+            awaited.remove(self.server);
+        }
     }
 }
 

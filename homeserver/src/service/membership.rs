@@ -1,13 +1,20 @@
 //! Joining, inviting, leaving, kicking, banning
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#room-membership)).
 
+mod remote;
+
 use ruma::{
     OwnedEventId, OwnedServerName, RoomId, UserId,
     events::{StateEventType, TimelineEventType, room::member::MembershipState},
 };
-use serde_json::{Map, Value, json, value::to_raw_value};
+use serde_json::{
+    Map, Value, json,
+    value::{RawValue, to_raw_value},
+};
 use sotto_federation::room::builder::{BuildError, Template};
 
+use self::remote::Wish;
+pub(crate) use self::remote::{AnswerError, Remote, RemoteError};
 use super::timeline::{SendError, Timeline};
 use crate::storage::{Families, Storage, StorageError};
 
@@ -16,6 +23,7 @@ use crate::storage::{Families, Storage, StorageError};
 pub(crate) struct Membership {
     storage: Storage,
     timeline: Timeline,
+    remote: Remote,
 }
 
 /// A change that one user makes to the membership of another, or to their own.
@@ -36,6 +44,9 @@ pub(crate) enum MembershipError {
     /// kick of one who is not there.
     #[error("the user is not in the state that this changes")]
     WrongState,
+    /// Another server had a say, and did not help.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     #[error(transparent)]
     Send(#[from] SendError),
     #[error(transparent)]
@@ -43,8 +54,12 @@ pub(crate) enum MembershipError {
 }
 
 impl Membership {
-    pub(crate) fn new(storage: Storage, timeline: Timeline) -> Self {
-        Self { storage, timeline }
+    pub(crate) fn new(storage: Storage, timeline: Timeline, remote: Remote) -> Self {
+        Self {
+            storage,
+            timeline,
+            remote,
+        }
     }
 
     /// Whether the server itself takes part in a room, so that changes need nobody else.
@@ -62,7 +77,17 @@ impl Membership {
         via: Vec<OwnedServerName>,
         reason: Option<String>,
     ) -> Result<(), MembershipError> {
-        let _ = via;
+        let turn = self.remote.turn(room_id).await;
+        if !self.is_resident(room_id).await? {
+            let wish = Wish {
+                user_id,
+                room_id,
+                profile: self.profile(user_id).await?,
+                reason,
+            };
+            return Ok(self.remote.join(wish, via).await?);
+        }
+        drop(turn);
         let membership = MembershipState::Join;
         let join = Change {
             sender: user_id,
@@ -81,6 +106,14 @@ impl Membership {
         room_id: &RoomId,
         reason: Option<String>,
     ) -> Result<(), MembershipError> {
+        if !self.is_resident(room_id).await?
+            && self
+                .remote
+                .leave(user_id, room_id, reason.as_deref())
+                .await?
+        {
+            return Ok(());
+        }
         let membership = MembershipState::Leave;
         let leave = Change {
             sender: user_id,
@@ -98,7 +131,20 @@ impl Membership {
         room_id: &RoomId,
         change: Change<'_>,
     ) -> Result<(), MembershipError> {
-        self.change(room_id, change).await.map(drop)
+        if change.target.server_name() == self.timeline.server_name {
+            return self.change(room_id, change).await.map(drop);
+        }
+        let content = to_raw_value(&self.content(&change).await?)
+            .map_err(|_| BuildError::NotCanonical)
+            .map_err(SendError::from)?;
+        let template = || template(change.target, content.clone());
+        let (sender, target) = (change.sender, change.target);
+        let invited = self.remote.invite(sender, target, room_id, template).await;
+        match invited {
+            Ok(_) => Ok(()),
+            Err(RemoteError::Send(error)) => Err(error.into()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Invites users to a room that was just made. One who cannot be invited does not keep the others
@@ -131,9 +177,21 @@ impl Membership {
             // Joining again changes nothing.
             return Ok(event_id);
         }
+        let content = to_raw_value(&self.content(&change).await?)
+            .map_err(|_| BuildError::NotCanonical)
+            .map_err(SendError::from)?;
+        let template = template(change.target, content);
+        Ok(self
+            .timeline
+            .append(change.sender, room_id, template, None)
+            .await?)
+    }
+
+    /// The content of the event that makes a change.
+    async fn content(&self, change: &Change<'_>) -> Result<Map<String, Value>, StorageError> {
         let mut content = Map::new();
         content.insert("membership".to_owned(), json!(change.membership));
-        if let Some(reason) = change.reason {
+        if let Some(reason) = &change.reason {
             content.insert("reason".to_owned(), json!(reason));
         }
         if change.is_direct && change.membership == MembershipState::Invite {
@@ -146,18 +204,7 @@ impl Membership {
         if says_profile {
             content.extend(self.timeline.profile(change.target).await?);
         }
-        let template = Template {
-            event_type: TimelineEventType::RoomMember,
-            content: to_raw_value(&content)
-                .map_err(|_| BuildError::NotCanonical)
-                .map_err(SendError::from)?,
-            state_key: Some(change.target.to_string()),
-            redacts: None,
-        };
-        Ok(self
-            .timeline
-            .append(change.sender, room_id, template, None)
-            .await?)
+        Ok(content)
     }
 
     /// Removes a user whom the sender may kick: only one who is there, or is about to be.
@@ -244,5 +291,15 @@ impl Membership {
             let (_, membership) = super::timeline::membership(&pdu)?;
             Some((membership, pdu.event_id().to_owned()))
         }))
+    }
+}
+
+/// A membership event.
+fn template(target: &UserId, content: Box<RawValue>) -> Template {
+    Template {
+        event_type: TimelineEventType::RoomMember,
+        content,
+        state_key: Some(target.to_string()),
+        redacts: None,
     }
 }

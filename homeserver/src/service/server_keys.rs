@@ -408,11 +408,15 @@ impl Slot {
 fn key_ids(json: &RawValue) -> String {
     #[derive(serde::Deserialize)]
     struct List {
-        verify_keys: BTreeMap<String, serde::de::IgnoredAny>,
+        verify_keys: serde_json::Map<String, serde_json::Value>,
     }
     let list = serde_json::from_str::<List>(json.get());
-    let ids = list.map(|list| list.verify_keys.into_keys().collect::<Vec<_>>());
-    ids.unwrap_or_default().join(" ")
+    let mut ids = list.map_or_else(
+        |_| Vec::new(),
+        |list| list.verify_keys.keys().cloned().collect::<Vec<_>>(),
+    );
+    ids.sort_unstable();
+    ids.join(" ")
 }
 
 fn after(time: MilliSecondsSinceUnixEpoch, duration: Duration) -> MilliSecondsSinceUnixEpoch {

@@ -1,6 +1,7 @@
 //! Timelines: events of local users, appended to rooms, and read again.
 
 mod draft;
+mod proposal;
 mod read;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use sotto_federation::room::{
 
 pub(crate) use self::{
     draft::{AuthState, Draft, membership},
+    proposal::Proposal,
     read::{Direction, PageToken, ReadError},
 };
 use super::{accounts::Requester, events::Events, heads::Heads};

@@ -3,8 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use ruma::{
-    EventId, OwnedEventId, OwnedTransactionId, RoomVersionId, events::AnySyncTimelineEvent,
-    serde::Raw,
+    EventId, OwnedEventId, OwnedTransactionId, RoomVersionId, ServerName,
+    events::AnySyncTimelineEvent, serde::Raw,
 };
 use serde_json::value::RawValue;
 use sotto_federation::room::{auth::Verdict, pdu::Pdu};
@@ -32,6 +32,18 @@ pub(crate) struct Txn {
 /// Within what a transaction id is unique.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TxnScope(pub(crate) String);
+
+impl TxnScope {
+    /// The scope of events that another server made and handed in for this server to pass on, as with
+    /// `send_join`. No device has a scope like it.
+    pub(crate) fn handed_in() -> Self {
+        Self("handed in".to_owned())
+    }
+
+    fn is_handed_in(&self) -> bool {
+        *self == Self::handed_in()
+    }
+}
 
 /// An event as it is stored. Never changes, but for a redaction, which replaces the whole value.
 #[derive(Debug)]
@@ -137,6 +149,19 @@ impl StoredEvent {
             memberships: Vec::new(),
             client_json: OnceLock::new(),
         }
+    }
+
+    /// Whether it is on this server to tell the others of the event: it was made here, or handed in here
+    /// by a server that was not in the room
+    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#joining-rooms)).
+    #[must_use]
+    pub(crate) fn is_ours_to_send(&self, own: &ServerName) -> bool {
+        let handed_in = || {
+            self.txn
+                .as_ref()
+                .is_some_and(|txn| txn.scope.is_handed_in())
+        };
+        self.is_accepted() && (self.pdu.sender().server_name() == own || handed_in())
     }
 
     /// Whether other events may build on this one.

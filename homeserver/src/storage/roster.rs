@@ -131,6 +131,18 @@ impl Roster {
         self.read(|inner| Some(inner.rooms.get(room_id)?.remote.keys().cloned().collect()))
     }
 
+    /// The rooms in which another server has a joined member.
+    #[must_use]
+    pub(crate) fn rooms_with(&self, server: &ServerName) -> BTreeSet<OwnedRoomId> {
+        self.read(|inner| {
+            let with = inner
+                .rooms
+                .iter()
+                .filter(|(_, room)| room.remote.contains_key(server));
+            Some(with.map(|(room_id, _)| room_id.clone()).collect())
+        })
+    }
+
     /// The rooms to which a user, local or remote, is joined.
     #[must_use]
     pub(crate) fn rooms_shared_with(&self, user_id: &UserId) -> BTreeSet<OwnedRoomId> {

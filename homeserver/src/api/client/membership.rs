@@ -10,6 +10,7 @@ use ruma::{
     api::error::ErrorKind,
     events::room::member::MembershipState,
 };
+use sotto_federation::client::ClientError;
 
 use crate::{
     api::{
@@ -19,7 +20,7 @@ use crate::{
     },
     service::{
         accounts::{Accounts, Requester},
-        membership::{Change, Membership, MembershipError},
+        membership::{AnswerError, Change, Membership, MembershipError, RemoteError},
         rooms::Rooms,
     },
 };
@@ -43,8 +44,59 @@ impl From<MembershipError> for MatrixError {
             MembershipError::WrongState => {
                 Self::forbidden("The user is not in the state that this would change")
             }
+            MembershipError::Remote(error) => error.into(),
             MembershipError::Send(error) => error.into(),
             MembershipError::Storage(error) => error.into(),
+        }
+    }
+}
+
+impl From<RemoteError> for MatrixError {
+    fn from(error: RemoteError) -> Self {
+        match error {
+            RemoteError::NoServer => Self::not_found("No server is known that is in this room"),
+            RemoteError::Client(error) => error.into(),
+            RemoteError::UnsupportedVersion(_) => Self::bad_request(
+                ErrorKind::UnsupportedRoomVersion,
+                "The room has a version that this server does not support",
+            ),
+            RemoteError::OtherVersion
+            | RemoteError::Malformed(_)
+            | RemoteError::Countersign(_)
+            | RemoteError::Answer(
+                AnswerError::Unsigned
+                | AnswerError::NoCreateEvent
+                | AnswerError::Ambiguous
+                | AnswerError::Stopped,
+            ) => Self::new(
+                http::StatusCode::BAD_GATEWAY,
+                ErrorKind::Unknown,
+                "The other server gave an answer that cannot be believed",
+            ),
+            RemoteError::Answer(AnswerError::NotAllowed(_)) => {
+                Self::forbidden("The room does not allow it")
+            }
+            RemoteError::Answer(AnswerError::Storage(error)) | RemoteError::Storage(error) => {
+                error.into()
+            }
+            RemoteError::Send(error) => error.into(),
+        }
+    }
+}
+
+/// What another server refused is refused with its errcode; what it could not do, is not done.
+impl From<ClientError> for MatrixError {
+    fn from(error: ClientError) -> Self {
+        let refused = error
+            .matrix()
+            .filter(|error| error.status_code.is_client_error());
+        match refused.and_then(|error| Some((error.status_code, error.error_kind()?.clone()))) {
+            Some((status, kind)) => Self::new(status, kind, "The other server refuses"),
+            None => Self::new(
+                http::StatusCode::BAD_GATEWAY,
+                ErrorKind::Unknown,
+                "The other server could not be asked",
+            ),
         }
     }
 }

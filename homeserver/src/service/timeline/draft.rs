@@ -116,7 +116,17 @@ impl Draft {
         })
     }
 
-    fn rules(&self) -> Result<RoomVersionRules, SendError> {
+    /// The state on which the next event builds.
+    pub(super) fn state(&self) -> NodeId {
+        self.state
+    }
+
+    /// The event that was drafted last.
+    pub(super) fn newest(&self) -> Option<&Pdu> {
+        self.events.last().map(|event| event.judged.pdu())
+    }
+
+    pub(super) fn rules(&self) -> Result<RoomVersionRules, SendError> {
         let rules = version::rules(&self.version);
         rules.ok_or_else(|| BuildError::UnsupportedRoomVersion.into())
     }
@@ -219,7 +229,7 @@ impl Timeline {
     }
 
     /// Puts a judged event on top of the draft.
-    async fn place(
+    pub(super) async fn place(
         &self,
         draft: &mut Draft,
         judged: Judged,

@@ -1,0 +1,185 @@
+//! Membership in rooms that live on other servers
+//! ([spec](https://spec.matrix.org/v1.19/server-server-api/#joining-rooms)).
+
+mod answer;
+mod arrival;
+mod invite;
+mod join;
+mod leave;
+
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+use ruma::{
+    CanonicalJsonObject, OwnedRoomId, OwnedServerName, RoomId, RoomVersionId, UserId,
+    api::error::ErrorKind,
+};
+use serde_json::{Map, Value};
+use sotto_federation::{
+    client::ClientError,
+    room::{
+        builder::BuildError,
+        signing::{SignatureError, SigningKey},
+    },
+};
+use tokio::sync::Mutex;
+
+pub(crate) use self::answer::AnswerError;
+pub(in crate::service::membership) use self::join::Wish;
+use crate::{
+    clock::Clock,
+    service::{
+        federation::Federation,
+        server_keys::ServerKeys,
+        timeline::{SendError, Timeline},
+    },
+    storage::{Families, Storage, StorageError, rooms::Room},
+};
+
+/// How many servers are asked before giving up.
+const MOST_SERVERS: usize = 8;
+
+/// Joins, leaves and invites where another server has a say.
+#[derive(Clone)]
+pub(crate) struct Remote {
+    storage: Storage,
+    timeline: Timeline,
+    federation: Federation,
+    server_keys: ServerKeys,
+    clock: Clock,
+    key: Arc<SigningKey>,
+    /// Joins of one room wait for each other: the second finds the server in the room.
+    joining: Arc<Cache<OwnedRoomId, Arc<Mutex<()>>>>,
+}
+
+/// Why another server did not help.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoteError {
+    /// No server is known that might be in the room.
+    #[error("no server is known to be in the room")]
+    NoServer,
+    /// The server refused, or did not answer.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The room has a version of which we cannot have part.
+    #[error("the room version {0} is not supported")]
+    UnsupportedVersion(RoomVersionId),
+    /// The server says another version than we know.
+    #[error("the server names another version of the room than it has")]
+    OtherVersion,
+    /// The server gave nothing from which our event can be made.
+    #[error(transparent)]
+    Malformed(#[from] BuildError),
+    /// What the server told about the room is not to be believed.
+    #[error(transparent)]
+    Answer(#[from] AnswerError),
+    /// The server changed more of our event than it may, or did not sign.
+    #[error("the server gave back another event: {0}")]
+    Countersign(#[from] SignatureError),
+    /// The room changed all the time.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// The database failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl RemoteError {
+    /// Whether another server would say the same.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Client(error) => {
+                let kind = error.matrix().and_then(|error| error.error_kind());
+                matches!(
+                    kind,
+                    Some(ErrorKind::Forbidden | ErrorKind::IncompatibleRoomVersion(_))
+                )
+            }
+            Self::UnsupportedVersion(_) | Self::Send(_) | Self::Storage(_) => true,
+            Self::NoServer
+            | Self::OtherVersion
+            | Self::Malformed(_)
+            | Self::Answer(_)
+            | Self::Countersign(_) => false,
+        }
+    }
+}
+
+impl Remote {
+    pub(crate) fn new(
+        storage: Storage,
+        timeline: Timeline,
+        federation: Federation,
+        server_keys: ServerKeys,
+        clock: Clock,
+        key: Arc<SigningKey>,
+    ) -> Self {
+        Self {
+            storage,
+            timeline,
+            federation,
+            server_keys,
+            clock,
+            key,
+            joining: Arc::new(Cache::new(1_024)),
+        }
+    }
+
+    /// The servers that may know the room, best first: those that somebody named, that of whoever invited
+    /// the user, those that we know to be in it.
+    async fn candidates(
+        &self,
+        user_id: &UserId,
+        room_id: &RoomId,
+        via: Vec<OwnedServerName>,
+    ) -> Result<Vec<OwnedServerName>, StorageError> {
+        let mut servers = via;
+        servers.extend(self.inviter(user_id, room_id).await?);
+        servers.extend(room_id.server_name().map(ToOwned::to_owned));
+        servers.extend(self.storage.log().roster().remote_servers(room_id));
+        let mut seen = std::collections::BTreeSet::new();
+        servers.retain(|server| {
+            *server != self.federation.server_name() && seen.insert(server.clone())
+        });
+        servers.truncate(MOST_SERVERS);
+        Ok(servers)
+    }
+
+    /// The server of whoever made the user what the user is to the room.
+    async fn inviter(
+        &self,
+        user_id: &UserId,
+        room_id: &RoomId,
+    ) -> Result<Option<OwnedServerName>, StorageError> {
+        let Some(room) = self.timeline.heads.room(room_id).await? else {
+            return Ok(None);
+        };
+        let mut reader = self.storage.read().await?;
+        let outside = reader.memberships().outside(room.nid, user_id).await?;
+        drop(reader);
+        let Some((nid, _)) = outside else {
+            return Ok(None);
+        };
+        let event = self.timeline.events.by_nids(&[nid]).await?.remove(&nid);
+        Ok(event.map(|event| event.pdu.sender().server_name().to_owned()))
+    }
+
+    fn check_version(room: Option<&Room>, version: &RoomVersionId) -> Result<(), RemoteError> {
+        match room {
+            Some(room) if room.version != *version => Err(RemoteError::OtherVersion),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The content of a membership event but for what the builder adds.
+fn content(
+    profile: Map<String, Value>,
+    reason: Option<&str>,
+) -> Result<CanonicalJsonObject, BuildError> {
+    let mut content = profile;
+    if let Some(reason) = reason {
+        content.insert("reason".to_owned(), reason.into());
+    }
+    serde_json::from_value(Value::Object(content)).map_err(|_| BuildError::NotCanonical)
+}

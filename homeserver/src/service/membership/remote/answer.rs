@@ -1,0 +1,247 @@
+//! What a server tells about a room that it is in, checked event by event
+//! ([spec](https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_joinroomideventid)).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ruma::{
+    EventId, OwnedEventId, OwnedRoomId, OwnedServerName, RoomVersionId,
+    api::federation::membership::create_join_event::v2::RoomState,
+    events::{StateEventType, TimelineEventType},
+    room_version_rules::RoomVersionRules,
+};
+use serde_json::value::RawValue;
+use sotto_federation::room::{
+    auth::{self, Judged, JudgedOutlier, Rejection, Verdict},
+    pdu::{Pdu, Unverified},
+    signing::{self, PublicKeyMap, Verified},
+    state::StateMap,
+};
+
+use crate::{service::server_keys::ServerKeys, storage::StorageError};
+
+/// Whom was asked what.
+#[derive(Clone, Debug)]
+pub(super) struct Question {
+    pub(super) server: OwnedServerName,
+    pub(super) room_id: OwnedRoomId,
+    pub(super) version: RoomVersionId,
+    pub(super) rules: RoomVersionRules,
+}
+
+/// A room as another server told it, and our event on top of it.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) join: Judged,
+    /// The state before the join; all of its events are among `events`.
+    pub(super) state: StateMap,
+    /// States and auth chains, each after those that it refers to.
+    pub(super) events: Vec<JudgedOutlier>,
+}
+
+/// Why what a server tells is not to be believed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AnswerError {
+    /// A join to a restricted room came back without the signature of the server that opens it.
+    #[error("the server did not sign the join")]
+    Unsigned,
+    /// The state has no create event, or it is that of another room.
+    #[error("the state has no create event of this room")]
+    NoCreateEvent,
+    /// The state says two things of one place.
+    #[error("the state is ambiguous")]
+    Ambiguous,
+    /// By what the server tells, our user may not join.
+    #[error("the state does not allow the join: {0}")]
+    NotAllowed(Rejection),
+    /// The check was cut short by the end of the server.
+    #[error("the check was not completed")]
+    Stopped,
+    /// The database failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl Question {
+    /// Checks format, signatures, hashes and authorization of everything.
+    ///
+    /// An event that fails is left out; what depends on it is then left out as well. The create event and
+    /// what allows the join must remain.
+    pub(super) async fn check(
+        &self,
+        server_keys: &ServerKeys,
+        join: Verified,
+        told: RoomState,
+    ) -> Result<Told, AnswerError> {
+        let this = self.clone();
+        let parsed = blocking(move || {
+            let state = this.parse(&told.state);
+            let chain = this.parse(&told.auth_chain);
+            (state, chain)
+        });
+        let (state, chain) = parsed.await?;
+        let state_ids: Vec<_> = state.iter().map(|pdu| pdu.event_id().to_owned()).collect();
+
+        let mut signed = Vec::with_capacity(state.len() + chain.len());
+        let mut seen = BTreeSet::new();
+        for pdu in state.into_iter().chain(chain) {
+            if seen.insert(pdu.event_id().to_owned())
+                && let Ok(required) = signing::required_keys(&pdu, &self.rules)
+            {
+                signed.push((pdu, required));
+            }
+        }
+        let required: Vec<_> = signed
+            .iter()
+            .map(|(_, required)| required.clone())
+            .collect();
+        let notaries = [self.server.clone()];
+        let keys = server_keys.known(&required, &notaries).await?;
+        let signed: Vec<_> = signed
+            .into_iter()
+            .map(|(pdu, required)| (pdu, keys.key_map(&required)))
+            .collect();
+        let this = self.clone();
+        blocking(move || this.judge(join, &state_ids, signed)).await?
+    }
+
+    fn parse(&self, events: &[Box<RawValue>]) -> Vec<Unverified> {
+        let parsed = events
+            .iter()
+            .filter_map(|json| Pdu::parse(json, &self.rules).ok());
+        parsed.filter(|pdu| pdu.room_id() == self.room_id).collect()
+    }
+
+    fn judge(
+        &self,
+        join: Verified,
+        state_ids: &[OwnedEventId],
+        signed: Vec<(Unverified, PublicKeyMap)>,
+    ) -> Result<Told, AnswerError> {
+        let rules = &self.rules;
+        let mut verified = BTreeMap::new();
+        for (pdu, keys) in signed {
+            match signing::verify(pdu, &keys, rules) {
+                Ok(pdu) => drop(verified.insert(pdu.pdu().event_id().to_owned(), pdu)),
+                Err(error) => tracing::debug!(%error, "an event of a room's state is left out"),
+            }
+        }
+        let mut found: BTreeMap<OwnedEventId, Arc<Pdu>> = BTreeMap::new();
+        let mut events = Vec::with_capacity(verified.len());
+        for event_id in self.in_order(&verified) {
+            let Some(pdu) = verified.remove(&event_id) else {
+                continue;
+            };
+            let lookup = |id: &EventId| found.get(id).cloned();
+            if !auth::missing_auth_events(&pdu, &lookup, rules).is_empty() {
+                continue;
+            }
+            let judged = auth::judge_outlier(pdu, &lookup, rules);
+            found.insert(event_id, Arc::new(judged.pdu().clone()));
+            events.push(judged);
+        }
+        let state = self.state(state_ids, &found, join.pdu().event_id())?;
+        let lookup = |id: &EventId| found.get(id).cloned();
+        let part = |event_type: &StateEventType, key: &str| {
+            found
+                .get(state.get(&(event_type.clone(), key.to_owned()))?)
+                .cloned()
+        };
+        let join = auth::judge(join, &lookup, part, part, rules);
+        match join.verdict() {
+            Verdict::Accepted => {}
+            Verdict::SoftFailed(why) | Verdict::Rejected(why) => {
+                return Err(AnswerError::NotAllowed(why.clone()));
+            }
+        }
+        Ok(Told {
+            join,
+            state,
+            events,
+        })
+    }
+
+    /// Events after those that they refer to. There are no cycles: an id is a hash.
+    fn in_order(&self, events: &BTreeMap<OwnedEventId, Verified>) -> Vec<OwnedEventId> {
+        enum Visit<'a> {
+            Enter(&'a EventId),
+            Leave(&'a EventId),
+        }
+        let create = auth::create_event_id(&self.room_id, &self.rules);
+        let mut order = Vec::with_capacity(events.len());
+        let mut entered = BTreeSet::new();
+        let mut stack: Vec<_> = events.keys().map(|id| Visit::Enter(id)).collect();
+        // On top of the stack: what all others refer to without saying so.
+        stack.extend(create.as_deref().map(Visit::Enter));
+        while let Some(visit) = stack.pop() {
+            match visit {
+                Visit::Leave(id) => order.push(id.to_owned()),
+                Visit::Enter(id) => {
+                    let Some((id, event)) = events.get_key_value(id) else {
+                        continue;
+                    };
+                    if entered.insert(id) {
+                        stack.push(Visit::Leave(id));
+                        let before = event.pdu().auth_events();
+                        stack.extend(before.iter().map(|id| Visit::Enter(id)));
+                    }
+                }
+            }
+        }
+        order
+    }
+
+    /// The state that the accepted events make.
+    fn state(
+        &self,
+        state_ids: &[OwnedEventId],
+        found: &BTreeMap<OwnedEventId, Arc<Pdu>>,
+        join: &EventId,
+    ) -> Result<StateMap, AnswerError> {
+        #[derive(serde::Deserialize)]
+        struct Create {
+            #[serde(default = "first_version")]
+            room_version: RoomVersionId,
+        }
+        let mut state = StateMap::new();
+        for event_id in state_ids.iter().filter(|id| **id != join) {
+            let Some(pdu) = found.get(event_id).filter(|pdu| !pdu.is_rejected()) else {
+                continue;
+            };
+            let Some(state_key) = pdu.state_key() else {
+                continue;
+            };
+            let event_type = StateEventType::from(pdu.event_type().to_string());
+            let key = (event_type, state_key.to_owned());
+            let before = state.insert(key, event_id.clone());
+            if before.is_some_and(|before| before != *event_id) {
+                return Err(AnswerError::Ambiguous);
+            }
+        }
+        let create = state
+            .get(&(StateEventType::RoomCreate, String::new()))
+            .and_then(|id| found.get(id))
+            .filter(|pdu| *pdu.event_type() == TimelineEventType::RoomCreate)
+            .and_then(|pdu| pdu.content_as::<Create>().ok());
+        if create.is_some_and(|create| create.room_version == self.version) {
+            Ok(state)
+        } else {
+            Err(AnswerError::NoCreateEvent)
+        }
+    }
+}
+
+fn first_version() -> RoomVersionId {
+    RoomVersionId::V1
+}
+
+/// Thousands of signatures are checked beside the threads that answer others.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, AnswerError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| AnswerError::Stopped)
+}

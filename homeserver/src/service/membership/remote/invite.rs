@@ -1,0 +1,101 @@
+//! Inviting users of other servers
+//! ([spec](https://spec.matrix.org/v1.19/server-server-api/#inviting-to-a-room)).
+
+use ruma::{
+    OwnedEventId, RoomId, ServerName, UserId,
+    api::federation::membership::{RawStrippedState, create_invite::v2 as create_invite},
+    events::StateEventType,
+};
+use sotto_federation::room::{
+    builder::Template,
+    pdu::Pdu,
+    signing::{self, SignatureError},
+};
+
+use super::{Remote, RemoteError};
+use crate::{
+    service::timeline::{Proposal, SendError},
+    storage::StorageError,
+};
+
+/// How often an invite is made again because the room went on meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// What tells the invited user which room it is
+/// ([spec](https://spec.matrix.org/v1.19/client-server-api/#stripped-state)).
+const TELLING: [StateEventType; 7] = [
+    StateEventType::RoomCreate,
+    StateEventType::RoomName,
+    StateEventType::RoomAvatar,
+    StateEventType::RoomTopic,
+    StateEventType::RoomJoinRules,
+    StateEventType::RoomCanonicalAlias,
+    StateEventType::RoomEncryption,
+];
+
+impl Remote {
+    /// Invites a user: the user's server signs the invite before it becomes part of the room.
+    pub(in crate::service::membership) async fn invite(
+        &self,
+        sender: &UserId,
+        target: &UserId,
+        room_id: &RoomId,
+        template: impl Fn() -> Template,
+    ) -> Result<OwnedEventId, RemoteError> {
+        for _ in 0..ATTEMPTS {
+            let proposal = self.timeline.propose(sender, room_id, template()).await?;
+            let signed = self.ask(target.server_name(), sender, &proposal).await?;
+            if let Some(event_id) = self.timeline.carry_out(room_id, proposal, signed).await? {
+                return Ok(event_id);
+            }
+        }
+        Err(SendError::Busy.into())
+    }
+
+    async fn ask(
+        &self,
+        server: &ServerName,
+        sender: &UserId,
+        proposal: &Proposal,
+    ) -> Result<signing::Verified, RemoteError> {
+        let pdu = &proposal.pdu;
+        let request = create_invite::Request::new(
+            pdu.room_id().to_owned(),
+            pdu.event_id().to_owned(),
+            proposal.version.clone(),
+            pdu.json().to_owned(),
+            self.telling(sender, proposal).await?,
+        );
+        let answer = self.federation.send(server, request).await?;
+        let wrong = |_| SignatureError::Malformed;
+        let answer = Pdu::parse(&answer.event, &proposal.rules).map_err(wrong)?;
+        let required = signing::keys_of_countersigner(&answer, server)?;
+        let keys = self.server_keys.key_map(&required, &[]).await?;
+        Ok(signing::verify_countersigned(
+            pdu,
+            answer,
+            server,
+            &keys,
+            &proposal.rules,
+        )?)
+    }
+
+    /// The parts of the state that the invited user's server is told, as full events.
+    async fn telling(
+        &self,
+        sender: &UserId,
+        proposal: &Proposal,
+    ) -> Result<Vec<RawStrippedState>, StorageError> {
+        let inviter = (StateEventType::RoomMember, sender.as_str());
+        let keys = TELLING.into_iter().map(|event_type| (event_type, ""));
+        let mut found = Vec::new();
+        for (event_type, state_key) in keys.chain([inviter]) {
+            let events = &self.timeline.events;
+            let part = events
+                .state_pdu(proposal.state, &event_type, state_key)
+                .await?;
+            found.extend(part.map(|(_, pdu)| RawStrippedState::Pdu(pdu.json().to_owned())));
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,4 @@
+//! What happens behind a request: each worker reads the log forward from its own durable place, does its
+//! work more than once without harm, and ends when the server stops.
+
+pub(crate) mod federation_sender;

@@ -1,0 +1,259 @@
+//! One server: a transaction at a time, again after a pause if it does not answer.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use ruma::{
+    OwnedServerName, ServerName, TransactionId,
+    api::federation::transactions::send_transaction_message::v1 as send_transaction_message,
+};
+use serde_json::value::RawValue;
+use sotto_federation::{
+    client::ClientError,
+    transaction::{Backoff, MAX_PDUS},
+};
+
+use super::{
+    FederationSender,
+    queues::{Next, Waiting},
+};
+use crate::storage::{Families, StorageError, destinations::Behind, log::StreamPosition};
+
+/// How often in a row a server may refuse the same single event before it is left out: an event that
+/// one server cannot stomach must not keep all later ones from it.
+const MOST_REFUSALS: u32 = 3;
+
+/// What became of a transaction.
+enum Outcome {
+    Delivered,
+    /// The server answered that it does not want it.
+    Refused,
+    /// The server did not answer.
+    Down,
+}
+
+/// What is remembered of a server while it is sent to.
+#[derive(Debug)]
+struct Course {
+    backoff: Backoff,
+    /// The most events in a transaction; fewer after a refusal, to find the one that is refused.
+    most: usize,
+}
+
+impl FederationSender {
+    /// Sends to a server until nothing waits for it.
+    pub(super) async fn deliver(&self, server: OwnedServerName) {
+        let mut course = Course {
+            backoff: Backoff::default(),
+            most: MAX_PDUS,
+        };
+        loop {
+            if self.0.stopping.is_cancelled() {
+                self.0.queues.abandon(&server);
+                return;
+            }
+            let step = match self.0.queues.next(&server, course.most) {
+                Next::Send(waiting) if waiting.is_empty() => {
+                    if self.0.queues.end(&server) {
+                        return;
+                    }
+                    continue;
+                }
+                Next::Send(waiting) => self.send_waiting(&server, &waiting, &mut course).await,
+                Next::CatchUp(behind) => self.catch_up(&server, behind, &mut course).await,
+            };
+            if let Err(error) = step {
+                tracing::error!(%server, %error, "what waits for a server cannot be read");
+                self.pause(&server, Duration::from_secs(5)).await;
+            }
+        }
+    }
+
+    async fn send_waiting(
+        &self,
+        server: &ServerName,
+        waiting: &[Waiting],
+        course: &mut Course,
+    ) -> Result<(), StorageError> {
+        match self.transaction(server, waiting).await {
+            Outcome::Delivered => {
+                self.0.queues.sent(server, waiting.len());
+                course.delivered();
+            }
+            Outcome::Refused if course.gives_up(waiting.len()) => {
+                self.0.queues.sent(server, waiting.len());
+            }
+            // What is in the queue is sent again after the start.
+            Outcome::Down if self.0.stopping.is_cancelled() => return Ok(()),
+            Outcome::Refused | Outcome::Down => {
+                let position = self.0.queues.before_oldest(server);
+                self.falls_behind(server, position.unwrap_or_default(), course)
+                    .await?;
+                return Ok(());
+            }
+        }
+        if self.0.queues.is_too_long(server)
+            && let Some(position) = self.0.queues.before_oldest(server)
+        {
+            self.write_behind(server, position, Backoff::default())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Sends what a server missed, after the pause that its failures call for.
+    async fn catch_up(
+        &self,
+        server: &ServerName,
+        behind: Behind,
+        course: &mut Course,
+    ) -> Result<(), StorageError> {
+        course.backoff = Backoff::after(behind.failures);
+        let pause = course.backoff.pause(spread()).as_millis();
+        let until = behind
+            .failed_at
+            .saturating_add(i64::try_from(pause).unwrap_or(i64::MAX));
+        let now = i64::from(self.0.clock.now().0);
+        if let Ok(left) = u64::try_from(until - now)
+            && left > 0
+        {
+            // A clock that was set back must not silence a server for years.
+            let left = Duration::from_millis(left).min(course.backoff.pause(0));
+            self.pause(server, left).await;
+            if self.0.stopping.is_cancelled() {
+                return Ok(());
+            }
+        }
+        let horizon = self.0.storage.log().position();
+        let missed = self.missed(server, behind.position, horizon).await?;
+        let mut rest = missed.as_slice();
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(course.most));
+            match self.transaction(server, now).await {
+                Outcome::Delivered => course.delivered(),
+                Outcome::Refused if course.gives_up(now.len()) => {}
+                Outcome::Down if self.0.stopping.is_cancelled() => return Ok(()),
+                Outcome::Refused | Outcome::Down => {
+                    return self.falls_behind(server, behind.position, course).await;
+                }
+            }
+            rest = later;
+        }
+        if self.0.queues.catch_up(server, horizon) {
+            let server = server.to_owned();
+            let write = self
+                .0
+                .storage
+                .write(move |tx| async move { tx.destinations().caught_up(&server).await }.boxed());
+            return write.await;
+        }
+        self.write_behind(server, horizon, Backoff::default()).await
+    }
+
+    /// One more failure.
+    async fn falls_behind(
+        &self,
+        server: &ServerName,
+        position: StreamPosition,
+        course: &mut Course,
+    ) -> Result<(), StorageError> {
+        course.backoff = course.backoff.failed();
+        self.write_behind(server, position, course.backoff).await
+    }
+
+    async fn write_behind(
+        &self,
+        server: &ServerName,
+        position: StreamPosition,
+        backoff: Backoff,
+    ) -> Result<(), StorageError> {
+        let behind = Behind {
+            position,
+            failures: backoff.failures(),
+            failed_at: i64::from(self.0.clock.now().0),
+        };
+        let name = server.to_owned();
+        let write = self.0.storage.write(move |tx| {
+            async move { tx.destinations().set_behind(&name, behind).await }.boxed()
+        });
+        write.await?;
+        self.0.queues.set_behind(server, behind);
+        Ok(())
+    }
+
+    async fn transaction(&self, server: &ServerName, waiting: &[Waiting]) -> Outcome {
+        let Ok(_permit) = self.0.sending.acquire().await else {
+            return Outcome::Down;
+        };
+        let now = self.0.clock.now();
+        let own = self.0.federation.server_name().to_owned();
+        let pdus = waiting
+            .iter()
+            .map(|waiting| waiting.event.pdu.json().to_owned());
+        let mut request = send_transaction_message::Request::new(TransactionId::new(), own, now);
+        request.pdus = pdus.collect::<Vec<Box<RawValue>>>();
+        let sent = tokio::select! {
+            sent = self.0.federation.send(server, request) => sent,
+            () = self.0.stopping.cancelled() => return Outcome::Down,
+        };
+        match sent {
+            Ok(answer) => {
+                for (event_id, result) in answer.pdus {
+                    if result.is_err() {
+                        tracing::debug!(%server, %event_id, "a server refuses an event");
+                    }
+                }
+                Outcome::Delivered
+            }
+            Err(error) => {
+                tracing::info!(%server, %error, "a transaction was not delivered");
+                match error {
+                    // Not the transaction is refused, but us.
+                    ClientError::Matrix(ref answer)
+                        if answer.status_code.is_client_error()
+                            && !matches!(answer.status_code.as_u16(), 401 | 403 | 404 | 429) =>
+                    {
+                        Outcome::Refused
+                    }
+                    _ => Outcome::Down,
+                }
+            }
+        }
+    }
+
+    /// Waits; a request from the server itself ends the wait.
+    async fn pause(&self, server: &ServerName, pause: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.0.federation.sign_of_life(server) => {}
+            () = self.0.stopping.cancelled() => {}
+        }
+    }
+}
+
+impl Course {
+    fn delivered(&mut self) {
+        self.backoff = self.backoff.recovered();
+        self.most = MAX_PDUS;
+    }
+
+    /// After a refusal: whether what was refused is to be left out. Otherwise less is tried next.
+    fn gives_up(&mut self, count: usize) -> bool {
+        if count > 1 {
+            self.most = (count / 2).max(1);
+            return false;
+        }
+        let gives_up = self.backoff.failures() >= MOST_REFUSALS;
+        if gives_up {
+            self.delivered();
+        }
+        gives_up
+    }
+}
+
+fn spread() -> u8 {
+    let mut byte = [0];
+    // Without randomness the pauses of several servers are the same, which is no harm.
+    drop(getrandom::fill(&mut byte));
+    byte[0]
+}
