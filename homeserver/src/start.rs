@@ -22,11 +22,14 @@ use crate::{
         devices::Devices,
         events::Events,
         federation::{Federation, FederationError},
+        incoming::{Incoming, Remote},
         membership::Membership,
         rooms::Rooms,
+        server_acl::ServerAcls,
         server_keys::ServerKeys,
         sync::Sync,
         timeline::Timeline,
+        transactions::{self, Transactions},
         uia::Uia,
     },
     storage::{Storage, StorageError},
@@ -92,7 +95,9 @@ impl Homeserver {
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let storage = Storage::open(&config.database_url(), &config.server_name, &tasks).await?;
         let federation = Federation::new(&config, &clock, &key)?;
-        let edge = services(&config, &storage, &clock, &key, federation, &stopping);
+        let edge = services(
+            &config, &storage, &clock, &key, federation, &stopping, &tasks,
+        );
         let first_token = edge.accounts.first_registration_token().await?;
         let router = api::router(edge);
         let (listener, address) = bind(config.listen).await?;
@@ -171,6 +176,7 @@ fn services(
     key: &Arc<SigningKey>,
     federation: Federation,
     stopping: &CancellationToken,
+    tasks: &TaskTracker,
 ) -> Edge {
     let server_name = config.server_name.clone();
     let base_url = config
@@ -196,9 +202,20 @@ fn services(
         storage.clone(),
         events.clone(),
         clock.clone(),
-        server_name,
+        server_name.clone(),
         key.clone(),
     );
+    let remote = Remote::new(federation, server_keys.clone());
+    let acls = ServerAcls::new(events.clone());
+    let incoming = Incoming::new(storage.clone(), timeline.clone(), acls, Arc::new(remote));
+    let transactions = Transactions::new(transactions::Parts {
+        storage: storage.clone(),
+        clock: clock.clone(),
+        incoming,
+        tasks: tasks.clone(),
+        server_name,
+        delegated_to: config.federation.delegated_to.clone(),
+    });
     let rooms = Rooms::new(storage.clone(), timeline.clone());
     let membership = Membership::new(storage.clone(), timeline.clone());
     let sync = Sync::new(storage.clone(), events, timeline.clone(), stopping.clone());
@@ -210,6 +227,7 @@ fn services(
         server_keys,
         sync,
         timeline,
+        transactions,
         uia: Uia::new(clock.clone()),
     }
 }
