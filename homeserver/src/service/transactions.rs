@@ -148,7 +148,7 @@ impl Transactions {
             .map(|(id, outcome)| (id, outcome.map_err(|refused| refused.to_string())))
             .collect();
         for edu in &edus {
-            self.ephemeral(&origin, edu).await?;
+            self.ephemeral(&origin, edu);
         }
         let text = write(&answer);
         let now = self.0.clock.now();
@@ -165,13 +165,10 @@ impl Transactions {
     }
 
     /// Takes in what is not an event. Whatever is malformed or not the origin's to say is left out.
-    async fn ephemeral(&self, origin: &ServerName, edu: &Raw<Edu>) -> Result<(), StorageError> {
-        let Ok(edu) = edu.deserialize() else {
-            tracing::debug!(%origin, "a malformed EDU was dropped");
-            return Ok(());
-        };
-        tracing::trace!(%origin, kind = ?std::mem::discriminant(&edu), "an EDU was dropped");
-        Ok(())
+    fn ephemeral(&self, origin: &ServerName, edu: &Raw<Edu>) {
+        if edu.deserialize().is_err() {
+            tracing::debug!(%origin, us = %self.0.server_name, "a malformed EDU was dropped");
+        }
     }
 
     fn lane(&self, origin: &ServerName) -> Arc<Mutex<()>> {

@@ -91,7 +91,7 @@ impl Incoming {
             let Ok(events) = answer else { return Ok(()) };
             let before = gathered.events.len();
             let room_left = MOST_MISSING.saturating_sub(before);
-            let fetched = self.parse(&events, room, rules, room_left);
+            let fetched = parse(&events, room, rules, room_left);
             let fetched = self.unplaced(fetched, gathered).await?;
             for (event_id, verified) in self.verify(fetched, rules).await {
                 if let Ok(pdu) = verified {
@@ -144,11 +144,11 @@ impl Incoming {
         };
         let all = state.iter().chain(&auth_chain).cloned().collect();
         let missing = self.unknown(all, gathered).await?;
-        if missing.len() > WHOLE_STATE {
-            if let Ok(events) = source.state(origin, &room.room_id, event_id).await {
-                self.add_outliers(&events, &missing, room, rules, gathered)
-                    .await;
-            }
+        if missing.len() > WHOLE_STATE
+            && let Ok(events) = source.state(origin, &room.room_id, event_id).await
+        {
+            self.add_outliers(&events, &missing, room, rules, gathered)
+                .await;
         }
         let missing = self
             .unknown(missing.into_iter().collect(), gathered)
@@ -194,7 +194,7 @@ impl Incoming {
             let source = &self.0.source;
             let answer = source.event_auth(origin, &room.room_id, &event_id).await;
             let Ok(events) = answer else { continue };
-            let chain = self.parse(&events, room, rules, usize::MAX);
+            let chain = parse(&events, room, rules, usize::MAX);
             let ids: Vec<_> = chain.iter().map(|pdu| pdu.event_id().to_owned()).collect();
             let missing = self.unknown(ids, gathered).await?;
             self.add_outliers(&events, &missing, room, rules, gathered)
@@ -212,29 +212,13 @@ impl Incoming {
         rules: &RoomVersionRules,
         gathered: &mut Gathered,
     ) {
-        let mut parsed = self.parse(events, room, rules, usize::MAX);
+        let mut parsed = parse(events, room, rules, usize::MAX);
         parsed.retain(|pdu| asked.contains(pdu.event_id()) && !gathered.has(pdu.event_id()));
         for (event_id, verified) in self.verify(parsed, rules).await {
             if let Ok(pdu) = verified {
                 gathered.outliers.insert(event_id, pdu);
             }
         }
-    }
-
-    /// The events of the room among what a server answered.
-    fn parse(
-        &self,
-        events: &[Box<RawValue>],
-        room: &Room,
-        rules: &RoomVersionRules,
-        most: usize,
-    ) -> Vec<Unverified> {
-        events
-            .iter()
-            .filter_map(|json| Pdu::parse(json, rules).ok())
-            .filter(|pdu| pdu.room_id() == room.room_id)
-            .take(most)
-            .collect()
     }
 
     /// Leaves out what is gathered, or has its place.
@@ -263,4 +247,19 @@ impl Incoming {
             .filter(|id| !known.contains_key(id))
             .collect())
     }
+}
+
+/// The events of the room among what a server answered.
+fn parse(
+    events: &[Box<RawValue>],
+    room: &Room,
+    rules: &RoomVersionRules,
+    most: usize,
+) -> Vec<Unverified> {
+    events
+        .iter()
+        .filter_map(|json| Pdu::parse(json, rules).ok())
+        .filter(|pdu| pdu.room_id() == room.room_id)
+        .take(most)
+        .collect()
 }

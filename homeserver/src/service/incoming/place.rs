@@ -236,7 +236,7 @@ impl<'a> Placing<'a> {
                 judged = auth::judge(verified, &at_hand, before, now, self.rules);
                 redacted_by = Some(by);
             }
-            self.redact(&judged, &auth_before).await?;
+            self.redact(&judged, &auth_before)?;
         }
         let pruned = Arc::new(judged.pdu().clone());
         let target = self.put(judged, before).await?;
@@ -331,9 +331,9 @@ impl<'a> Placing<'a> {
                 .state_get(before, &event_type, state_key)
                 .await?;
             let changes = BTreeMap::from([(key, Some(nid))]);
-            let changed = self.storage.state_change(before, &changes).await?;
-            after = changed.root;
-            self.nodes.extend(changed.nodes);
+            let made = self.storage.state_change(before, &changes).await?;
+            after = made.root;
+            self.nodes.extend(made.nodes);
             self.state_keys.push((key, pair(&event_type, state_key)));
             self.storage.event_cache().insert_pending(nid, pdu.clone());
         }

@@ -14,11 +14,7 @@ use crate::{
 
 impl Placing<'_> {
     /// Lets an accepted redaction take effect, or wait for its event.
-    pub(super) async fn redact(
-        &mut self,
-        judged: &Judged,
-        auth: &AuthState,
-    ) -> Result<(), StorageError> {
+    pub(super) fn redact(&mut self, judged: &Judged, auth: &AuthState) -> Result<(), StorageError> {
         let Some(target_id) = judged.pdu().redacts(self.rules) else {
             return Ok(());
         };

@@ -156,9 +156,9 @@ impl Placing<'_> {
             .map(|key| (key, resolved.get(&key).copied().flatten()))
             .filter(|(key, nid)| entries.get(key).copied() != *nid)
             .collect();
-        let changed = self.storage.state_change(base, &changes).await?;
-        self.nodes.extend(changed.nodes);
-        Ok(Some(changed.root))
+        let made = self.storage.state_change(base, &changes).await?;
+        self.nodes.extend(made.nodes);
+        Ok(Some(made.root))
     }
 
     /// A state that is given by the ids of its events. Those that are not at hand, or that cannot be part
@@ -205,9 +205,9 @@ impl Placing<'_> {
             self.state_keys.push((key, pair(event_type, state_key)));
         }
         let empty = state_map::empty().0;
-        let changed = self.storage.state_change(empty, &changes).await?;
-        self.nodes.extend(changed.nodes);
-        Ok(changed.root)
+        let made = self.storage.state_change(empty, &changes).await?;
+        self.nodes.extend(made.nodes);
+        Ok(made.root)
     }
 
     fn auth_chain(&self, state: &StateMap) -> BTreeSet<OwnedEventId> {
