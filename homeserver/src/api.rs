@@ -23,7 +23,7 @@ use self::error::MatrixError;
 pub(crate) use self::routes::Routes;
 use crate::service::{
     accounts::Accounts, devices::Devices, membership::Membership, rooms::Rooms,
-    server_keys::ServerKeys, sync::Sync, timeline::Timeline, uia::Uia,
+    server_keys::ServerKeys, sync::Sync, timeline::Timeline, transactions::Transactions, uia::Uia,
 };
 
 /// What routes can ask for: each takes the one service that it needs.
@@ -36,6 +36,7 @@ pub(crate) struct Edge {
     pub(crate) server_keys: ServerKeys,
     pub(crate) sync: Sync,
     pub(crate) timeline: Timeline,
+    pub(crate) transactions: Transactions,
     pub(crate) uia: Uia,
 }
 

@@ -73,6 +73,9 @@ pub struct Federation {
     pub private_key: Option<PathBuf>,
     /// Certificate authorities to trust beside those of the system, a PEM file.
     pub ca_file: Option<PathBuf>,
+    /// Where other servers find this one, a name with an optional port, if not under its own name; given out
+    /// by `.well-known`.
+    pub delegated_to: Option<OwnedServerName>,
     /// Networks that outgoing requests may reach although they are not public, such as `127.0.0.0/8`.
     pub allow_networks: Vec<String>,
     /// Addresses of servers by name, in place of discovery.

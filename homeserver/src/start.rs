@@ -22,11 +22,14 @@ use crate::{
         devices::Devices,
         events::Events,
         federation::{Federation, FederationError},
+        incoming::{self, Incoming},
         membership::{Membership, Remote},
         rooms::Rooms,
+        server_acl::ServerAcls,
         server_keys::ServerKeys,
         sync::Sync,
         timeline::Timeline,
+        transactions::{self, Transactions},
         uia::Uia,
     },
     storage::{Storage, StorageError},
@@ -101,7 +104,9 @@ impl Homeserver {
             tasks.clone(),
             stopping.clone(),
         );
-        let edge = services(&config, &storage, &clock, &key, federation, &stopping);
+        let edge = services(
+            &config, &storage, &clock, &key, federation, &stopping, &tasks,
+        );
         tasks.spawn(sender.run());
         let first_token = edge.accounts.first_registration_token().await?;
         let router = api::router(edge);
@@ -181,6 +186,7 @@ fn services(
     key: &Arc<SigningKey>,
     federation: Federation,
     stopping: &CancellationToken,
+    tasks: &TaskTracker,
 ) -> Edge {
     let server_name = config.server_name.clone();
     let base_url = config
@@ -206,9 +212,26 @@ fn services(
         storage.clone(),
         events.clone(),
         clock.clone(),
-        server_name,
+        server_name.clone(),
         key.clone(),
     );
+    let incoming = Incoming::new(
+        storage.clone(),
+        timeline.clone(),
+        ServerAcls::new(events.clone()),
+        Arc::new(incoming::Remote::new(
+            federation.clone(),
+            server_keys.clone(),
+        )),
+    );
+    let transactions = Transactions::new(transactions::Parts {
+        storage: storage.clone(),
+        clock: clock.clone(),
+        incoming,
+        tasks: tasks.clone(),
+        server_name,
+        delegated_to: config.federation.delegated_to.clone(),
+    });
     let rooms = Rooms::new(storage.clone(), timeline.clone(), federation.clone());
     let remote = Remote::new(
         storage.clone(),
@@ -228,6 +251,7 @@ fn services(
         server_keys,
         sync,
         timeline,
+        transactions,
         uia: Uia::new(clock.clone()),
     }
 }

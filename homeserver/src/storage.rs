@@ -12,6 +12,7 @@ pub(crate) mod devices;
 pub(crate) mod dialect;
 pub(crate) mod event_cache;
 pub(crate) mod events;
+pub(crate) mod inbound;
 pub(crate) mod log;
 pub(crate) mod memberships;
 pub(crate) mod rooms;
@@ -236,6 +237,9 @@ pub(crate) trait Families {
     }
     fn events(&mut self) -> events::Events<'_> {
         events::Events(self.connection())
+    }
+    fn inbound(&mut self) -> inbound::Inbound<'_> {
+        inbound::Inbound(self.connection())
     }
     fn memberships(&mut self) -> memberships::Memberships<'_> {
         memberships::Memberships(self.connection())

@@ -1,8 +1,19 @@
 //! The server-server API, a file for each chapter.
 
+mod authentication;
+mod server_discovery;
+mod server_keys;
+mod transactions;
+
 use super::Routes;
 
 /// Adds every endpoint.
 pub(super) fn routes(routes: Routes) -> Routes {
-    routes
+    [
+        server_discovery::routes,
+        server_keys::routes,
+        transactions::routes,
+    ]
+    .into_iter()
+    .fold(routes, |routes, add| add(routes))
 }

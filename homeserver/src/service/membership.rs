@@ -82,7 +82,7 @@ impl Membership {
             let wish = Wish {
                 user_id,
                 room_id,
-                profile: self.profile(user_id).await?,
+                profile: self.timeline.profile(user_id).await?,
                 reason,
             };
             return Ok(self.remote.join(wish, via).await?);

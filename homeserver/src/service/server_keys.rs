@@ -4,6 +4,8 @@
 //! takes part in the matter anyway can be asked about it, and is believed for that one matter only: it
 //! could have made the keys up.
 
+mod notary;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, stream};

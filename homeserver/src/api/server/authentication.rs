@@ -1,0 +1,80 @@
+//! [Request authentication](https://spec.matrix.org/v1.19/server-server-api/#request-authentication).
+
+use axum::extract::{FromRef, FromRequest, Request};
+use http::StatusCode;
+use ruma::{
+    OwnedServerName,
+    api::{IncomingRequest, error::ErrorKind, federation::authentication::ServerSignatures},
+};
+use sotto_federation::x_matrix::XMatrix;
+
+use crate::{
+    api::{
+        error::MatrixError,
+        extract::{parse, read},
+    },
+    service::{server_keys::ServerKeys, transactions::Transactions},
+};
+
+/// A request that another server signed.
+pub(super) struct Signed<T> {
+    /// Who sent it.
+    pub(super) origin: OwnedServerName,
+    pub(super) body: T,
+}
+
+impl<S, T> FromRequest<S> for Signed<T>
+where
+    T: IncomingRequest<Authentication = ServerSignatures>,
+    ServerKeys: FromRef<S>,
+    Transactions: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = MatrixError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
+        let (request, path) = read(request, state).await?;
+        let keys = ServerKeys::from_ref(state);
+        let us = Transactions::from_ref(state);
+        let origin = authenticate(&request, &keys, us.server_name()).await?;
+        Ok(Self {
+            origin,
+            body: parse(&request, &path)?,
+        })
+    }
+}
+
+/// Who signed a request. One of the headers has to be right, if there are several.
+async fn authenticate(
+    request: &http::Request<Vec<u8>>,
+    keys: &ServerKeys,
+    us: &ruma::ServerName,
+) -> Result<OwnedServerName, MatrixError> {
+    let uri = request
+        .uri()
+        .path_and_query()
+        .map_or("/", |path_and_query| path_and_query.as_str());
+    let headers = request.headers().get_all(http::header::AUTHORIZATION);
+    let credentials = headers
+        .iter()
+        .filter_map(|header| XMatrix::parse(header.to_str().ok()?).ok());
+    for credentials in credentials.take(4) {
+        let origin = credentials.origin();
+        if origin == us {
+            continue;
+        }
+        let Some(key) = keys.for_request(origin, credentials.key_id()).await? else {
+            continue;
+        };
+        let method = request.method().as_str();
+        match credentials.verify(method, uri, request.body(), us, &key) {
+            Ok(()) => return Ok(origin.to_owned()),
+            Err(error) => tracing::debug!(%origin, %error, "a request was not authenticated"),
+        }
+    }
+    Err(MatrixError::new(
+        StatusCode::UNAUTHORIZED,
+        ErrorKind::Unauthorized,
+        "The request is not signed by the server that it claims to come from",
+    ))
+}

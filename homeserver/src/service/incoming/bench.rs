@@ -1,0 +1,124 @@
+//! The events of one room that are at hand while others are being placed.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use ruma::{EventId, OwnedEventId};
+use sotto_federation::room::pdu::Pdu;
+
+use crate::{
+    service::events::Events,
+    storage::{
+        StorageError,
+        events::StoredEvent,
+        rooms::RoomNid,
+        state_map::{EventNid, NodeId},
+    },
+};
+
+/// Events by id and by number; stored ones, and those that are about to be.
+#[derive(Debug)]
+pub(super) struct Bench {
+    room_nid: RoomNid,
+    events: Events,
+    items: HashMap<OwnedEventId, Item>,
+    ids: HashMap<EventNid, OwnedEventId>,
+}
+
+/// An event at hand.
+#[derive(Clone, Debug)]
+pub(super) struct Item {
+    pub(super) nid: EventNid,
+    pub(super) pdu: Arc<Pdu>,
+    /// The state after it; `None` for outliers.
+    pub(super) after: Option<NodeId>,
+    /// The event as it is stored, if it is.
+    pub(super) stored: Option<Arc<StoredEvent>>,
+}
+
+impl Bench {
+    pub(super) fn new(room_nid: RoomNid, events: Events) -> Self {
+        Self {
+            room_nid,
+            events,
+            items: HashMap::new(),
+            ids: HashMap::new(),
+        }
+    }
+
+    /// Fetches stored events of the room by their ids; those of other rooms are as good as unknown.
+    pub(super) async fn load(&mut self, mut asked: Vec<OwnedEventId>) -> Result<(), StorageError> {
+        asked.retain(|id| !self.items.contains_key(id));
+        asked.sort_unstable();
+        asked.dedup();
+        for event in self.events.by_ids(&asked).await?.into_values() {
+            self.keep(event);
+        }
+        Ok(())
+    }
+
+    /// Fetches stored events of the room by their numbers.
+    pub(super) async fn load_nids(&mut self, mut asked: Vec<EventNid>) -> Result<(), StorageError> {
+        asked.retain(|nid| !self.ids.contains_key(nid));
+        asked.sort_unstable();
+        asked.dedup();
+        for event in self.events.by_nids(&asked).await?.into_values() {
+            self.keep(event);
+        }
+        Ok(())
+    }
+
+    /// Fetches the whole auth chains of events that are at hand.
+    pub(super) async fn load_auth_chains(
+        &mut self,
+        mut next: Vec<OwnedEventId>,
+    ) -> Result<(), StorageError> {
+        let mut seen = BTreeSet::new();
+        while !next.is_empty() {
+            self.load(next.clone()).await?;
+            let mut further = Vec::new();
+            for id in next {
+                if let Some(item) = self.items.get(&id)
+                    && seen.insert(id)
+                {
+                    let auth = item.pdu.auth_events().iter();
+                    further.extend(auth.filter(|id| !seen.contains(*id)).cloned());
+                }
+            }
+            next = further;
+        }
+        Ok(())
+    }
+
+    pub(super) fn get(&self, event_id: &EventId) -> Option<&Item> {
+        self.items.get(event_id)
+    }
+
+    pub(super) fn pdu(&self, event_id: &EventId) -> Option<Arc<Pdu>> {
+        self.items.get(event_id).map(|item| item.pdu.clone())
+    }
+
+    pub(super) fn by_nid(&self, nid: EventNid) -> Option<&Item> {
+        self.ids.get(&nid).and_then(|id| self.items.get(id))
+    }
+
+    /// Puts an event on the bench that is about to be stored.
+    pub(super) fn insert(&mut self, item: Item) {
+        let event_id = item.pdu.event_id().to_owned();
+        self.ids.insert(item.nid, event_id.clone());
+        self.items.insert(event_id, item);
+    }
+
+    fn keep(&mut self, event: Arc<StoredEvent>) {
+        if event.room_nid == self.room_nid {
+            self.insert(Item {
+                nid: event.nid,
+                pdu: event.pdu.clone(),
+                after: event.state.map(|state| state.after),
+                stored: Some(event),
+            });
+        }
+    }
+}

@@ -1,0 +1,512 @@
+//! Giving events their places: the state before each, the verdict, what becomes of the room.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ruma::{
+    OwnedEventId, OwnedUserId, RoomId, events::StateEventType,
+    events::room::member::MembershipState, room_version_rules::RoomVersionRules,
+};
+use sotto_federation::room::{
+    auth::{self, Judged, Verdict, create_event_id},
+    pdu::Pdu,
+    signing::Verified,
+};
+
+use super::{
+    Incoming, Outcomes, Refused,
+    bench::{Bench, Item},
+    gather::Gathered,
+};
+use crate::{
+    service::{
+        heads::Slot,
+        timeline::{AuthState, membership},
+    },
+    storage::{
+        Families, Storage, StorageError,
+        append::{Append, AppendError, NewEvent, NewOutlier, Placement, Redaction},
+        rooms::{Head, Room},
+        state_map::{EventNid, Node, NodeId, StateKeyId},
+        state_nodes::pair,
+    },
+};
+
+/// How often events are placed again because somebody else was first.
+const ATTEMPTS: usize = 16;
+
+/// What is decided with the room in hand.
+pub(super) struct Placing<'a> {
+    pub(super) storage: &'a Storage,
+    pub(super) room: &'a Room,
+    pub(super) rules: &'a RoomVersionRules,
+    pub(super) bench: Bench,
+    pub(super) placement: Placement,
+    /// The head as the events so far make it.
+    pub(super) head: Head,
+    pub(super) events: Vec<NewEvent>,
+    pub(super) outliers: Vec<NewOutlier>,
+    pub(super) nodes: Vec<(NodeId, Arc<Node>)>,
+    pub(super) state_keys: Vec<(StateKeyId, Vec<u8>)>,
+    pub(super) redactions: Vec<Redaction>,
+    /// Redactions whose targets are not there: target and redaction.
+    pub(super) waiting: Vec<(OwnedEventId, OwnedEventId)>,
+    /// Redactions that waited for events that are placed now.
+    pub(super) waited: Vec<(OwnedEventId, OwnedEventId)>,
+    /// Events to be placed that stored ones refer to already.
+    behind: BTreeSet<OwnedEventId>,
+    /// Events that remain missing.
+    missing: BTreeSet<OwnedEventId>,
+    outcomes: Outcomes,
+}
+
+impl Incoming {
+    /// Judges and appends gathered events.
+    pub(super) async fn place(
+        &self,
+        room_id: &RoomId,
+        rules: &RoomVersionRules,
+        gathered: &Gathered,
+        placement: Placement,
+    ) -> Result<Outcomes, StorageError> {
+        for _ in 0..ATTEMPTS {
+            let slot = self.0.timeline.heads.hold(room_id).await?;
+            let Some(room) = slot.room().cloned() else {
+                break;
+            };
+            let Some(head) = room.head.clone() else { break };
+            let bench = Bench::new(room.nid, self.0.timeline.events.clone());
+            let mut placing = Placing::new(&self.0.storage, &room, head, rules, bench, placement);
+            if !placing.load(gathered).await? {
+                drop(slot);
+                continue;
+            }
+            for event_id in order(gathered) {
+                placing.add(gathered, &event_id).await?;
+            }
+            if let Some(outcomes) = placing.append(slot).await? {
+                return Ok(outcomes);
+            }
+        }
+        let busy = |id: &OwnedEventId| (id.clone(), Err(Refused::Busy));
+        Ok(gathered.events.keys().map(busy).collect())
+    }
+}
+
+impl<'a> Placing<'a> {
+    fn new(
+        storage: &'a Storage,
+        room: &'a Room,
+        head: Head,
+        rules: &'a RoomVersionRules,
+        bench: Bench,
+        placement: Placement,
+    ) -> Self {
+        Self {
+            storage,
+            room,
+            rules,
+            bench,
+            placement,
+            head,
+            events: Vec::new(),
+            outliers: Vec::new(),
+            nodes: Vec::new(),
+            state_keys: Vec::new(),
+            redactions: Vec::new(),
+            waiting: Vec::new(),
+            waited: Vec::new(),
+            behind: BTreeSet::new(),
+            missing: BTreeSet::new(),
+            outcomes: Outcomes::new(),
+        }
+    }
+
+    /// Fetches what the events refer to. False if the head is not to be had: what it stands on was not
+    /// committed.
+    async fn load(&mut self, gathered: &Gathered) -> Result<bool, StorageError> {
+        let extremities = self.head.extremities.clone();
+        self.bench.load(extremities.clone()).await?;
+        if extremities.iter().any(|id| self.bench.get(id).is_none()) {
+            // Events of local users whose commit is under way: this write comes after them.
+            let barrier = self
+                .storage
+                .write(|_| Box::pin(async { Ok::<_, StorageError>(()) }));
+            barrier.await?;
+            self.bench.load(extremities.clone()).await?;
+            if extremities.iter().any(|id| self.bench.get(id).is_none()) {
+                return Ok(false);
+            }
+        }
+        let create = create_event_id(&self.room.room_id, self.rules);
+        let pdus = gathered.events.values().chain(gathered.outliers.values());
+        let targets: Vec<_> = pdus
+            .clone()
+            .filter_map(|pdu| pdu.redacts(self.rules))
+            .collect();
+        let referred = pdus.flat_map(|pdu| pdu.prev_events().iter().chain(pdu.auth_events()));
+        let own = gathered.events.keys().chain(gathered.outliers.keys());
+        let all = referred
+            .chain(own)
+            .chain(gathered.states.values().flatten())
+            .chain(&targets)
+            .chain(&create);
+        let all = all.cloned().collect();
+        self.bench.load(all).await?;
+        let new: Vec<_> = gathered.events.keys().cloned().collect();
+        let mut reader = self.storage.read().await?;
+        let behind = reader.inbound().missing_among(self.room.nid, &new).await?;
+        self.behind.extend(behind);
+        self.waited = reader.inbound().redactions_of(&new).await?;
+        drop(reader);
+        let redactions: Vec<_> = self.waited.iter().map(|pair| pair.1.clone()).collect();
+        self.bench.load(redactions).await?;
+        Ok(true)
+    }
+
+    /// Judges one event.
+    async fn add(
+        &mut self,
+        gathered: &Gathered,
+        event_id: &OwnedEventId,
+    ) -> Result<(), StorageError> {
+        if let Some(pdu) = gathered.events.get(event_id) {
+            let outcome = match self.bench.get(event_id).and_then(|item| item.after) {
+                // It came in another way meanwhile.
+                Some(_) => Ok(()),
+                None => self.add_event(gathered, pdu).await?,
+            };
+            self.outcomes.insert(event_id.clone(), outcome);
+        } else if let Some(pdu) = gathered.outliers.get(event_id)
+            && self.bench.get(event_id).is_none()
+        {
+            let verified = Verified::from_stored(pdu.clone());
+            let at_hand = |id: &ruma::EventId| self.bench.pdu(id);
+            if auth::missing_auth_events(&verified, &at_hand, self.rules).is_empty() {
+                let judged = auth::judge_outlier(verified, &at_hand, self.rules);
+                let nid = self.storage.counters().next_nid();
+                self.bench.insert(Item {
+                    nid,
+                    pdu: Arc::new(judged.pdu().clone()),
+                    after: None,
+                    stored: None,
+                });
+                self.outliers.push(NewOutlier { nid, judged });
+            }
+        }
+        Ok(())
+    }
+
+    async fn add_event(
+        &mut self,
+        gathered: &Gathered,
+        pdu: &Pdu,
+    ) -> Result<Result<(), Refused>, StorageError> {
+        let verified = Verified::from_stored(pdu.clone());
+        let at_hand = |id: &ruma::EventId| self.bench.pdu(id);
+        if !auth::missing_auth_events(&verified, &at_hand, self.rules).is_empty() {
+            return Ok(Err(Refused::MissingAuthEvents));
+        }
+        let before = match self.state_before(gathered, pdu).await? {
+            Ok(before) => before,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let auth_before = self.auth_state(before, pdu).await?;
+        let auth_now = self.auth_state(self.head.state, pdu).await?;
+        let at_hand = |id: &ruma::EventId| self.bench.pdu(id);
+        let judge = |verified| {
+            let before = |event_type: &_, key: &_| get(&auth_before, event_type, key);
+            let now = |event_type: &_, key: &_| get(&auth_now, event_type, key);
+            auth::judge(verified, &at_hand, before, now, self.rules)
+        };
+        let mut judged = judge(verified);
+        let outcome = match judged.verdict() {
+            Verdict::Rejected(rejection) => Err(Refused::Rejected(rejection.clone())),
+            Verdict::Accepted | Verdict::SoftFailed(_) => Ok(()),
+        };
+        let mut redacted_by = None;
+        if judged.verdict().is_accepted() {
+            if let Some((pruned, by)) = self.pruned(&judged).await? {
+                let at_hand = |id: &ruma::EventId| self.bench.pdu(id);
+                let before = |event_type: &_, key: &_| get(&auth_before, event_type, key);
+                let now = |event_type: &_, key: &_| get(&auth_now, event_type, key);
+                let verified = Verified::from_stored(pruned);
+                judged = auth::judge(verified, &at_hand, before, now, self.rules);
+                redacted_by = Some(by);
+            }
+            self.redact(&judged, &auth_before)?;
+        }
+        let pruned = Arc::new(judged.pdu().clone());
+        let target = self.put(judged, before).await?;
+        self.redactions
+            .extend(redacted_by.map(|by| Redaction { target, pruned, by }));
+        Ok(outcome)
+    }
+
+    /// The state before an event: what its previous events leave behind, and where some of them are
+    /// missing, what the sending server said.
+    async fn state_before(
+        &mut self,
+        gathered: &Gathered,
+        pdu: &Pdu,
+    ) -> Result<Result<NodeId, Refused>, StorageError> {
+        let after = |id: &OwnedEventId| self.bench.get(id).and_then(|item| item.after);
+        let mut states: BTreeSet<_> = pdu.prev_events().iter().filter_map(after).collect();
+        let missing: Vec<_> = pdu
+            .prev_events()
+            .iter()
+            .filter(|id| after(id).is_none())
+            .cloned()
+            .collect();
+        if !missing.is_empty() || pdu.prev_events().is_empty() {
+            let Some(ids) = gathered.states.get(pdu.event_id()) else {
+                return Ok(Err(Refused::MissingPrevEvents));
+            };
+            match self.state_of_ids(ids).await? {
+                Some(state) => states.insert(state),
+                None => return Ok(Err(Refused::MissingPrevEvents)),
+            };
+        }
+        let resolved = self.resolve(&states).await?;
+        if resolved.is_some() {
+            self.missing.extend(missing);
+        }
+        Ok(resolved.ok_or(Refused::Unresolvable))
+    }
+
+    /// The parts of a state that decide on an event.
+    pub(super) async fn auth_state(
+        &mut self,
+        state: NodeId,
+        pdu: &Pdu,
+    ) -> Result<AuthState, StorageError> {
+        let types = auth::auth_types(
+            pdu.event_type(),
+            pdu.sender(),
+            pdu.state_key(),
+            pdu.content(),
+            self.rules,
+        );
+        let create = (StateEventType::RoomCreate, String::new());
+        let levels = (StateEventType::RoomPowerLevels, String::new());
+        let mut found = AuthState::new();
+        let types = types.unwrap_or_default().into_iter();
+        for key in types.chain([create, levels]) {
+            if found.contains_key(&key) {
+                continue;
+            }
+            let nid = self.storage.state_get(state, &key.0, &key.1).await?;
+            if let Some(nid) = nid
+                && let Some(pdu) = self.pdu_of(nid).await?
+            {
+                found.insert(key, pdu);
+            }
+        }
+        Ok(found)
+    }
+
+    async fn pdu_of(&mut self, nid: EventNid) -> Result<Option<Arc<Pdu>>, StorageError> {
+        if let Some(pdu) = self.storage.event_cache().pending(nid) {
+            return Ok(Some(pdu));
+        }
+        self.bench.load_nids(vec![nid]).await?;
+        Ok(self.bench.by_nid(nid).map(|item| item.pdu.clone()))
+    }
+
+    /// Puts a judged event into the graph, and finds out what the room becomes.
+    async fn put(&mut self, judged: Judged, before: NodeId) -> Result<EventNid, StorageError> {
+        let pdu = Arc::new(judged.pdu().clone());
+        let known = self.bench.get(pdu.event_id()).map(|item| item.nid);
+        let nid = known.unwrap_or_else(|| self.storage.counters().next_nid());
+        let (mut after, mut replaces) = (before, None);
+        if let Some(state_key) = pdu.state_key()
+            && !judged.verdict().is_rejected()
+        {
+            let event_type = StateEventType::from(pdu.event_type().to_string());
+            let key = self.storage.states().key(&event_type, state_key);
+            replaces = self
+                .storage
+                .state_get(before, &event_type, state_key)
+                .await?;
+            let changes = BTreeMap::from([(key, Some(nid))]);
+            let made = self.storage.state_change(before, &changes).await?;
+            after = made.root;
+            self.nodes.extend(made.nodes);
+            self.state_keys.push((key, pair(&event_type, state_key)));
+            self.storage.event_cache().insert_pending(nid, pdu.clone());
+        }
+        self.bench.insert(Item {
+            nid,
+            pdu: pdu.clone(),
+            after: Some(after),
+            stored: None,
+        });
+        let head_before = self.head.state;
+        let behind = self.behind.contains(pdu.event_id()) || self.placement == Placement::Past;
+        if judged.verdict().is_accepted() && !behind {
+            self.advance(&pdu).await?;
+        }
+        let memberships = self.memberships(head_before, self.head.state).await?;
+        self.events.push(NewEvent {
+            nid,
+            judged,
+            placement: if behind {
+                Placement::Past
+            } else {
+                Placement::Timeline
+            },
+            state_before: before,
+            state_after: after,
+            head_before,
+            head_state: self.head.state,
+            replaces,
+            memberships,
+            txn: None,
+        });
+        Ok(nid)
+    }
+
+    /// Makes an accepted event a forward extremity: the state of the room is what all of them leave
+    /// behind. Where that cannot be found out, the room stays as it is.
+    async fn advance(&mut self, pdu: &Pdu) -> Result<(), StorageError> {
+        let mut extremities = self.head.extremities.clone();
+        extremities.retain(|id| !pdu.prev_events().contains(id));
+        extremities.push(pdu.event_id().to_owned());
+        let after = |id: &OwnedEventId| self.bench.get(id).and_then(|item| item.after);
+        let states = extremities.iter().filter_map(after).collect();
+        if let Some(state) = self.resolve(&states).await? {
+            self.head.state = state;
+            self.head.extremities = extremities;
+            let depth = i64::try_from(pdu.depth()).unwrap_or(i64::MAX - 1);
+            self.head.depth = self.head.depth.max(depth);
+        }
+        Ok(())
+    }
+
+    /// Who becomes what from one current state to the next.
+    async fn memberships(
+        &mut self,
+        before: NodeId,
+        after: NodeId,
+    ) -> Result<Vec<(OwnedUserId, MembershipState, EventNid)>, StorageError> {
+        let mut changes = Vec::new();
+        for differs in self.storage.state_difference(before, after).await? {
+            let (nid, gone) = match (differs.after, differs.before) {
+                (Some(nid), _) => (nid, false),
+                (None, Some(nid)) => (nid, true),
+                (None, None) => continue,
+            };
+            let Some(pdu) = self.pdu_of(nid).await? else {
+                continue;
+            };
+            if let Some((user_id, is)) = membership(&pdu) {
+                let is = if gone { MembershipState::Leave } else { is };
+                changes.push((user_id, is, nid));
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Appends what was decided; `None` if it has to be decided again.
+    async fn append(mut self, slot: Slot) -> Result<Option<Outcomes>, StorageError> {
+        if self.placement == Placement::Past {
+            // Places in the past are given out from the newest to the oldest.
+            self.events.reverse();
+        }
+        let room_nid = self.room.nid;
+        let placed: Vec<_> = self
+            .events
+            .iter()
+            .map(|event| event.judged.pdu().event_id().to_owned())
+            .collect();
+        self.missing.retain(|id| !placed.contains(id));
+        let missing: Vec<_> = self.missing.into_iter().collect();
+        let waiting = self.waiting;
+        if !self.events.is_empty() || !self.outliers.is_empty() {
+            let expected = self.head.version;
+            let append = Append {
+                room_nid,
+                room_id: self.room.room_id.clone(),
+                version: self.room.version.clone(),
+                expected: Some(expected),
+                head: Head {
+                    version: expected + 1,
+                    ..self.head
+                },
+                events: self.events,
+                outliers: self.outliers,
+                nodes: self.nodes,
+                state_keys: self.state_keys,
+                redactions: self.redactions,
+            };
+            match slot.append(append).await {
+                Ok(Some(_)) => {}
+                Ok(None) | Err(AppendError::HeadMoved | AppendError::Repeated(_)) => {
+                    return Ok(None);
+                }
+                Err(AppendError::Storage(error)) => return Err(error),
+            }
+        }
+        let closed: Vec<_> = self
+            .behind
+            .into_iter()
+            .filter(|id| placed.contains(id))
+            .collect();
+        if !(missing.is_empty() && waiting.is_empty() && closed.is_empty()) {
+            let write = self.storage.write(move |tx| {
+                Box::pin(async move {
+                    tx.inbound().add_missing(room_nid, &missing).await?;
+                    tx.inbound().remove_missing(room_nid, &closed).await?;
+                    tx.inbound().add_redactions(&waiting).await
+                })
+            });
+            write.await?;
+        }
+        Ok(Some(self.outcomes))
+    }
+}
+
+fn get(state: &AuthState, event_type: &StateEventType, key: &str) -> Option<Arc<Pdu>> {
+    state.get(&(event_type.clone(), key.to_owned())).cloned()
+}
+
+/// The events so that each comes after those that it builds on.
+fn order(gathered: &Gathered) -> Vec<OwnedEventId> {
+    enum Visit<'a> {
+        Enter(&'a OwnedEventId),
+        Leave(&'a OwnedEventId),
+    }
+
+    let pdu = |id| {
+        gathered
+            .events
+            .get(id)
+            .or_else(|| gathered.outliers.get(id))
+    };
+    let mut seen = BTreeSet::new();
+    let mut ordered = Vec::new();
+    let all = gathered.outliers.keys().chain(gathered.events.keys());
+    let mut stack: Vec<_> = all.map(Visit::Enter).collect();
+    while let Some(visit) = stack.pop() {
+        match visit {
+            Visit::Leave(id) => ordered.push(id.clone()),
+            Visit::Enter(id) => {
+                if let Some(pdu) = pdu(id)
+                    && seen.insert(id)
+                {
+                    stack.push(Visit::Leave(id));
+                    let state = gathered.states.get(id).into_iter().flatten();
+                    let prev = pdu
+                        .prev_events()
+                        .iter()
+                        .filter(|_| gathered.events.contains_key(id));
+                    let needed = pdu.auth_events().iter().chain(prev).chain(state);
+                    stack.extend(needed.map(Visit::Enter));
+                }
+            }
+        }
+    }
+    ordered
+}

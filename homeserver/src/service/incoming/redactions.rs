@@ -1,0 +1,77 @@
+//! Redactions take effect when both they and the events that they redact are there, in whichever order
+//! they come ([spec](https://spec.matrix.org/v1.19/rooms/v3/#handling-redactions)).
+
+use std::sync::Arc;
+
+use ruma::{OwnedEventId, UserId};
+use sotto_federation::room::{auth::Judged, pdu::Pdu, redaction};
+
+use super::place::Placing;
+use crate::{
+    service::{timeline::AuthState, visibility},
+    storage::{StorageError, append::Redaction},
+};
+
+impl Placing<'_> {
+    /// Lets an accepted redaction take effect, or wait for its event.
+    pub(super) fn redact(&mut self, judged: &Judged, auth: &AuthState) -> Result<(), StorageError> {
+        let Some(target_id) = judged.pdu().redacts(self.rules) else {
+            return Ok(());
+        };
+        let by = judged.pdu().event_id().to_owned();
+        let Some(target) = self.bench.get(&target_id).cloned() else {
+            self.waiting.push((target_id, by));
+            return Ok(());
+        };
+        let redacted = target
+            .stored
+            .as_ref()
+            .is_some_and(|event| event.redacted_by.is_some());
+        if redacted || !self.may_redact(judged.pdu().sender(), target.pdu.sender(), auth) {
+            return Ok(());
+        }
+        let pruned = self.prune(&target.pdu)?;
+        self.redactions.push(Redaction {
+            target: target.nid,
+            pruned: Arc::new(pruned),
+            by,
+        });
+        Ok(())
+    }
+
+    /// The redacted form of an event for which a redaction waited, and that redaction.
+    pub(super) async fn pruned(
+        &mut self,
+        judged: &Judged,
+    ) -> Result<Option<(Pdu, OwnedEventId)>, StorageError> {
+        let event_id = judged.pdu().event_id();
+        let mut waited = self.waited.clone();
+        waited.retain(|(target, _)| target == event_id);
+        for (_, redaction_id) in waited {
+            let Some(redaction) = self.bench.get(&redaction_id).cloned() else {
+                continue;
+            };
+            let stored = redaction.stored.filter(|event| event.is_accepted());
+            let Some(state) = stored.and_then(|event| event.state) else {
+                continue;
+            };
+            let auth = self.auth_state(state.before, &redaction.pdu).await?;
+            if self.may_redact(redaction.pdu.sender(), judged.pdu().sender(), &auth) {
+                return Ok(Some((self.prune(judged.pdu())?, redaction_id)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn prune(&self, pdu: &Pdu) -> Result<Pdu, StorageError> {
+        redaction::redact(pdu, self.rules)
+            .map_err(|_| StorageError::inconsistent("events", "json", pdu.event_id().as_str()))
+    }
+
+    /// The same server may redact what it sent; others need the power to
+    /// ([spec](https://spec.matrix.org/v1.19/rooms/v3/#handling-redactions)).
+    fn may_redact(&self, sender: &UserId, target: &UserId, auth: &AuthState) -> bool {
+        sender.server_name() == target.server_name()
+            || visibility::may_redact(sender, auth, self.rules)
+    }
+}

@@ -1,0 +1,246 @@
+//! States where the graph of a room branches.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ruma::{OwnedEventId, events::StateEventType};
+use sotto_federation::room::{
+    auth::auth_types,
+    state::{self, StateMap},
+};
+
+use super::{bench::Item, place::Placing};
+use crate::storage::{
+    StorageError,
+    state_map::{self, EventNid, NodeId, StateKeyId},
+    state_nodes::pair,
+};
+
+impl Placing<'_> {
+    /// What several states make together; `None` if that cannot be found out
+    /// ([spec](https://spec.matrix.org/v1.19/rooms/v12/#state-resolution)).
+    pub(super) async fn resolve(
+        &mut self,
+        states: &BTreeSet<NodeId>,
+    ) -> Result<Option<NodeId>, StorageError> {
+        let Some(first) = states.first().copied() else {
+            return Ok(Some(state_map::empty().0));
+        };
+        if states.len() == 1 {
+            return Ok(Some(first));
+        }
+        let mut entries = Vec::with_capacity(states.len());
+        for state in states {
+            entries.push(self.storage.state_entries(*state).await?);
+        }
+        let (conflicted, agreed) = split(&entries);
+        let mut sets = Vec::with_capacity(entries.len());
+        for entries in &entries {
+            let nids = conflicted.iter().filter_map(|key| entries.get(key));
+            sets.push(self.by_event_id(nids.copied().collect()).await?);
+        }
+        let all: BTreeSet<_> = sets.iter().flat_map(StateMap::values).cloned().collect();
+        self.bench
+            .load_auth_chains(all.iter().cloned().collect())
+            .await?;
+        let mut chains: Vec<_> = sets.iter().map(|set| self.auth_chain(set)).collect();
+        let shared = self.shared(&chains, &agreed).await?;
+        for chain in &mut chains {
+            chain.retain(|id| !shared.contains(id));
+        }
+        let checked: Vec<_> = all.iter().chain(chains.iter().flatten()).cloned().collect();
+        self.load_checks(&checked, &agreed).await?;
+        let keys = self.storage.states();
+        let unconflicted = |event_type: &StateEventType, state_key: &str| {
+            let nid = agreed.get(&keys.key(event_type, state_key))?;
+            Some(self.bench.by_nid(*nid)?.pdu.event_id().to_owned())
+        };
+        let fetch = |id: &ruma::EventId| self.bench.pdu(id);
+        match state::resolve_conflicted(self.rules, &sets, unconflicted, chains, fetch) {
+            Ok(resolved) => {
+                let base = entries.first().map(|entries| (first, entries));
+                self.keep_resolved(base, conflicted, &resolved).await
+            }
+            Err(error) => {
+                tracing::warn!(room_id = %self.room.room_id, %error, "states were not resolved");
+                Ok(None)
+            }
+        }
+    }
+
+    /// What the auth chains of the differing events have in common with those of the events on which all
+    /// states agree: it is in the auth chain of every state. Looks no further than it must.
+    async fn shared(
+        &mut self,
+        chains: &[BTreeSet<OwnedEventId>],
+        agreed: &BTreeMap<StateKeyId, EventNid>,
+    ) -> Result<BTreeSet<OwnedEventId>, StorageError> {
+        let in_all = |id: &OwnedEventId| chains.iter().all(|chain| chain.contains(id));
+        let differing = chains.iter().flatten().filter(|id| !in_all(id));
+        let mut open: BTreeSet<_> = differing.cloned().collect();
+        let (mut shared, mut seen) = (BTreeSet::new(), BTreeSet::new());
+        // The newest first: they refer to the newest.
+        let mut nids: Vec<_> = agreed.values().copied().collect();
+        nids.sort_unstable_by(|a, b| b.cmp(a));
+        for nids in nids.chunks(64) {
+            self.bench.load_nids(nids.to_vec()).await?;
+            let items = nids.iter().filter_map(|nid| self.bench.by_nid(*nid));
+            let mut next: Vec<_> = items
+                .flat_map(|item| item.pdu.auth_events())
+                .cloned()
+                .collect();
+            while !(next.is_empty() || open.is_empty()) {
+                next.retain(|id| seen.insert(id.clone()));
+                shared.extend(next.iter().filter_map(|id| open.take(id)));
+                self.bench.load(next.clone()).await?;
+                let items = next.iter().filter_map(|id| self.bench.get(id));
+                next = items
+                    .flat_map(|item| item.pdu.auth_events())
+                    .cloned()
+                    .collect();
+            }
+            if open.is_empty() {
+                break;
+            }
+        }
+        Ok(shared)
+    }
+
+    /// Fetches the undisputed events by which the others are checked.
+    async fn load_checks(
+        &mut self,
+        events: &[OwnedEventId],
+        agreed: &BTreeMap<StateKeyId, EventNid>,
+    ) -> Result<(), StorageError> {
+        let mut wanted = BTreeSet::new();
+        let keys = self.storage.states();
+        for item in events.iter().filter_map(|id| self.bench.get(id)) {
+            let pdu = &item.pdu;
+            let (sender, state_key) = (pdu.sender(), pdu.state_key());
+            let types = auth_types(
+                pdu.event_type(),
+                sender,
+                state_key,
+                pdu.content(),
+                self.rules,
+            );
+            for (event_type, state_key) in types.unwrap_or_default() {
+                wanted.extend(agreed.get(&keys.key(&event_type, &state_key)));
+            }
+        }
+        for event_type in [StateEventType::RoomCreate, StateEventType::RoomPowerLevels] {
+            wanted.extend(agreed.get(&keys.key(&event_type, "")));
+        }
+        self.bench
+            .load_nids(wanted.into_iter().copied().collect())
+            .await
+    }
+
+    /// A state with what was resolved in place of what was in conflict.
+    async fn keep_resolved(
+        &mut self,
+        base: Option<(NodeId, &BTreeMap<StateKeyId, EventNid>)>,
+        conflicted: BTreeSet<StateKeyId>,
+        resolved: &StateMap,
+    ) -> Result<Option<NodeId>, StorageError> {
+        let Some((base, entries)) = base else {
+            return Ok(None);
+        };
+        let keys = self.storage.states();
+        let nid = |id: &OwnedEventId| self.bench.get(id).map(|item| item.nid);
+        let resolved: BTreeMap<_, _> = resolved
+            .iter()
+            .map(|((event_type, state_key), id)| (keys.key(event_type, state_key), nid(id)))
+            .collect();
+        let changes: BTreeMap<_, _> = conflicted
+            .into_iter()
+            .map(|key| (key, resolved.get(&key).copied().flatten()))
+            .filter(|(key, nid)| entries.get(key).copied() != *nid)
+            .collect();
+        let made = self.storage.state_change(base, &changes).await?;
+        self.nodes.extend(made.nodes);
+        Ok(Some(made.root))
+    }
+
+    /// A state that is given by the ids of its events. Those that are not at hand, or that cannot be part
+    /// of a state, are left out; `None` without a create event.
+    pub(super) async fn state_of_ids(
+        &mut self,
+        ids: &[OwnedEventId],
+    ) -> Result<Option<NodeId>, StorageError> {
+        let mut state = StateMap::new();
+        for item in ids.iter().filter_map(|id| self.bench.get(id)) {
+            if let Some(key) = key_of(item)
+                && !item.pdu.is_rejected()
+            {
+                state.insert(key, item.pdu.event_id().to_owned());
+            }
+        }
+        if !state.contains_key(&(StateEventType::RoomCreate, String::new())) {
+            return Ok(None);
+        }
+        Ok(Some(self.keep_state(&state).await?))
+    }
+
+    /// The form in which states are resolved.
+    async fn by_event_id(&mut self, nids: Vec<EventNid>) -> Result<StateMap, StorageError> {
+        self.bench.load_nids(nids.clone()).await?;
+        let lost = |nid: &EventNid| {
+            StorageError::inconsistent("state_nodes", "node", &format!("event {}", nid.0))
+        };
+        nids.iter()
+            .map(|nid| {
+                let item = self.bench.by_nid(*nid).ok_or_else(|| lost(nid))?;
+                let key = key_of(item).ok_or_else(|| lost(nid))?;
+                Ok((key, item.pdu.event_id().to_owned()))
+            })
+            .collect()
+    }
+
+    /// The form in which states are stored.
+    async fn keep_state(&mut self, state: &StateMap) -> Result<NodeId, StorageError> {
+        let mut changes = BTreeMap::new();
+        for ((event_type, state_key), event_id) in state {
+            let key = self.storage.states().key(event_type, state_key);
+            changes.insert(key, self.bench.get(event_id).map(|item| item.nid));
+            self.state_keys.push((key, pair(event_type, state_key)));
+        }
+        let empty = state_map::empty().0;
+        let made = self.storage.state_change(empty, &changes).await?;
+        self.nodes.extend(made.nodes);
+        Ok(made.root)
+    }
+
+    fn auth_chain(&self, state: &StateMap) -> BTreeSet<OwnedEventId> {
+        let mut chain = BTreeSet::new();
+        let mut open: Vec<&OwnedEventId> = state.values().collect();
+        while let Some(id) = open.pop() {
+            let auth_events = self.bench.get(id).map(|item| item.pdu.auth_events());
+            for id in auth_events.unwrap_or_default() {
+                if chain.insert(id.clone()) {
+                    open.push(id);
+                }
+            }
+        }
+        chain
+    }
+}
+
+fn key_of(item: &Item) -> Option<(StateEventType, String)> {
+    let state_key = item.pdu.state_key()?.to_owned();
+    Some((item.pdu.event_type().to_string().into(), state_key))
+}
+
+/// The keys on which states differ, and the entries on which all agree.
+fn split(
+    states: &[BTreeMap<StateKeyId, EventNid>],
+) -> (BTreeSet<StateKeyId>, BTreeMap<StateKeyId, EventNid>) {
+    let (mut conflicted, mut agreed) = (BTreeSet::new(), BTreeMap::new());
+    for (key, nid) in states.iter().flatten() {
+        if states.iter().all(|state| state.get(key) == Some(nid)) {
+            agreed.insert(*key, *nid);
+        } else {
+            conflicted.insert(*key);
+        }
+    }
+    (conflicted, agreed)
+}

@@ -1,0 +1,197 @@
+//! Transactions of other servers
+//! ([spec](https://spec.matrix.org/v1.19/server-server-api/#transactions)).
+//!
+//! A transaction is carried out once, also if the server that sent it loses patience and sends it again:
+//! the work goes on without the request, and what came of it is stored.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use quick_cache::sync::Cache;
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, OwnedTransactionId, ServerName,
+    UInt, api::federation::transactions::edu::Edu, serde::Raw,
+};
+use serde_json::value::RawValue;
+use sotto_federation::transaction::{MAX_EDUS, MAX_PDUS};
+use tokio::sync::Mutex;
+use tokio_util::task::TaskTracker;
+
+use super::incoming::Incoming;
+use crate::{
+    clock::Clock,
+    storage::{Families, Storage, StorageError},
+};
+
+/// For how long the answers to transactions are kept.
+const MEMORY: Duration = Duration::from_hours(24);
+
+/// Takes in transactions.
+#[derive(Clone)]
+pub(crate) struct Transactions(Arc<Inner>);
+
+struct Inner {
+    storage: Storage,
+    clock: Clock,
+    incoming: Incoming,
+    tasks: TaskTracker,
+    server_name: OwnedServerName,
+    delegated_to: Option<OwnedServerName>,
+    /// A server's transactions wait here for the one before.
+    lanes: Cache<OwnedServerName, Arc<Mutex<()>>>,
+}
+
+/// What [`Transactions`] is made of.
+pub(crate) struct Parts {
+    pub(crate) storage: Storage,
+    pub(crate) clock: Clock,
+    pub(crate) incoming: Incoming,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) server_name: OwnedServerName,
+    pub(crate) delegated_to: Option<OwnedServerName>,
+}
+
+/// What another server sent.
+pub(crate) struct Transaction {
+    /// Who signed the request.
+    pub(crate) origin: OwnedServerName,
+    /// Who the body says that sent it.
+    pub(crate) claimed_origin: OwnedServerName,
+    pub(crate) id: OwnedTransactionId,
+    pub(crate) pdus: Vec<Box<RawValue>>,
+    pub(crate) edus: Vec<Raw<Edu>>,
+}
+
+/// What became of each event; an error is a sentence for whoever runs the other server.
+pub(crate) type Answer = BTreeMap<OwnedEventId, Result<(), String>>;
+
+/// Why a transaction was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TransactionError {
+    /// Too many PDUs or EDUs.
+    #[error("the transaction is too large")]
+    TooLarge,
+    /// The body names another server.
+    #[error("the transaction names another origin")]
+    OtherOrigin,
+    /// The database failed; the other server will try again.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl Transactions {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            storage,
+            clock,
+            incoming,
+            tasks,
+            server_name,
+            delegated_to,
+        } = parts;
+        Self(Arc::new(Inner {
+            storage,
+            clock,
+            incoming,
+            tasks,
+            server_name,
+            delegated_to,
+            lanes: Cache::new(4_096),
+        }))
+    }
+
+    /// Our name.
+    pub(crate) fn server_name(&self) -> &ServerName {
+        &self.0.server_name
+    }
+
+    /// Where other servers find us, if that is not under our name.
+    pub(crate) fn delegated_to(&self) -> Option<&OwnedServerName> {
+        self.0.delegated_to.as_ref()
+    }
+
+    /// Carries out a transaction, or finds what it was answered before.
+    pub(crate) async fn receive(
+        &self,
+        transaction: Transaction,
+    ) -> Result<Answer, TransactionError> {
+        if transaction.claimed_origin != transaction.origin {
+            return Err(TransactionError::OtherOrigin);
+        }
+        if transaction.pdus.len() > MAX_PDUS || transaction.edus.len() > MAX_EDUS {
+            return Err(TransactionError::TooLarge);
+        }
+        let this = self.clone();
+        let work = async move { this.carry_out(transaction).await };
+        let outcome = self.0.tasks.spawn(work).await;
+        Ok(outcome.unwrap_or(Err(StorageError::Stopped))?)
+    }
+
+    async fn carry_out(&self, transaction: Transaction) -> Result<Answer, StorageError> {
+        let Transaction {
+            origin,
+            id,
+            pdus,
+            edus,
+            ..
+        } = transaction;
+        let lane = self.lane(&origin);
+        let _turn = lane.lock().await;
+        let mut reader = self.0.storage.read().await?;
+        let before = reader.inbound().answer(&origin, &id).await?;
+        drop(reader);
+        if let Some(answer) = before {
+            return read(&origin, &answer);
+        }
+        let outcomes = self.0.incoming.receive(&origin, &pdus).await;
+        let answer: Answer = outcomes
+            .into_iter()
+            .map(|(id, outcome)| (id, outcome.map_err(|refused| refused.to_string())))
+            .collect();
+        for edu in &edus {
+            self.ephemeral(&origin, edu);
+        }
+        let text = write(&answer);
+        let now = self.0.clock.now();
+        let memory = UInt::try_from(MEMORY.as_millis()).unwrap_or_default();
+        let horizon = MilliSecondsSinceUnixEpoch(now.0.saturating_sub(memory));
+        let keep = self.0.storage.write(move |tx| {
+            Box::pin(async move {
+                let mut inbound = tx.inbound();
+                inbound.keep_answer(&origin, &id, &text, now, horizon).await
+            })
+        });
+        keep.await.map_err(|error: StorageError| error)?;
+        Ok(answer)
+    }
+
+    /// Takes in what is not an event. Whatever is malformed or not the origin's to say is left out.
+    fn ephemeral(&self, origin: &ServerName, edu: &Raw<Edu>) {
+        if edu.deserialize().is_err() {
+            tracing::debug!(%origin, us = %self.0.server_name, "a malformed EDU was dropped");
+        }
+    }
+
+    fn lane(&self, origin: &ServerName) -> Arc<Mutex<()>> {
+        let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
+        match self.0.lanes.get_or_insert_with(origin, fresh) {
+            Ok(lane) => lane,
+            Err(never) => match never {},
+        }
+    }
+}
+
+fn write(answer: &Answer) -> String {
+    let entries: BTreeMap<_, _> = answer
+        .iter()
+        .map(|(id, outcome)| (id, outcome.as_ref().err()))
+        .collect();
+    serde_json::to_string(&entries).unwrap_or_default()
+}
+
+fn read(origin: &ServerName, text: &str) -> Result<Answer, StorageError> {
+    let wrong = |_| StorageError::inconsistent("inbound_transactions", "answer", origin.as_str());
+    let entries: BTreeMap<OwnedEventId, Option<String>> =
+        serde_json::from_str(text).map_err(wrong)?;
+    let entry = |(id, error): (_, Option<String>)| (id, error.map_or(Ok(()), Err));
+    Ok(entries.into_iter().map(entry).collect())
+}
