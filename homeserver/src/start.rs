@@ -18,15 +18,21 @@ use crate::{
     config::Config,
     listen::{self, ListenTlsError, PATIENCE},
     service::{
+        account_data::AccountData,
         accounts::Accounts,
         devices::Devices,
         events::Events,
         federation::{Federation, FederationError},
+        filter::Filters,
         membership::Membership,
+        profiles::Profiles,
+        push_rules::PushRules,
+        receipts::Receipts,
         rooms::Rooms,
         server_keys::ServerKeys,
         sync::Sync,
         timeline::Timeline,
+        typing::Typing,
         uia::Uia,
     },
     storage::{Storage, StorageError},
@@ -92,7 +98,9 @@ impl Homeserver {
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let storage = Storage::open(&config.database_url(), &config.server_name, &tasks).await?;
         let federation = Federation::new(&config, &clock, &key)?;
-        let edge = services(&config, &storage, &clock, &key, federation, &stopping);
+        let edge = services(
+            &config, &storage, &clock, &key, federation, &stopping, &tasks,
+        );
         let first_token = edge.accounts.first_registration_token().await?;
         let router = api::router(edge);
         let (listener, address) = bind(config.listen).await?;
@@ -164,6 +172,10 @@ async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartErr
 }
 
 /// Builds each service once, in order, from those before it.
+#[expect(
+    clippy::too_many_lines,
+    reason = "one list, in the order that the services need"
+)]
 fn services(
     config: &Config,
     storage: &Storage,
@@ -171,6 +183,7 @@ fn services(
     key: &Arc<SigningKey>,
     federation: Federation,
     stopping: &CancellationToken,
+    tasks: &TaskTracker,
 ) -> Edge {
     let server_name = config.server_name.clone();
     let base_url = config
@@ -201,15 +214,31 @@ fn services(
     );
     let rooms = Rooms::new(storage.clone(), timeline.clone());
     let membership = Membership::new(storage.clone(), timeline.clone());
-    let sync = Sync::new(storage.clone(), events, timeline.clone(), stopping.clone());
+    let profiles = Profiles::new(storage.clone(), timeline.clone(), tasks.clone());
+    let receipts = Receipts::new(storage.clone(), events.clone(), clock.clone());
+    let typing = Typing::new(storage.clone(), clock.clone());
+    tasks.spawn(typing.clone().expire(stopping.clone()));
+    let sync = Sync::new(
+        storage.clone(),
+        events,
+        timeline.clone(),
+        typing.clone(),
+        stopping.clone(),
+    );
     Edge {
+        account_data: AccountData::new(storage.clone()),
         accounts,
         devices,
+        filters: Filters::new(storage.clone()),
         membership,
+        profiles,
+        push_rules: PushRules::new(storage.clone()),
+        receipts,
         rooms,
         server_keys,
         sync,
         timeline,
+        typing,
         uia: Uia::new(clock.clone()),
     }
 }
