@@ -19,7 +19,7 @@ use sotto_federation::room::{
 
 pub(crate) use self::{
     draft::{AuthState, Draft, membership},
-    read::{Direction, PageToken, ReadError},
+    read::{Direction, PageAsk, PageToken, ReadError},
 };
 use super::{accounts::Requester, events::Events, heads::Heads};
 use crate::{
