@@ -9,7 +9,8 @@ use ruma::{
     events::{AnyRoomAccountDataEvent, room::member::MembershipState},
     serde::Raw,
 };
-use serde_json::{json, value::RawValue};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::{Look, Sync};
 use crate::{
@@ -107,7 +108,17 @@ fn event(item: &Item) -> Option<Raw<AnyRoomAccountDataEvent>> {
 }
 
 fn to_event(event_type: &str, content: String) -> Option<Raw<AnyRoomAccountDataEvent>> {
+    // Not through `Value`: clients write numbers that it cannot hold.
+    #[derive(Serialize)]
+    struct Event<'a> {
+        content: Box<RawValue>,
+        #[serde(rename = "type")]
+        event_type: &'a str,
+    }
     let content = RawValue::from_string(content).ok()?;
-    let event = json!({ "type": event_type, "content": content });
-    Raw::new(&event).ok().map(Raw::cast_unchecked)
+    let event = Event {
+        content,
+        event_type,
+    };
+    Some(Raw::from_json(to_raw_value(&event).ok()?))
 }
