@@ -22,21 +22,29 @@ use tower_http::{
 use self::error::MatrixError;
 pub(crate) use self::routes::Routes;
 use crate::service::{
-    accounts::Accounts, devices::Devices, membership::Membership, rooms::Rooms,
-    server_keys::ServerKeys, sync::Sync, timeline::Timeline, transactions::Transactions, uia::Uia,
+    account_data::AccountData, accounts::Accounts, devices::Devices, filter::Filters,
+    membership::Membership, profiles::Profiles, push_rules::PushRules, receipts::Receipts,
+    rooms::Rooms, server_keys::ServerKeys, sync::Sync, timeline::Timeline,
+    transactions::Transactions, typing::Typing, uia::Uia,
 };
 
 /// What routes can ask for: each takes the one service that it needs.
 #[derive(Clone, FromRef)]
 pub(crate) struct Edge {
+    pub(crate) account_data: AccountData,
     pub(crate) accounts: Accounts,
     pub(crate) devices: Devices,
+    pub(crate) filters: Filters,
     pub(crate) membership: Membership,
+    pub(crate) profiles: Profiles,
+    pub(crate) push_rules: PushRules,
+    pub(crate) receipts: Receipts,
     pub(crate) rooms: Rooms,
     pub(crate) server_keys: ServerKeys,
     pub(crate) sync: Sync,
     pub(crate) timeline: Timeline,
     pub(crate) transactions: Transactions,
+    pub(crate) typing: Typing,
     pub(crate) uia: Uia,
 }
 

@@ -18,18 +18,24 @@ use crate::{
     config::Config,
     listen::{self, ListenTlsError, PATIENCE},
     service::{
+        account_data::AccountData,
         accounts::Accounts,
         devices::Devices,
         events::Events,
         federation::{Federation, FederationError},
+        filter::Filters,
         incoming::{self, Incoming},
         membership::{Membership, Remote},
+        profiles::Profiles,
+        push_rules::PushRules,
+        receipts::Receipts,
         rooms::Rooms,
         server_acl::ServerAcls,
         server_keys::ServerKeys,
         sync::Sync,
         timeline::Timeline,
         transactions::{self, Transactions},
+        typing::Typing,
         uia::Uia,
     },
     storage::{Storage, StorageError},
@@ -179,6 +185,10 @@ async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartErr
 }
 
 /// Builds each service once, in order, from those before it.
+#[expect(
+    clippy::too_many_lines,
+    reason = "one list, in the order that the services need"
+)]
 fn services(
     config: &Config,
     storage: &Storage,
@@ -242,16 +252,32 @@ fn services(
         key.clone(),
     );
     let membership = Membership::new(storage.clone(), timeline.clone(), remote);
-    let sync = Sync::new(storage.clone(), events, timeline.clone(), stopping.clone());
+    let profiles = Profiles::new(storage.clone(), timeline.clone(), tasks.clone());
+    let receipts = Receipts::new(storage.clone(), events.clone(), clock.clone());
+    let typing = Typing::new(storage.clone(), clock.clone());
+    tasks.spawn(typing.clone().expire(stopping.clone()));
+    let sync = Sync::new(
+        storage.clone(),
+        events,
+        timeline.clone(),
+        typing.clone(),
+        stopping.clone(),
+    );
     Edge {
+        account_data: AccountData::new(storage.clone()),
         accounts,
         devices,
+        filters: Filters::new(storage.clone()),
         membership,
+        profiles,
+        push_rules: PushRules::new(storage.clone()),
+        receipts,
         rooms,
         server_keys,
         sync,
         timeline,
         transactions,
+        typing,
         uia: Uia::new(clock.clone()),
     }
 }

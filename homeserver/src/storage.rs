@@ -4,6 +4,7 @@
 //! What was written is durable before the call returns, and visible to every reader in the order of the
 //! log. One text of SQL serves SQLite and `PostgreSQL`; what really differs is in [`dialect`].
 
+pub(crate) mod account_data;
 pub(crate) mod accounts;
 pub(crate) mod append;
 pub(crate) mod counters;
@@ -12,9 +13,11 @@ pub(crate) mod devices;
 pub(crate) mod dialect;
 pub(crate) mod event_cache;
 pub(crate) mod events;
+pub(crate) mod filters;
 pub(crate) mod inbound;
 pub(crate) mod log;
 pub(crate) mod memberships;
+pub(crate) mod receipts;
 pub(crate) mod rooms;
 pub(crate) mod roster;
 pub(crate) mod server_keys;
@@ -226,6 +229,9 @@ pub(crate) struct Reader(PoolConnection<Any>);
 pub(crate) trait Families {
     fn connection(&mut self) -> &mut AnyConnection;
 
+    fn account_data(&mut self) -> account_data::AccountData<'_> {
+        account_data::AccountData(self.connection())
+    }
     fn accounts(&mut self) -> accounts::Accounts<'_> {
         accounts::Accounts(self.connection())
     }
@@ -241,8 +247,14 @@ pub(crate) trait Families {
     fn inbound(&mut self) -> inbound::Inbound<'_> {
         inbound::Inbound(self.connection())
     }
+    fn filters(&mut self) -> filters::Filters<'_> {
+        filters::Filters(self.connection())
+    }
     fn memberships(&mut self) -> memberships::Memberships<'_> {
         memberships::Memberships(self.connection())
+    }
+    fn receipts(&mut self) -> receipts::Receipts<'_> {
+        receipts::Receipts(self.connection())
     }
     fn rooms(&mut self) -> rooms::Rooms<'_> {
         rooms::Rooms(self.connection())

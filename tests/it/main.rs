@@ -11,3 +11,4 @@ mod chat;
 mod crash;
 mod hostile;
 mod tidy;
+mod user_data;

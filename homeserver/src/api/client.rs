@@ -1,36 +1,62 @@
 //! The client-server API, a file for each chapter.
 
 mod capabilities;
+mod client_config;
 mod devices;
 mod directory;
 mod discovery;
+mod filtering;
 mod membership;
 mod messages;
+mod profiles;
+mod push_rules;
+mod receipts;
 mod registration;
 mod room_creation;
 mod room_state;
 mod sending;
 mod session;
 mod sync;
+mod tagging;
+mod typing;
 
-use super::Routes;
+use ruma::UserId;
+
+use super::{Routes, error::MatrixError};
+use crate::service::accounts::Requester;
 
 /// Adds every endpoint.
 pub(super) fn routes(routes: Routes) -> Routes {
     [
         capabilities::routes,
+        client_config::routes,
         devices::routes,
         directory::routes,
         discovery::routes,
+        filtering::routes,
         membership::routes,
         messages::routes,
+        profiles::routes,
+        push_rules::routes,
+        receipts::routes,
         registration::routes,
         room_creation::routes,
         room_state::routes,
         sending::routes,
         session::routes,
         sync::routes,
+        tagging::routes,
+        typing::routes,
     ]
     .into_iter()
     .fold(routes, |routes, add| add(routes))
+}
+
+/// Refuses what one user asks for another.
+fn own(requester: &Requester, user_id: &UserId) -> Result<(), MatrixError> {
+    if requester.user_id == user_id {
+        Ok(())
+    } else {
+        Err(MatrixError::forbidden("This belongs to another user"))
+    }
 }

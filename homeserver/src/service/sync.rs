@@ -5,6 +5,8 @@
 //! of the log; nothing is remembered about a connection, so a reply that was lost is simply asked for
 //! again. Who is up to date is answered from memory, without SQL.
 
+mod account_data;
+mod ephemeral;
 mod joined;
 mod news;
 mod outside;
@@ -13,14 +15,17 @@ mod state;
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use ruma::{
-    OwnedRoomId,
+    OwnedRoomId, RoomId,
     api::client::{filter::FilterDefinition, sync::sync_events::v3::Response},
     events::room::member::MembershipState,
 };
 use tokio_util::sync::CancellationToken;
 
-use self::news::News;
-use super::{accounts::Requester, events::Events, timeline::Timeline, visibility::Visibility};
+use self::{account_data::AccountDataNews, ephemeral::EphemeralNews, news::News};
+use super::{
+    accounts::Requester, events::Events, filter, timeline::Timeline, typing::Typing,
+    visibility::Visibility,
+};
 use crate::storage::{
     Storage, StorageError,
     log::{Entry, StreamPosition},
@@ -36,6 +41,7 @@ pub(crate) struct Sync {
     storage: Storage,
     events: Events,
     timeline: Timeline,
+    typing: Typing,
     visibility: Visibility,
     stopping: CancellationToken,
 }
@@ -67,7 +73,7 @@ impl FromStr for SyncToken {
 pub(crate) struct Ask {
     pub(crate) requester: Requester,
     pub(crate) since: Option<SyncToken>,
-    pub(crate) filter: FilterDefinition,
+    pub(crate) filter: Arc<FilterDefinition>,
     pub(crate) full_state: bool,
     pub(crate) use_state_after: bool,
     pub(crate) wait: Duration,
@@ -86,6 +92,13 @@ struct Look<'a> {
     entries: Option<Vec<Arc<Entry>>>,
 }
 
+/// What there is to tell, before it is put in form.
+struct Gathered {
+    timeline: News,
+    account_data: AccountDataNews,
+    ephemeral: EphemeralNews,
+}
+
 impl Look<'_> {
     fn is_first(&self) -> bool {
         self.ask.since.is_none()
@@ -95,6 +108,17 @@ impl Look<'_> {
     fn is_new(&self, place: &Place) -> bool {
         self.is_first() || self.ask.full_state || place.since > self.since
     }
+
+    /// Whether the client wants to hear of a room.
+    fn wants(&self, room_id: &RoomId) -> bool {
+        filter::wants_room(&self.ask.filter.room, room_id)
+    }
+
+    /// Whether the client must learn of a room that the user is not in any more.
+    fn wants_left(&self, place: &Place) -> bool {
+        let asked = !self.is_first() || self.ask.filter.room.include_leave;
+        place.since > self.since && asked && !place.forgotten
+    }
 }
 
 impl Sync {
@@ -102,6 +126,7 @@ impl Sync {
         storage: Storage,
         events: Events,
         timeline: Timeline,
+        typing: Typing,
         stopping: CancellationToken,
     ) -> Self {
         let visibility = Visibility::new(storage.clone(), events.clone());
@@ -109,6 +134,7 @@ impl Sync {
             storage,
             events,
             timeline,
+            typing,
             visibility,
             stopping,
         }
@@ -144,8 +170,13 @@ impl Sync {
         if look.entries.as_ref().is_some_and(Vec::is_empty) && !look.ask.full_state {
             return Ok((response, false));
         }
-        let news = News::gather(self, &look).await?;
-        for (room_id, place) in &look.places {
+        let news = Gathered {
+            timeline: News::gather(self, &look).await?,
+            account_data: AccountDataNews::gather(self, &look).await?,
+            ephemeral: EphemeralNews::gather(self, &look).await?,
+        };
+        response.account_data = news.account_data.global(&look);
+        for (room_id, place) in look.places.iter().filter(|place| look.wants(place.0)) {
             match place.membership {
                 MembershipState::Join => {
                     if let Some(room) = self.joined(&look, room_id, place, &news).await? {
@@ -168,7 +199,7 @@ impl Sync {
                 _ => {}
             }
         }
-        let news = !response.rooms.is_empty();
+        let news = !response.rooms.is_empty() || !response.account_data.is_empty();
         Ok((response, news))
     }
 

@@ -1,5 +1,7 @@
 //! [Messages, events, and what is around them](https://spec.matrix.org/v1.19/client-server-api/#syncing).
 
+use std::collections::BTreeSet;
+
 use axum::extract::State;
 use ruma::api::client::{context::get_context, message::get_message_events, room::get_room_event};
 
@@ -9,7 +11,7 @@ use crate::{
         error::MatrixError,
         extract::{Authenticated, Matrix},
     },
-    service::timeline::{Direction, PageToken, Timeline},
+    service::timeline::{Direction, PageAsk, PageToken, Timeline},
 };
 
 /// How many events a page has at most.
@@ -41,18 +43,22 @@ async fn get_message_events(
         ruma::api::Direction::Forward => Direction::Forwards,
     };
     let from = page_token(body.from.as_deref())?;
+    let ask = PageAsk {
+        from,
+        direction,
+        limit: limit(body.limit),
+        filter: &body.filter,
+    };
     let page = timeline
-        .page(
-            &requester.user_id,
-            &body.room_id,
-            from,
-            direction,
-            limit(body.limit),
-        )
+        .page(&requester.user_id, &body.room_id, ask)
         .await?;
     let mut response = get_message_events::v3::Response::new();
     response.start = page.start.to_string();
     response.end = page.end.map(|token| token.to_string());
+    if !body.filter.lazy_load_options.is_disabled() {
+        let events = page.events.iter().map(AsRef::as_ref);
+        response.state = timeline.speakers(&requester, &body.room_id, events).await?;
+    }
     for event in page.events {
         response.chunk.push(
             timeline
@@ -94,36 +100,37 @@ async fn get_context(
     let position = event.position.ok_or_else(missing)?;
     let half = limit(body.limit).div_ceil(2);
     let (earlier, later) = (PageToken(position - 1), PageToken(position));
-    let before = timeline
-        .page(user_id, room_id, Some(earlier), Direction::Backwards, half)
-        .await?;
-    let after = timeline
-        .page(user_id, room_id, Some(later), Direction::Forwards, half)
-        .await?;
+    let ask = |from, direction| PageAsk {
+        from: Some(from),
+        direction,
+        limit: half,
+        filter: &body.filter,
+    };
+    let ask_before = ask(earlier, Direction::Backwards);
+    let before = timeline.page(user_id, room_id, ask_before).await?;
+    let ask_after = ask(later, Direction::Forwards);
+    let after = timeline.page(user_id, room_id, ask_after).await?;
     let mut response = get_context::v3::Response::new();
     response.start = Some(before.end.unwrap_or(earlier).to_string());
     response.end = Some(after.end.unwrap_or(later).to_string());
-    response.event = Some(
-        timeline
-            .events
-            .for_client_with_room(&event, &requester)
-            .await?,
-    );
+    let shown = before.events.iter().chain(&after.events).chain([&event]);
+    let speakers: BTreeSet<_> = shown.map(|event| event.pdu.sender().as_str()).collect();
+    let lazy = !body.filter.lazy_load_options.is_disabled();
+    response.state = timeline
+        .state(&requester, room_id, |event| {
+            let member = event.pdu.membership_target();
+            !lazy || member.is_none_or(|user_id| speakers.contains(user_id.as_str()))
+        })
+        .await?;
+    let events = &timeline.events;
+    response.event = Some(events.for_client_with_room(&event, &requester).await?);
     for event in before.events {
-        let json = timeline
-            .events
-            .for_client_with_room(&event, &requester)
-            .await?;
+        let json = events.for_client_with_room(&event, &requester).await?;
         response.events_before.push(json);
     }
     for event in after.events {
-        response.events_after.push(
-            timeline
-                .events
-                .for_client_with_room(&event, &requester)
-                .await?,
-        );
+        let json = events.for_client_with_room(&event, &requester).await?;
+        response.events_after.push(json);
     }
-    response.state = timeline.state(&requester, room_id).await?;
     Ok(Matrix(response))
 }

@@ -48,7 +48,7 @@ async fn get_state_events(
     State(timeline): State<Timeline>,
     Authenticated { requester, body }: Authenticated<get_state_events::v3::Request>,
 ) -> Result<Matrix<get_state_events::v3::Response>, MatrixError> {
-    let state = timeline.state(&requester, &body.room_id).await?;
+    let state = timeline.state(&requester, &body.room_id, |_| true).await?;
     Ok(Matrix(get_state_events::v3::Response::new(state)))
 }
 

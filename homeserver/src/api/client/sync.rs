@@ -1,12 +1,9 @@
 //! [Syncing](https://spec.matrix.org/v1.19/client-server-api/#syncing).
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::extract::State;
-use ruma::api::client::{
-    filter::FilterDefinition,
-    sync::sync_events::v3::{self, Filter},
-};
+use ruma::api::client::sync::sync_events::v3::{self, Filter};
 
 use crate::{
     api::{
@@ -14,7 +11,10 @@ use crate::{
         error::MatrixError,
         extract::{Authenticated, Matrix},
     },
-    service::sync::{Ask, Sync},
+    service::{
+        filter::Filters,
+        sync::{Ask, Sync},
+    },
 };
 
 pub(super) fn routes(routes: Routes) -> Routes {
@@ -24,13 +24,18 @@ pub(super) fn routes(routes: Routes) -> Routes {
 /// `GET /_matrix/client/v3/sync`
 async fn sync_events(
     State(sync): State<Sync>,
+    State(filters): State<Filters>,
     Authenticated { requester, body }: Authenticated<v3::Request>,
 ) -> Result<Matrix<v3::Response>, MatrixError> {
     let wrong = |_| MatrixError::invalid_param("`since` is not a token of this server");
     let filter = match body.filter {
-        None => FilterDefinition::default(),
-        Some(Filter::FilterDefinition(filter)) => filter,
-        Some(Filter::FilterId(_)) => FilterDefinition::default(),
+        None => Arc::default(),
+        Some(Filter::FilterDefinition(filter)) => Arc::new(filter),
+        Some(Filter::FilterId(id)) => {
+            let unknown = || MatrixError::invalid_param("There is no such filter");
+            let found = filters.by_id(&requester.user_id, &id).await?;
+            found.ok_or_else(unknown)?
+        }
         Some(_) => return Err(MatrixError::invalid_param("The filter is malformed")),
     };
     let ask = Ask {

@@ -2,17 +2,14 @@
 
 use ruma::{
     RoomId, UInt,
+    api::client::sync::sync_events::UnreadNotificationsCount,
     api::client::sync::sync_events::v3::{
         JoinedRoom, LeftRoom, RoomSummary, State, StateEvents, Timeline,
     },
     events::{StateEventType, room::member::MembershipState},
 };
 
-use super::{
-    Look, Sync,
-    news::{News, RoomNews},
-    state::{Around, is_member},
-};
+use super::{Gathered, Look, Sync, news::RoomNews, state::Around};
 use crate::{
     service::timeline::PageToken,
     storage::{Families, StorageError, rooms::Room, roster::Place, state_map::NodeId},
@@ -29,25 +26,34 @@ impl Sync {
         look: &Look<'_>,
         room_id: &RoomId,
         place: &Place,
-        news: &News,
+        gathered: &Gathered,
     ) -> Result<Option<JoinedRoom>, StorageError> {
-        let news = news.of(room_id);
+        let news = gathered.timeline.of(room_id);
         let new = look.is_new(place);
         let mut joined = JoinedRoom::new();
-        if !news.events.is_empty() || new {
+        joined.account_data = gathered.account_data.of_room(look, room_id);
+        joined.ephemeral = gathered.ephemeral.of_room(look, room_id);
+        if !news.is_empty() || new {
             let Some(room) = self.timeline.heads.room(room_id).await? else {
                 return Ok(None);
             };
             let Some(around) = self.around(&room, &news, new) else {
                 return Ok(None);
             };
-            joined.timeline = self.timeline(look, &news).await?;
             joined.state = self.state_part(look, &news, around).await?;
-            if new || news.events.iter().any(is_member) {
+            if new || !news.events.is_empty() || news.limited || !joined.state.is_empty() {
+                joined.timeline = self.timeline(look, &news).await?;
+            }
+            if new || news.members {
                 joined.summary = self.summary(look, &room, around.end).await?;
             }
         }
-        Ok((!joined.is_empty() || new).then_some(joined))
+        if joined.is_empty() && !new {
+            return Ok(None);
+        }
+        // Not counted here: a client counts for itself what it can decrypt.
+        joined.unread_notifications = uncounted();
+        Ok(Some(joined))
     }
 
     /// A room that the user has left; `None` if that is no news.
@@ -56,18 +62,20 @@ impl Sync {
         look: &Look<'_>,
         room_id: &RoomId,
         place: &Place,
-        news: &News,
+        gathered: &Gathered,
     ) -> Result<Option<LeftRoom>, StorageError> {
-        let wanted = place.since > look.since && !look.is_first() && !place.forgotten;
-        if !wanted {
+        if !look.wants_left(place) {
             return Ok(None);
         }
         let mut left = LeftRoom::new();
-        let news = news.of(room_id);
+        left.account_data = gathered.account_data.of_room(look, room_id);
+        let news = gathered.timeline.of(room_id);
         let Some(room) = self.timeline.heads.room(room_id).await? else {
             return Ok(Some(left));
         };
-        if let Some(around) = self.around(&room, &news, false) {
+        // Without an event to start from there would be only the state of today, which the user may not see.
+        let seen = !news.events.is_empty();
+        if let Some(around) = self.around(&room, &news, look.is_first()).filter(|_| seen) {
             left.timeline = self.timeline(look, &news).await?;
             left.state = self.state_part(look, &news, around).await?;
         }
@@ -178,4 +186,12 @@ impl Sync {
         }
         Ok(summary)
     }
+}
+
+/// The counts that clients expect to find.
+fn uncounted() -> UnreadNotificationsCount {
+    let mut counts = UnreadNotificationsCount::new();
+    counts.highlight_count = Some(UInt::MIN);
+    counts.notification_count = Some(UInt::MIN);
+    counts
 }

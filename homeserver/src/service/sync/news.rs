@@ -4,18 +4,21 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{OwnedRoomId, RoomId, UInt, events::room::member::MembershipState};
 
-use super::{Look, Sync};
-use crate::storage::{
-    Families, StorageError,
-    events::StoredEvent,
-    log::{Change, StreamPosition},
-    rooms::Room,
-    state_map::NodeId,
+use super::{Look, Sync, state::is_member};
+use crate::{
+    service::filter,
+    storage::{
+        Families, StorageError,
+        events::StoredEvent,
+        log::{Change, StreamPosition},
+        rooms::Room,
+        state_map::NodeId,
+    },
 };
 
 /// How many events of a room are sent when the client does not say.
 const TIMELINE_LIMIT: usize = 10;
-/// How many events of a room are sent at most.
+/// How many events of a room are sent at most, and how far back a filter looks for those it wants.
 const MAX_TIMELINE: usize = 1_000;
 
 /// What happened in the rooms of a user.
@@ -32,6 +35,25 @@ pub(super) struct RoomNews {
     pub(super) limited: bool,
     /// The state that the client had, if it is known without asking the database.
     pub(super) state_before: Option<NodeId>,
+    /// How many events there were, also such that the client does not want to see.
+    seen: usize,
+    /// Whether somebody's membership changed.
+    pub(super) members: bool,
+}
+
+impl RoomNews {
+    pub(super) fn is_empty(&self) -> bool {
+        self.seen == 0
+    }
+
+    /// Adds the next event, if it is wanted.
+    fn push(&mut self, look: &Look<'_>, event: Arc<StoredEvent>) {
+        self.seen += 1;
+        self.members |= is_member(&event);
+        if filter::wants_event(&look.ask.filter.room.timeline, &event.pdu) {
+            self.events.push(event);
+        }
+    }
 }
 
 impl News {
@@ -44,6 +66,7 @@ impl News {
                     .places
                     .iter()
                     .filter(|(_, p)| p.membership == MembershipState::Join && look.is_new(p))
+                    .filter(|(room_id, _)| look.wants(room_id))
                     .map(|(room_id, _)| room_id.clone())
                     .collect();
                 news.rooms
@@ -54,11 +77,10 @@ impl News {
                 let rooms = look
                     .places
                     .iter()
-                    .filter(|(_, place)| match place.membership {
+                    .filter(|(room_id, place)| match place.membership {
+                        _ if !look.wants(room_id) => false,
                         MembershipState::Join => true,
-                        MembershipState::Leave | MembershipState::Ban => {
-                            place.since > look.since && !look.is_first() && !place.forgotten
-                        }
+                        MembershipState::Leave | MembershipState::Ban => look.wants_left(place),
                         _ => false,
                     });
                 let rooms = rooms.map(|(room_id, _)| room_id.clone()).collect();
@@ -84,10 +106,10 @@ impl News {
                 continue;
             }
             let room = rooms.entry(event.pdu.room_id().to_owned()).or_default();
-            if room.events.is_empty() {
+            if room.is_empty() {
                 room.state_before = event.head_before;
             }
-            room.events.push(event.clone());
+            room.push(look, event.clone());
         }
         let limit = limit(look);
         for room in rooms.values_mut() {
@@ -139,7 +161,9 @@ impl News {
         }
         let limit = limit(look);
         let nids: Vec<_> = rooms.iter().map(|room| room.nid).collect();
-        let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
+        let filtered = !filter::allows_all(&look.ask.filter.room.timeline);
+        let reach = if filtered { MAX_TIMELINE } else { limit + 1 };
+        let asked = i64::try_from(reach).unwrap_or(i64::MAX);
         let mut reader = sync.storage.read().await?;
         for event in reader
             .events()
@@ -155,10 +179,11 @@ impl News {
                         .is_some_and(|position| position > place.since.0)
             });
             if !after_leaving {
-                found.entry(room_id).or_default().events.push(event);
+                found.entry(room_id).or_default().push(look, event);
             }
         }
         for news in found.values_mut() {
+            news.limited |= news.seen >= reach;
             if news.events.len() > limit {
                 news.events.drain(..news.events.len() - limit);
                 news.limited = true;

@@ -2,12 +2,13 @@
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#stripped-state)).
 
 use ruma::{
-    RoomId,
+    RoomId, UserId,
     api::client::sync::sync_events::v3::{InviteState, InvitedRoom, KnockState, KnockedRoom},
     events::{AnyStrippedStateEvent, StateEventType},
     serde::Raw,
 };
-use serde_json::{json, value::to_raw_value};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use sotto_federation::room::pdu::Pdu;
 
 use super::{Look, Sync};
@@ -96,11 +97,20 @@ impl Sync {
 
 /// An event as somebody outside of the room may see it.
 pub(crate) fn strip(pdu: &Pdu) -> Option<Raw<AnyStrippedStateEvent>> {
-    let stripped = json!({
-        "type": pdu.event_type(),
-        "state_key": pdu.state_key()?,
-        "sender": pdu.sender(),
-        "content": pdu.content(),
-    });
+    // Not through `Value`: events of old room versions have numbers that it cannot hold.
+    #[derive(Serialize)]
+    struct Stripped<'a> {
+        content: &'a RawValue,
+        sender: &'a UserId,
+        state_key: &'a str,
+        #[serde(rename = "type")]
+        event_type: String,
+    }
+    let stripped = Stripped {
+        content: pdu.content(),
+        sender: pdu.sender(),
+        state_key: pdu.state_key()?,
+        event_type: pdu.event_type().to_string(),
+    };
     to_raw_value(&stripped).ok().map(Raw::from_json)
 }

@@ -13,10 +13,13 @@ use ruma::{
 };
 
 use super::{Look, Sync, news::RoomNews};
-use crate::storage::{
-    StorageError,
-    events::StoredEvent,
-    state_map::{EventNid, NodeId, StateKeyId},
+use crate::{
+    service::filter,
+    storage::{
+        StorageError,
+        events::StoredEvent,
+        state_map::{EventNid, NodeId, StateKeyId},
+    },
 };
 
 /// The state around a timeline.
@@ -63,7 +66,11 @@ impl Sync {
         let nids: Vec<_> = nids.into_values().collect();
         let events = self.events.by_nids(&nids).await?;
         let mut state = Vec::with_capacity(events.len());
+        let filter = &look.ask.filter.room.state;
         for event in events.values() {
+            if !filter::wants_event(filter, &event.pdu) {
+                continue;
+            }
             let json = self.events.for_client(event, &look.ask.requester).await?;
             state.push(json.cast_unchecked());
         }

@@ -1,16 +1,17 @@
 //! Reading timelines back: pages of messages, single events, what is around them.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc};
 
 use ruma::{
-    RoomId, UserId,
+    OwnedUserId, RoomId, UserId,
+    api::client::filter::RoomEventFilter,
     events::{AnyStateEvent, StateEventType, TimelineEventType, room::member::MembershipState},
     serde::Raw,
 };
 
 use super::Timeline;
 use crate::{
-    service::{accounts::Requester, visibility::Visibility},
+    service::{accounts::Requester, filter, visibility::Visibility},
     storage::{
         Families, StorageError,
         events::{Slice, StoredEvent},
@@ -38,11 +39,28 @@ impl FromStr for PageToken {
     }
 }
 
+/// How often a page is filled up when a filter left it short.
+const ROUNDS: usize = 8;
+/// How many events are looked at in one go when a filter may want few of them.
+const STEP: usize = 100;
+
 /// Which way to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Backwards,
     Forwards,
+}
+
+/// Which part of a timeline is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageAsk<'a> {
+    /// Where to begin; `None` for the end that is read from.
+    pub(crate) from: Option<PageToken>,
+    pub(crate) direction: Direction,
+    /// How many events at most.
+    pub(crate) limit: usize,
+    /// Which events.
+    pub(crate) filter: &'a RoomEventFilter,
 }
 
 /// A part of a timeline.
@@ -129,62 +147,101 @@ impl Timeline {
         &self,
         user_id: &UserId,
         room_id: &RoomId,
-        from: Option<PageToken>,
-        direction: Direction,
-        limit: usize,
+        ask: PageAsk<'_>,
     ) -> Result<Page, ReadError> {
         let readable = self.readable(user_id, room_id).await?;
         let newest = self.storage.log().position().0.min(readable.until);
-        let start = from.unwrap_or(match direction {
+        let start = ask.from.unwrap_or(match ask.direction {
             Direction::Backwards => PageToken(newest),
             Direction::Forwards => PageToken(i64::MIN),
         });
-        let slice = match direction {
-            Direction::Backwards => Slice::Backwards {
-                at_most: start.0.min(newest),
-            },
-            Direction::Forwards => Slice::Forwards { above: start.0 },
+        let step = if filter::allows_all(ask.filter) {
+            ask.limit
+        } else {
+            ask.limit.max(STEP)
         };
-        let asked = i64::try_from(limit).unwrap_or(i64::MAX);
-        let found = self
-            .storage
-            .read()
-            .await?
-            .events()
-            .slice(readable.room.nid, slice, asked)
-            .await?;
-        let complete = found.len() < limit;
-        let mut last = start.0;
-        let mut events = Vec::with_capacity(found.len());
-        for event in found {
-            let event = self.events.keep(event);
-            let Some(position) = event.position else {
-                continue;
+        let asked = i64::try_from(step).unwrap_or(i64::MAX);
+        let (mut last, mut events, mut complete) = (start.0, Vec::new(), false);
+        // What the filter does not let through is made up for, within bounds: there is always a next page.
+        for _ in 0..ROUNDS {
+            let slice = match ask.direction {
+                Direction::Backwards => Slice::Backwards {
+                    at_most: last.min(newest),
+                },
+                Direction::Forwards => Slice::Forwards { above: last },
             };
-            if position > newest {
-                break;
+            let mut reader = self.storage.read().await?;
+            let found = reader
+                .events()
+                .slice(readable.room.nid, slice, asked)
+                .await?;
+            drop(reader);
+            complete = found.len() < step;
+            for event in found {
+                let event = self.events.keep(event);
+                let Some(position) = event.position else {
+                    continue;
+                };
+                if position > newest || events.len() == ask.limit {
+                    complete = position > newest;
+                    break;
+                }
+                last = match ask.direction {
+                    Direction::Backwards => position - 1,
+                    Direction::Forwards => position,
+                };
+                if filter::wants_event(ask.filter, &event.pdu)
+                    && self.visibility().allows(user_id, &event).await?
+                {
+                    events.push(event);
+                }
             }
-            last = match direction {
-                Direction::Backwards => position - 1,
-                Direction::Forwards => position,
-            };
-            if self.visibility().allows(user_id, &event).await? {
-                events.push(event);
+            if complete || events.len() == ask.limit {
+                break;
             }
         }
         let end = (!complete).then_some(PageToken(last));
         Ok(Page { events, start, end })
     }
 
-    /// The state of a room as the user sees it.
+    /// The membership events of those who speak in a page
+    /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#lazy-loading-room-members)).
+    pub(crate) async fn speakers(
+        &self,
+        requester: &Requester,
+        room_id: &RoomId,
+        events: impl Iterator<Item = &StoredEvent>,
+    ) -> Result<Vec<Raw<AnyStateEvent>>, ReadError> {
+        let readable = self.readable(&requester.user_id, room_id).await?;
+        let speakers: BTreeSet<OwnedUserId> =
+            events.map(|event| event.pdu.sender().to_owned()).collect();
+        let mut found = Vec::with_capacity(speakers.len());
+        for user_id in speakers {
+            let member = StateEventType::RoomMember;
+            let event = self
+                .events
+                .state_event(readable.state, &member, user_id.as_str())
+                .await?;
+            if let Some(event) = event {
+                found.push(self.events.for_client_with_room(&event, requester).await?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The state of a room as the user sees it, as far as `wanted` says.
     pub(crate) async fn state(
         &self,
         requester: &Requester,
         room_id: &RoomId,
+        wanted: impl Fn(&StoredEvent) -> bool + Send,
     ) -> Result<Vec<Raw<AnyStateEvent>>, ReadError> {
         let readable = self.readable(&requester.user_id, room_id).await?;
         let mut state = Vec::new();
         for event in self.events.full_state(readable.state).await? {
+            if !wanted(&event) {
+                continue;
+            }
             state.push(self.events.for_client_with_room(&event, requester).await?);
         }
         Ok(state)

@@ -1,0 +1,123 @@
+//! Receipts and typing in `/sync`
+//! ([spec](https://spec.matrix.org/v1.19/client-server-api/#receipts)).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ruma::{
+    OwnedRoomId, OwnedUserId, RoomId,
+    api::client::sync::sync_events::v3::Ephemeral,
+    events::{AnySyncEphemeralRoomEvent, room::member::MembershipState},
+    serde::Raw,
+};
+use serde_json::{Map, Value, json};
+
+use super::{Look, Sync};
+use crate::{
+    service::filter,
+    storage::{
+        Families, StorageError,
+        log::{Change, StreamPosition},
+        receipts::StoredReceipt,
+    },
+};
+
+/// The receipts and the typing notices that a client must learn of.
+#[derive(Debug, Default)]
+pub(super) struct EphemeralNews {
+    receipts: BTreeMap<OwnedRoomId, Vec<StoredReceipt>>,
+    typing: BTreeMap<OwnedRoomId, Vec<OwnedUserId>>,
+}
+
+impl EphemeralNews {
+    pub(super) async fn gather(sync: &Sync, look: &Look<'_>) -> Result<Self, StorageError> {
+        let (mut new, mut old) = (Vec::new(), Vec::new());
+        let touched = touched(look);
+        let mut found = Self::default();
+        for (room_id, place) in &look.places {
+            if place.membership != MembershipState::Join || !look.wants(room_id) {
+                continue;
+            }
+            let is_new = look.is_new(place);
+            if is_new {
+                new.push(room_id.clone());
+            } else if touched.as_ref().is_none_or(|rooms| rooms.contains(room_id)) {
+                old.push(room_id.clone());
+            }
+            if let Some((position, users)) = sync.typing.in_room(room_id) {
+                let changed = position > look.since && position <= look.until;
+                if (is_new && !users.is_empty()) || (!is_new && changed) {
+                    found.typing.insert(room_id.clone(), users);
+                }
+            }
+        }
+        for (rooms, above) in [(new, StreamPosition(0)), (old, look.since)] {
+            if rooms.is_empty() {
+                continue;
+            }
+            let mut reader = sync.storage.read().await?;
+            let user_id = &look.ask.requester.user_id;
+            for receipt in reader
+                .receipts()
+                .changed(&rooms, user_id, above, look.until)
+                .await?
+            {
+                let room = found.receipts.entry(receipt.room_id.clone()).or_default();
+                room.push(receipt);
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) fn of_room(&self, look: &Look<'_>, room_id: &RoomId) -> Ephemeral {
+        let filter = &look.ask.filter.room.ephemeral;
+        let receipts = self.receipts.get(room_id).map(|r| receipt_event(r));
+        let typing = self
+            .typing
+            .get(room_id)
+            .map(|users| json!({ "type": "m.typing", "content": { "user_ids": users } }));
+        let events = [("m.receipt", receipts), ("m.typing", typing)];
+        let wanted = events
+            .into_iter()
+            .filter(|(event_type, _)| filter::wants_type_in(filter, room_id, event_type))
+            .filter_map(|(_, event)| raw(&event?));
+        let mut ephemeral = Ephemeral::new();
+        ephemeral.events.extend(wanted);
+        ephemeral
+    }
+}
+
+/// The rooms with new receipts that the user may see; `None` if memory does not know.
+fn touched<'a>(look: &'a Look<'_>) -> Option<BTreeSet<&'a OwnedRoomId>> {
+    let own = &look.ask.requester.user_id;
+    let entries = look.entries.as_ref()?.iter();
+    let rooms = entries.filter_map(|entry| match &entry.change {
+        Change::Receipt {
+            room_id,
+            user_id,
+            private,
+        } if !private || user_id == own => Some(room_id),
+        _ => None,
+    });
+    Some(rooms.collect())
+}
+
+/// The content of `m.receipt`: event, type, user. A user can have receipts of several threads at one
+/// event, but the format has place for one: the one without thread says most.
+fn receipt_event(receipts: &[StoredReceipt]) -> Value {
+    let mut events: BTreeMap<&str, BTreeMap<&str, Map<String, Value>>> = BTreeMap::new();
+    let (threaded, whole): (Vec<_>, Vec<_>) = receipts.iter().partition(|r| r.thread_id.is_some());
+    for receipt in threaded.into_iter().chain(whole) {
+        let mut value = json!({ "ts": receipt.received_at });
+        if let Some(thread_id) = &receipt.thread_id {
+            value["thread_id"] = json!(thread_id);
+        }
+        let types = events.entry(receipt.event_id.as_str()).or_default();
+        let users = types.entry(receipt.receipt_type.as_str()).or_default();
+        users.insert(receipt.user_id.to_string(), value);
+    }
+    json!({ "type": "m.receipt", "content": events })
+}
+
+fn raw(event: &Value) -> Option<Raw<AnySyncEphemeralRoomEvent>> {
+    Raw::new(event).ok().map(Raw::cast_unchecked)
+}
