@@ -112,7 +112,7 @@ class Sotto(Server):
             f'certificate = "{self.certificates.certificate}"',
             f'private_key = "{self.certificates.private_key}"',
             f'ca_file = "{self.certificates.authority}"',
-            "allow_private_addresses = true",
+            'allow_networks = ["127.0.0.0/8", "::1/128"]',
         ]
         return "\n".join(lines) + "\n"
 
