@@ -13,7 +13,7 @@ import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 
 import { Attachment, EncryptedAttachment } from "@matrix-org/matrix-sdk-crypto-wasm";
-import { ClientEvent, createClient, RoomEvent } from "matrix-js-sdk";
+import { createClient, RoomEvent } from "matrix-js-sdk";
 
 import { load, save } from "./js_store.mjs";
 
@@ -23,6 +23,7 @@ const ENCRYPTION = {
     content: { algorithm: "m.megolm.v1.aes-sha2" },
 };
 const POLL_MS = 100;
+const FIRST_SYNC_SECONDS = 60;
 
 class JsClient {
     client = null;
@@ -145,9 +146,8 @@ class JsClient {
         });
         await this.client.initRustCrypto({ cryptoDatabasePrefix: "interop" });
         this.client.on(RoomEvent.Timeline, (event) => this.events.set(event.getId(), event));
-        const synced = new Promise((resolve) => this.client.once(ClientEvent.Sync, resolve));
         await this.client.startClient({ initialSyncLimit: 50 });
-        await synced;
+        await until(FIRST_SYNC_SECONDS, "no first sync", () => this.client.isInitialSyncComplete());
     }
 
     async #send(room_id, content) {
