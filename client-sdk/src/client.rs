@@ -75,9 +75,9 @@ pub enum StoreConfig {
     /// Nowhere: they are lost with the process.
     #[default]
     Memory,
-    /// In an `SQLite` file.
+    /// In an SQLite file.
     Sqlite(PathBuf),
-    /// In an `SQLite` file whose rows are sealed.
+    /// In an SQLite file whose rows are sealed.
     SealedSqlite(PathBuf, SealKey),
     /// In a store of your own.
     Custom(Arc<dyn Store>),
@@ -154,7 +154,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Where to keep everything; a path stands for an `SQLite` file. Memory, if not called.
+    /// Where to keep everything; a path stands for an SQLite file. Memory, if not called.
     #[must_use]
     pub fn store(mut self, store: impl Into<StoreConfig>) -> Self {
         self.store = store.into();

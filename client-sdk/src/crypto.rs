@@ -31,9 +31,7 @@ mod trust;
 mod unwedge;
 
 #[cfg(test)]
-mod fake;
-#[cfg(test)]
-mod flows;
+mod tests;
 
 pub use self::{
     devices::{Device, LocalTrust},

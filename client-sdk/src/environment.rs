@@ -26,6 +26,10 @@ pub struct RandomnessError;
 pub struct SystemEnvironment;
 
 impl Environment for SystemEnvironment {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the clock that others ask"
+    )]
     fn now(&self) -> Duration {
         SystemTime::now()
             .duration_since(UNIX_EPOCH)

@@ -23,7 +23,7 @@ const CREATE: &str = "CREATE TABLE IF NOT EXISTS items (
 /// The id of the row by which a wrong seal key is noticed at once.
 const SEAL_CHECK: &str = "seal";
 
-/// Keeps everything in one `SQLite` file.
+/// Keeps everything in one SQLite file.
 ///
 /// Commits are synced to disk before they return: a ratchet that goes back in time after a power
 /// cut would encrypt two messages with one key.

@@ -21,9 +21,9 @@ use ruma::{
 };
 use serde_json::{Map, Value, json, value::to_raw_value};
 
-use super::{
-    Alarm, DecryptError, DecryptedEvent, EncryptError, Machine, Request, Response, RoomChange,
-    Share, SyncChanges, SyncOutcome,
+use crate::crypto::{
+    Alarm, DecryptError, DecryptedEvent, Device, EncryptError, Machine, OutgoingRequest, Request,
+    Response, RoomChange, Share, SyncChanges, SyncOutcome,
 };
 use crate::{
     environment::tests::TestEnvironment,
@@ -189,6 +189,16 @@ impl Server {
         send_event_to_device::v3::Response::new()
     }
 
+    /// Delivers what waits for a device the wrong way round.
+    pub(crate) fn reverse_inbox(&mut self, peer: &Peer) {
+        let inbox = &mut self.device(peer.user(), peer.device()).inbox;
+        let positions: Vec<u64> = inbox.iter().map(|(at, _)| *at).collect();
+        inbox.reverse();
+        for ((at, _), position) in inbox.iter_mut().zip(positions) {
+            *at = position;
+        }
+    }
+
     /// Wraps content into a room event with a fresh id.
     pub(crate) fn event(&mut self, sender: &UserId, content: &Map<String, Value>) -> Value {
         self.events += 1;
@@ -225,6 +235,9 @@ pub(crate) struct Peer {
     pub(crate) alarms: Vec<Alarm>,
 }
 
+/// Whatever stops a device in the middle of its work.
+pub(crate) type Crash = Box<dyn std::error::Error + Send + Sync>;
+
 impl Peer {
     pub(crate) async fn new(user: &str, device: &str, environment: &Arc<TestEnvironment>) -> Self {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
@@ -257,14 +270,10 @@ impl Peer {
 
     /// Throws away all that is in memory.
     pub(crate) async fn restart(&mut self) {
-        self.machine = Machine::open(
-            self.store.clone(),
-            self.environment.clone(),
-            &self.name.0,
-            &self.name.1,
-        )
-        .await
-        .unwrap();
+        let (store, environment) = (self.store.clone(), self.environment.clone());
+        self.machine = Machine::open(store, environment, &self.name.0, &self.name.1)
+            .await
+            .unwrap();
     }
 
     pub(crate) fn user(&self) -> &UserId {
@@ -293,17 +302,17 @@ impl Peer {
 
     /// One sync, and nothing after it.
     pub(crate) async fn receive(&mut self, server: &mut Server) -> SyncOutcome {
-        let since: u64 = match self.machine.sync_token().await.unwrap() {
-            Some(token) => token.parse().unwrap(),
-            None => 0,
-        };
-        let outdated = server
-            .changes
-            .iter()
-            .filter(|(at, _)| *at > since)
-            .map(|(_, user)| user.clone());
+        self.try_receive(server).await.unwrap()
+    }
+
+    pub(crate) async fn try_receive(&mut self, server: &mut Server) -> Result<SyncOutcome, Crash> {
+        let token = self.machine.sync_token().await?;
+        let since: u64 = token.as_deref().map_or(Ok(0), str::parse)?;
         let mut device_lists = DeviceLists::new();
-        device_lists.changed = outdated.collect();
+        // Only an incremental sync tells of changes.
+        let is_news = |at: u64| token.is_some() && at > since;
+        let outdated = server.changes.iter().filter(|(at, _)| is_news(*at));
+        device_lists.changed = outdated.map(|(_, user)| user.clone()).collect();
         let position = server.position;
         let device = server.devices.entry(self.name.clone()).or_default();
         device.inbox.retain(|(at, _)| *at > since);
@@ -320,35 +329,45 @@ impl Peer {
             device_lists: &device_lists,
             one_time_keys: device.one_time_keys.len() as u64,
             unused_fallback_keys: Some(&unused),
-            rooms: &std::mem::take(&mut self.room_changes),
+            rooms: &self.room_changes,
             consumed: &[],
             also: Changes::default(),
         };
-        self.machine.receive_sync_changes(changes).await.unwrap()
+        let outcome = self.machine.receive_sync_changes(changes).await?;
+        self.room_changes.clear();
+        Ok(outcome)
     }
 
     /// Sends all that the machine wants to send.
     pub(crate) async fn send_outgoing(&mut self, server: &mut Server) {
+        self.try_send_outgoing(server).await.unwrap();
+    }
+
+    pub(crate) async fn try_send_outgoing(&mut self, server: &mut Server) -> Result<(), Crash> {
         for _ in 0..10 {
-            let requests = self.machine.outgoing_requests().await.unwrap();
+            let requests = self.machine.outgoing_requests().await?;
             if requests.is_empty() {
-                return;
+                return Ok(());
             }
-            self.send(server, requests).await;
+            self.send(server, requests).await?;
         }
         panic!("the machine never has enough");
     }
 
-    async fn send(&mut self, server: &mut Server, requests: Vec<super::OutgoingRequest>) {
+    async fn send(
+        &mut self,
+        server: &mut Server,
+        requests: Vec<OutgoingRequest>,
+    ) -> Result<(), Crash> {
         for request in requests {
             let response = server.handle(&self.name, &request.request);
-            let alarms = self
-                .machine
-                .mark_request_as_sent(&request.id, &response)
-                .await
-                .unwrap();
-            self.alarms.extend(alarms);
+            self.alarms.extend(
+                self.machine
+                    .mark_request_as_sent(&request.id, &response)
+                    .await?,
+            );
         }
+        Ok(())
     }
 
     pub(crate) async fn sync(&mut self, server: &mut Server) -> SyncOutcome {
@@ -359,12 +378,19 @@ impl Peer {
 
     /// Shares the room key with the members until it is ready.
     pub(crate) async fn share(&mut self, server: &mut Server, room: &RoomId, members: &[&Peer]) {
-        let members: BTreeSet<OwnedUserId> =
-            members.iter().map(|peer| peer.user().to_owned()).collect();
+        self.try_share(server, room, &users(members)).await.unwrap();
+    }
+
+    pub(crate) async fn try_share(
+        &mut self,
+        server: &mut Server,
+        room: &RoomId,
+        members: &BTreeSet<OwnedUserId>,
+    ) -> Result<(), Crash> {
         for _ in 0..10 {
-            match self.machine.share_room_key(room, &members).await.unwrap() {
-                Share::Ready => return,
-                Share::Pending(requests) => self.send(server, requests).await,
+            match self.machine.share_room_key(room, members).await? {
+                Share::Ready => return Ok(()),
+                Share::Pending(requests) => self.send(server, requests).await?,
             }
         }
         panic!("the key is never shared");
@@ -392,16 +418,17 @@ impl Peer {
         server.event(self.user(), &content)
     }
 
-    pub(crate) async fn read(&self, event: &Value) -> Result<String, DecryptError> {
-        self.read_in(room(), event).await
+    /// The device of another as this one knows it.
+    pub(crate) async fn knows(&self, other: &Peer) -> Device {
+        let devices = self.machine.devices(other.user()).await.unwrap();
+        devices
+            .into_iter()
+            .find(|device| device.device_id == other.device())
+            .unwrap()
     }
 
-    pub(crate) async fn read_in(
-        &self,
-        room: &RoomId,
-        event: &Value,
-    ) -> Result<String, DecryptError> {
-        let event = self.decrypt_in(room, event).await?;
+    pub(crate) async fn read(&self, event: &Value) -> Result<String, DecryptError> {
+        let event = self.decrypt_in(room(), event).await?;
         Ok(event.content["body"].as_str().unwrap().to_owned())
     }
 
@@ -415,20 +442,33 @@ impl Peer {
     }
 }
 
+pub(crate) fn users(peers: &[&Peer]) -> BTreeSet<OwnedUserId> {
+    peers.iter().map(|peer| peer.user().to_owned()).collect()
+}
+
+/// The id of the session that encrypted an event.
+pub(crate) fn session_id(event: &Value) -> &str {
+    event["content"]["session_id"].as_str().unwrap()
+}
+
 /// A server and two devices that know an encrypted room and have uploaded their keys.
 pub(crate) async fn alice_and_bob() -> (Server, Peer, Peer) {
     let environment = Arc::new(TestEnvironment::default());
     let mut server = Server::default();
-    let mut alice = Peer::new("@alice:example.org", "ALICE", &environment).await;
-    let mut bob = Peer::new("@bob:example.org", "BOB", &environment).await;
-    for peer in [&mut alice, &mut bob] {
-        join(&mut server, peer).await;
-    }
+    let alice = another(&mut server, "@alice:example.org", "ALICE", &environment).await;
+    let bob = another(&mut server, "@bob:example.org", "BOB", &environment).await;
     (server, alice, bob)
 }
 
-/// Uploads the keys of a device and tells it that the room is encrypted.
-pub(crate) async fn join(server: &mut Server, peer: &mut Peer) {
+/// One more device that knows the encrypted room and has uploaded its keys.
+pub(crate) async fn another(
+    server: &mut Server,
+    user: &str,
+    device: &str,
+    environment: &Arc<TestEnvironment>,
+) -> Peer {
+    let mut peer = Peer::new(user, device, environment).await;
     peer.encrypt_room(room(), json!({ "algorithm": "m.megolm.v1.aes-sha2" }));
     peer.sync(server).await;
+    peer
 }

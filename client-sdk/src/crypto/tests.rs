@@ -1,0 +1,13 @@
+//! Tests of the machine: devices that behave, servers and devices that do not, and crashes.
+
+mod accounts;
+mod conversations;
+mod crashes;
+mod device_lists;
+mod fake;
+mod interleavings;
+mod megolm;
+mod olm;
+mod payloads;
+mod rotation;
+mod sharing;
