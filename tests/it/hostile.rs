@@ -156,11 +156,9 @@ async fn storm(alice: &User, random: &mut StdRng, known: &[(&str, String)], roun
                 };
                 let answer = answer.unwrap_or_else(|| panic!("{method} {filled} {}", shown()));
                 let (status, said) = (answer.status.as_u16(), &answer.body);
-                assert!(
-                    status < 500,
-                    "{status} {said}\n{method} {filled}\n{}",
-                    shown()
-                );
+                // 502: another server, named by the request, could not be asked.
+                let fault = status >= 500 && status != 502;
+                assert!(!fault, "{status} {said}\n{method} {filled}\n{}", shown());
                 if answer.status.is_client_error() {
                     let uia = answer.status.as_u16() == 401 && answer.body["flows"].is_array();
                     let named = answer.body["errcode"].is_string() || uia;
@@ -216,7 +214,12 @@ async fn nonsense_is_refused_everywhere() {
     // And the server still does its work.
     let other = alice.create_room(&json!({})).await;
     alice.send(&other, "still here").await;
-    assert!(alice.sync(None, 0).await.to_string().contains("still here"));
+    let sync = alice.sync(None, 0).await.to_string();
+    assert!(
+        sync.contains("still here"),
+        "{}",
+        &sync[..sync.len().min(3_000)]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,6 +22,10 @@ use crate::service::accounts::{Accounts, Requester};
 /// events of the largest size fits.
 const MAX_BODY: usize = 10 * 1024 * 1024;
 
+/// How deep the JSON of a request may be nested. Much of it is kept as it came and given to others, whose
+/// parsers have limits of their own (often 128).
+const MAX_NESTING: usize = 100;
+
 /// How much of the body of a refused request is read, in bytes.
 const MAX_DRAINED: usize = 256 * 1024;
 
@@ -165,6 +169,18 @@ pub(super) fn parse<T: IncomingRequest>(
     request: &http::Request<Vec<u8>>,
     path: &[String],
 ) -> Result<T, MatrixError> {
+    if nesting(request.body()) > MAX_NESTING {
+        return Err(MatrixError::bad_json(
+            "The body of the request is nested too deeply",
+        ));
+    }
+    // ruma reads only what it needs; what is kept as it came must be readable by everybody who gets it.
+    if !request.body().is_empty()
+        && serde_json::from_slice::<serde_json::Value>(request.body()).is_err()
+    {
+        let sentence = "The body of the request is not JSON";
+        return Err(MatrixError::bad_request(ErrorKind::NotJson, sentence));
+    }
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let mut borrowed = http::Request::new(request.body().as_slice());
     borrowed.method_mut().clone_from(request.method());
@@ -176,4 +192,36 @@ pub(super) fn parse<T: IncomingRequest>(
     }));
     let wrong = |_| MatrixError::bad_json("The body of the request is malformed");
     Ok(parsed.map_err(wrong)??)
+}
+
+/// How deep arrays and objects are nested in a JSON text.
+fn nesting(json: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nesting_counts_brackets_outside_of_strings() {
+        assert_eq!(nesting(br#"{"a":[1,{"b":"]}[[[\"{"}],"c":[]}"#), 3);
+        assert_eq!(nesting(b"not json"), 0);
+        assert_eq!(nesting(&[b'['; 5_000]), 5_000);
+    }
 }
