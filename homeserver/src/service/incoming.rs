@@ -10,6 +10,7 @@
 
 mod bench;
 mod gather;
+mod order;
 mod place;
 mod redactions;
 mod remote;

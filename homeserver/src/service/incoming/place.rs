@@ -19,6 +19,7 @@ use super::{
     Incoming, Outcomes, Refused,
     bench::{Bench, Item},
     gather::Gathered,
+    order::order,
 };
 use crate::{
     service::{
@@ -470,43 +471,4 @@ impl<'a> Placing<'a> {
 
 fn get(state: &AuthState, event_type: &StateEventType, key: &str) -> Option<Arc<Pdu>> {
     state.get(&(event_type.clone(), key.to_owned())).cloned()
-}
-
-/// The events so that each comes after those that it builds on.
-fn order(gathered: &Gathered) -> Vec<OwnedEventId> {
-    enum Visit<'a> {
-        Enter(&'a OwnedEventId),
-        Leave(&'a OwnedEventId),
-    }
-
-    let pdu = |id| {
-        gathered
-            .events
-            .get(id)
-            .or_else(|| gathered.outliers.get(id))
-    };
-    let mut seen = BTreeSet::new();
-    let mut ordered = Vec::new();
-    let all = gathered.outliers.keys().chain(gathered.events.keys());
-    let mut stack: Vec<_> = all.map(Visit::Enter).collect();
-    while let Some(visit) = stack.pop() {
-        match visit {
-            Visit::Leave(id) => ordered.push(id.clone()),
-            Visit::Enter(id) => {
-                if let Some(pdu) = pdu(id)
-                    && seen.insert(id)
-                {
-                    stack.push(Visit::Leave(id));
-                    let state = gathered.states.get(id).into_iter().flatten();
-                    let prev = pdu
-                        .prev_events()
-                        .iter()
-                        .filter(|_| gathered.events.contains_key(id));
-                    let needed = pdu.auth_events().iter().chain(prev).chain(state);
-                    stack.extend(needed.map(Visit::Enter));
-                }
-            }
-        }
-    }
-    ordered
 }
