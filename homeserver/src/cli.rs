@@ -1,5 +1,7 @@
 //! The command line.
 
+mod demo;
+
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
@@ -23,6 +25,13 @@ struct Arguments {
 enum Command {
     /// Run the server (what `sotto` alone does)
     Serve(Serve),
+    /// Show on this machine what Sotto is for: two servers, three people, an encrypted conversation,
+    /// and what the operators can read of it
+    Demo {
+        /// Use a PostgreSQL server, in two databases that are made for this and removed again
+        #[arg(long, value_name = "URL")]
+        database_url: Option<String>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -37,12 +46,14 @@ struct Serve {
 /// Does what the arguments say.
 pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
-    let serve = match arguments.command {
-        None => arguments.serve,
-        Some(Command::Serve(serve)) => serve,
+    let quiet = matches!(arguments.command, Some(Command::Demo { .. }));
+    let default = if quiet {
+        "error"
+    } else {
+        "info,ruma_state_res=error,sqlx=warn"
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| "info,ruma_state_res=error,sqlx=warn".into());
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -54,7 +65,14 @@ pub(crate) fn run() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    match runtime.block_on(serve_until_stopped(serve)) {
+    let done = match arguments.command {
+        None => runtime.block_on(serve_until_stopped(arguments.serve)),
+        Some(Command::Serve(serve)) => runtime.block_on(serve_until_stopped(serve)),
+        Some(Command::Demo { database_url }) => {
+            runtime.block_on(demo::run(database_url.as_deref()))
+        }
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&*error),
     }
@@ -66,7 +84,7 @@ fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn serve_until_stopped(serve: Serve) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve_until_stopped(serve: Serve) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     use tokio::signal::unix::{SignalKind, signal};
     let config = Config::load(serve.config.as_deref(), serve.overrides)?;
     let mut terminate = signal(SignalKind::terminate())?;

@@ -17,4 +17,4 @@ pub use api::endpoints;
 pub use listen::ListenTlsError;
 pub use service::federation::FederationError;
 pub use start::{Homeserver, StartError};
-pub use storage::StorageError;
+pub use storage::{StorageError, inspect};

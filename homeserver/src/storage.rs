@@ -15,6 +15,7 @@ pub(crate) mod event_cache;
 pub(crate) mod events;
 pub(crate) mod filters;
 pub(crate) mod inbound;
+pub mod inspect;
 pub(crate) mod log;
 pub(crate) mod memberships;
 pub(crate) mod receipts;
