@@ -22,10 +22,10 @@ use tower_http::{
 use self::error::MatrixError;
 pub(crate) use self::routes::Routes;
 use crate::service::{
-    account_data::AccountData, accounts::Accounts, devices::Devices, filter::Filters,
-    membership::Membership, profiles::Profiles, push_rules::PushRules, receipts::Receipts,
-    rooms::Rooms, server_keys::ServerKeys, sync::Sync, timeline::Timeline,
-    transactions::Transactions, typing::Typing, uia::Uia,
+    account_data::AccountData, accounts::Accounts, devices::Devices, e2e_keys::E2eKeys,
+    filter::Filters, membership::Membership, profiles::Profiles, push_rules::PushRules,
+    receipts::Receipts, rooms::Rooms, server_keys::ServerKeys, sync::Sync, timeline::Timeline,
+    to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
 };
 
 /// What routes can ask for: each takes the one service that it needs.
@@ -35,6 +35,7 @@ pub(crate) struct Edge {
     pub(crate) accounts: Accounts,
     pub(crate) devices: Devices,
     pub(crate) filters: Filters,
+    pub(crate) e2e_keys: E2eKeys,
     pub(crate) membership: Membership,
     pub(crate) profiles: Profiles,
     pub(crate) push_rules: PushRules,
@@ -45,6 +46,7 @@ pub(crate) struct Edge {
     pub(crate) timeline: Timeline,
     pub(crate) transactions: Transactions,
     pub(crate) typing: Typing,
+    pub(crate) to_device: ToDevice,
     pub(crate) uia: Uia,
 }
 

@@ -2,7 +2,9 @@
 
 pub(crate) mod account_data;
 pub(crate) mod accounts;
+pub(crate) mod device_lists;
 pub(crate) mod devices;
+pub(crate) mod e2e_keys;
 pub(crate) mod events;
 pub(crate) mod federation;
 pub(crate) mod filter;
@@ -17,6 +19,7 @@ pub(crate) mod server_acl;
 pub(crate) mod server_keys;
 pub(crate) mod sync;
 pub(crate) mod timeline;
+pub(crate) mod to_device;
 pub(crate) mod transactions;
 pub(crate) mod typing;
 pub(crate) mod uia;

@@ -21,6 +21,7 @@ use crate::{
         account_data::AccountData,
         accounts::Accounts,
         devices::Devices,
+        e2e_keys::E2eKeys,
         events::Events,
         federation::{Federation, FederationError},
         filter::Filters,
@@ -34,6 +35,7 @@ use crate::{
         server_keys::ServerKeys,
         sync::Sync,
         timeline::Timeline,
+        to_device::ToDevice,
         transactions::{self, Transactions},
         typing::Typing,
         uia::Uia,
@@ -217,6 +219,8 @@ fn services(
         key.clone(),
     );
     let devices = Devices::new(storage.clone(), accounts.clone());
+    let e2e_keys = E2eKeys::new(storage.clone());
+    let to_device = ToDevice::new(storage.clone(), clock.clone(), server_name.clone());
     let events = Events::new(storage.clone());
     let timeline = Timeline::new(
         storage.clone(),
@@ -259,6 +263,7 @@ fn services(
     let sync = Sync::new(
         storage.clone(),
         events,
+        e2e_keys.clone(),
         timeline.clone(),
         typing.clone(),
         stopping.clone(),
@@ -268,6 +273,7 @@ fn services(
         accounts,
         devices,
         filters: Filters::new(storage.clone()),
+        e2e_keys,
         membership,
         profiles,
         push_rules: PushRules::new(storage.clone()),
@@ -278,6 +284,7 @@ fn services(
         timeline,
         transactions,
         typing,
+        to_device,
         uia: Uia::new(clock.clone()),
     }
 }

@@ -8,22 +8,28 @@ pub(crate) mod account_data;
 pub(crate) mod accounts;
 pub(crate) mod append;
 pub(crate) mod counters;
+pub(crate) mod cross_signing;
 pub(crate) mod destinations;
+pub(crate) mod device_keys;
+pub(crate) mod device_lists;
 pub(crate) mod devices;
 pub(crate) mod dialect;
 pub(crate) mod event_cache;
 pub(crate) mod events;
+pub(crate) mod federation_edus;
 pub(crate) mod filters;
 pub(crate) mod inbound;
 pub mod inspect;
 pub(crate) mod log;
 pub(crate) mod memberships;
+pub(crate) mod one_time_keys;
 pub(crate) mod receipts;
 pub(crate) mod rooms;
 pub(crate) mod roster;
 pub(crate) mod server_keys;
 pub(crate) mod state_map;
 pub(crate) mod state_nodes;
+pub(crate) mod to_device;
 pub(crate) mod writer;
 
 use std::sync::Arc;
@@ -239,6 +245,15 @@ pub(crate) trait Families {
     fn destinations(&mut self) -> destinations::Destinations<'_> {
         destinations::Destinations(self.connection())
     }
+    fn cross_signing(&mut self) -> cross_signing::CrossSigning<'_> {
+        cross_signing::CrossSigning(self.connection())
+    }
+    fn device_keys(&mut self) -> device_keys::DeviceKeys<'_> {
+        device_keys::DeviceKeys(self.connection())
+    }
+    fn device_lists(&mut self) -> device_lists::DeviceLists<'_> {
+        device_lists::DeviceLists(self.connection())
+    }
     fn devices(&mut self) -> devices::Devices<'_> {
         devices::Devices(self.connection())
     }
@@ -251,17 +266,26 @@ pub(crate) trait Families {
     fn filters(&mut self) -> filters::Filters<'_> {
         filters::Filters(self.connection())
     }
+    fn federation_edus(&mut self) -> federation_edus::FederationEdus<'_> {
+        federation_edus::FederationEdus(self.connection())
+    }
     fn memberships(&mut self) -> memberships::Memberships<'_> {
         memberships::Memberships(self.connection())
     }
     fn receipts(&mut self) -> receipts::Receipts<'_> {
         receipts::Receipts(self.connection())
     }
+    fn one_time_keys(&mut self) -> one_time_keys::OneTimeKeys<'_> {
+        one_time_keys::OneTimeKeys(self.connection())
+    }
     fn rooms(&mut self) -> rooms::Rooms<'_> {
         rooms::Rooms(self.connection())
     }
     fn server_keys(&mut self) -> server_keys::ServerKeys<'_> {
         server_keys::ServerKeys(self.connection())
+    }
+    fn to_device(&mut self) -> to_device::ToDevice<'_> {
+        to_device::ToDevice(self.connection())
     }
 }
 

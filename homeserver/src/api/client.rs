@@ -5,15 +5,18 @@ mod client_config;
 mod devices;
 mod directory;
 mod discovery;
+mod end_to_end_encryption;
 mod filtering;
 mod membership;
 mod messages;
 mod profiles;
 mod push_rules;
+mod reauthentication;
 mod receipts;
 mod registration;
 mod room_creation;
 mod room_state;
+mod send_to_device;
 mod sending;
 mod session;
 mod sync;
@@ -33,6 +36,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         devices::routes,
         directory::routes,
         discovery::routes,
+        end_to_end_encryption::routes,
         filtering::routes,
         membership::routes,
         messages::routes,
@@ -44,6 +48,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         room_state::routes,
         sending::routes,
         session::routes,
+        send_to_device::routes,
         sync::routes,
         tagging::routes,
         typing::routes,

@@ -17,11 +17,12 @@ use sha2::{Digest, Sha256};
 use crate::{
     clock::Clock,
     config::Registration,
-    storage::{Families, Storage, StorageError, accounts::TokenHash, log::Change},
+    service::device_lists::{self, DeviceChange},
+    storage::{Families, Storage, StorageError, accounts::TokenHash},
 };
 
 /// The user and the device that a request comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Requester {
     pub(crate) user_id: OwnedUserId,
     pub(crate) device_id: OwnedDeviceId,
@@ -273,6 +274,7 @@ impl Accounts {
         let session = Session::new(user_id.clone(), &device);
         let (token, device_id) = (session.token.hash(), session.requester.device_id.clone());
         let now = self.0.clock.now();
+        let followers = device_lists::followers(&self.0.storage, &user_id);
         self.forget_device(&session.requester);
         let write = self.0.storage.write(move |tx| {
             async move {
@@ -285,8 +287,8 @@ impl Accounts {
                 tx.accounts()
                     .insert_access_token(token, &user_id, &device_id)
                     .await?;
-                tx.log(Change::DeviceList { user_id });
-                Ok::<_, StorageError>(())
+                let change = DeviceChange::Updated;
+                device_lists::announce(tx, &followers, &user_id, &device_id, change).await
             }
             .boxed()
         });

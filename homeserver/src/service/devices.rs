@@ -4,7 +4,27 @@ use futures_util::FutureExt;
 use ruma::{DeviceId, OwnedDeviceId, UserId, api::client::device::Device};
 
 use super::accounts::{Accounts, Requester};
-use crate::storage::{Families, Storage, StorageError, log::Change};
+use crate::{
+    service::device_lists::{self, DeviceChange},
+    storage::{Families, Storage, StorageError},
+};
+
+/// The longest name of a device, in bytes.
+const MAX_NAME: usize = 400;
+
+/// Why a device was not renamed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RenameError {
+    /// The user has no such device.
+    #[error("there is no such device")]
+    UnknownDevice,
+    /// The name is too long.
+    #[error("the name is too long")]
+    TooLong,
+    /// The database failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
 
 /// The devices of local users.
 #[derive(Clone)]
@@ -35,6 +55,40 @@ impl Devices {
             .await
     }
 
+    /// Changes the name of a device.
+    pub(crate) async fn rename(
+        &self,
+        user_id: &UserId,
+        device_id: OwnedDeviceId,
+        display_name: Option<String>,
+    ) -> Result<(), RenameError> {
+        if display_name
+            .as_ref()
+            .is_some_and(|name| name.len() > MAX_NAME)
+        {
+            return Err(RenameError::TooLong);
+        }
+        let followers = device_lists::followers(&self.storage, user_id);
+        let user_id = user_id.to_owned();
+        let write = self.storage.write(move |tx| {
+            async move {
+                let known = tx.devices().by_id(&user_id, &device_id).await?;
+                let known = known.ok_or(RenameError::UnknownDevice)?;
+                let Some(name) =
+                    display_name.filter(|name| known.display_name.as_ref() != Some(name))
+                else {
+                    return Ok(());
+                };
+                tx.devices().rename(&user_id, &device_id, &name).await?;
+                let change = DeviceChange::Updated;
+                device_lists::announce(tx, &followers, &user_id, &device_id, change).await?;
+                Ok(())
+            }
+            .boxed()
+        });
+        write.await
+    }
+
     /// Deletes devices with everything that belongs to them: tokens, keys, waiting messages.
     pub(crate) async fn delete(
         &self,
@@ -48,13 +102,25 @@ impl Devices {
                 device_id: id.clone(),
             })
             .collect();
+        let followers = device_lists::followers(&self.storage, user_id);
         let user_id = user_id.to_owned();
         let write = self.storage.write(move |tx| {
             async move {
                 for device_id in &device_ids {
-                    tx.devices().delete(&user_id, device_id).await?;
+                    if !tx.devices().delete(&user_id, device_id).await? {
+                        continue;
+                    }
+                    tx.device_keys().delete(&user_id, device_id).await?;
+                    tx.cross_signing()
+                        .delete_signatures_on(&user_id, device_id.as_str())
+                        .await?;
+                    tx.one_time_keys()
+                        .delete_device(&user_id, device_id)
+                        .await?;
+                    tx.to_device().delete_device(&user_id, device_id).await?;
+                    let change = DeviceChange::Deleted;
+                    device_lists::announce(tx, &followers, &user_id, device_id, change).await?;
                 }
-                tx.log(Change::DeviceList { user_id });
                 Ok::<_, StorageError>(())
             }
             .boxed()

@@ -6,6 +6,7 @@
 //! again. Who is up to date is answered from memory, without SQL.
 
 mod account_data;
+mod encryption;
 mod ephemeral;
 mod joined;
 mod news;
@@ -21,10 +22,10 @@ use ruma::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{account_data::AccountDataNews, ephemeral::EphemeralNews, news::News};
+use self::{account_data::AccountDataNews, encryption::Told, ephemeral::EphemeralNews, news::News};
 use super::{
-    accounts::Requester, events::Events, filter, timeline::Timeline, typing::Typing,
-    visibility::Visibility,
+    accounts::Requester, e2e_keys::E2eKeys, events::Events, filter, timeline::Timeline,
+    typing::Typing, visibility::Visibility,
 };
 use crate::storage::{
     Storage, StorageError,
@@ -40,19 +41,39 @@ const MAX_WAIT: Duration = Duration::from_secs(5 * 60);
 pub(crate) struct Sync {
     storage: Storage,
     events: Events,
+    keys: E2eKeys,
     timeline: Timeline,
     typing: Typing,
     visibility: Visibility,
+    told: Told,
     stopping: CancellationToken,
 }
 
-/// Up to where a client has seen the log.
+/// Up to where a client has seen the log: `s12`, or `s12_10` while it has yet to be told messages of other
+/// devices that came after 10.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SyncToken(pub(crate) StreamPosition);
+pub(crate) struct SyncToken {
+    pub(crate) position: StreamPosition,
+    /// Up to where it has seen messages of other devices; not after `position`.
+    pub(crate) to_device: StreamPosition,
+}
+
+impl SyncToken {
+    pub(crate) fn at(position: StreamPosition) -> Self {
+        Self {
+            position,
+            to_device: position,
+        }
+    }
+}
 
 impl fmt::Display for SyncToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "s{}", self.0.0)
+        write!(f, "s{}", self.position.0)?;
+        if self.to_device < self.position {
+            write!(f, "_{}", self.to_device.0)?;
+        }
+        Ok(())
     }
 }
 
@@ -60,11 +81,13 @@ impl FromStr for SyncToken {
     type Err = std::num::ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.strip_prefix('s')
-            .unwrap_or(text)
-            .parse()
-            .map(StreamPosition)
-            .map(Self)
+        let text = text.strip_prefix('s').unwrap_or(text);
+        let (position, to_device) = text.split_once('_').unwrap_or((text, text));
+        let (position, to_device): (i64, i64) = (position.parse()?, to_device.parse()?);
+        Ok(Self {
+            position: StreamPosition(position),
+            to_device: StreamPosition(to_device.min(position)),
+        })
     }
 }
 
@@ -125,6 +148,7 @@ impl Sync {
     pub(crate) fn new(
         storage: Storage,
         events: Events,
+        keys: E2eKeys,
         timeline: Timeline,
         typing: Typing,
         stopping: CancellationToken,
@@ -133,9 +157,11 @@ impl Sync {
         Self {
             storage,
             events,
+            keys,
             timeline,
             typing,
             visibility,
+            told: Told::default(),
             stopping,
         }
     }
@@ -147,6 +173,7 @@ impl Sync {
         let deadline = tokio::time::sleep(ask.wait.min(MAX_WAIT));
         let mut deadline = std::pin::pin!(deadline);
         let mut last = !patient || ask.wait.is_zero();
+        self.confirm_to_device(ask).await?;
         loop {
             let mut changed = std::pin::pin!(watch.changed());
             // From here on nothing is missed, whatever the look below sees.
@@ -166,9 +193,10 @@ impl Sync {
     /// The answer as of now, and whether it says anything.
     async fn look(&self, ask: &Ask) -> Result<(Response, bool), StorageError> {
         let look = self.take(ask);
-        let mut response = Response::new(SyncToken(look.until).to_string());
+        let mut response = Response::new(SyncToken::at(look.until).to_string());
+        let for_device = self.encryption(&look, &mut response).await?;
         if look.entries.as_ref().is_some_and(Vec::is_empty) && !look.ask.full_state {
-            return Ok((response, false));
+            return Ok((response, for_device));
         }
         let news = Gathered {
             timeline: News::gather(self, &look).await?,
@@ -199,14 +227,14 @@ impl Sync {
                 _ => {}
             }
         }
-        let news = !response.rooms.is_empty() || !response.account_data.is_empty();
+        let news = for_device || !response.rooms.is_empty() || !response.account_data.is_empty();
         Ok((response, news))
     }
 
     /// Fixes what the answer is made from. Where the user is, is read at the same position as the log.
     fn take<'a>(&self, ask: &'a Ask) -> Look<'a> {
         let log = self.storage.log();
-        let since = ask.since.map_or(StreamPosition(0), |token| token.0);
+        let since = ask.since.map_or(StreamPosition(0), |token| token.position);
         loop {
             let until = log.position();
             let places = log.roster().places(&ask.requester.user_id);
@@ -214,7 +242,7 @@ impl Sync {
                 // A commit is being published at this moment.
                 continue;
             }
-            let entries = ask.since.and_then(|token| log.since(token.0));
+            let entries = ask.since.and_then(|token| log.since(token.position));
             let entries = entries.map(|mut entries| {
                 entries.retain(|entry| entry.position <= until);
                 entries

@@ -61,6 +61,21 @@ impl Devices<'_> {
         row.as_ref().map(read).transpose()
     }
 
+    pub(crate) async fn rename(
+        &mut self,
+        user_id: &UserId,
+        device_id: &DeviceId,
+        display_name: &str,
+    ) -> Result<(), StorageError> {
+        sqlx::query("UPDATE devices SET display_name = $1 WHERE user_id = $2 AND device_id = $3")
+            .bind(display_name)
+            .bind(user_id.as_str())
+            .bind(device_id.as_str())
+            .execute(&mut *self.0)
+            .await?;
+        Ok(())
+    }
+
     /// Removes a device with its access tokens; whether it was there.
     pub(crate) async fn delete(
         &mut self,

@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use tokio::sync::{Notify, watch};
 
 use super::{
@@ -75,6 +75,18 @@ pub(crate) enum Change {
         user_id: OwnedUserId,
         /// The device.
         device_id: OwnedDeviceId,
+    },
+    /// A user signed the master key of another one, which only the signer may see.
+    UserSignature {
+        /// Who signed.
+        signer: OwnedUserId,
+        /// Whose key was signed.
+        target: OwnedUserId,
+    },
+    /// Something other than an event waits for another server.
+    FederationEdu {
+        /// Which.
+        destination: OwnedServerName,
     },
 }
 
@@ -225,9 +237,13 @@ impl Log {
             Change::OutsideMembership(Membership { user_id, .. })
             | Change::AccountData { user_id, .. }
             | Change::ToDevice { user_id, .. }
-            | Change::OneTimeKeys { user_id, .. } => {
+            | Change::OneTimeKeys { user_id, .. }
+            | Change::UserSignature {
+                signer: user_id, ..
+            } => {
                 audience.insert(user_id.clone());
             }
+            Change::FederationEdu { .. } => {}
             Change::DeviceList { user_id } => {
                 audience.insert(user_id.clone());
                 for room_id in self.roster.rooms_shared_with(user_id) {

@@ -1,21 +1,41 @@
 //! [Device management](https://spec.matrix.org/v1.19/client-server-api/#device-management).
 
 use axum::extract::State;
-use ruma::api::client::device::{get_device, get_devices};
+use ruma::api::client::device::{
+    delete_device, delete_devices, get_device, get_devices, update_device,
+};
 
+use super::reauthentication::reauthenticate;
 use crate::{
     api::{
         Routes,
         error::MatrixError,
         extract::{Authenticated, Matrix},
     },
-    service::devices::Devices,
+    service::{
+        accounts::Accounts,
+        devices::{Devices, RenameError},
+        uia::Uia,
+    },
 };
 
 pub(super) fn routes(routes: Routes) -> Routes {
     routes
         .add::<get_devices::v3::Request, _, _>(get_devices)
         .add::<get_device::v3::Request, _, _>(get_device)
+        .add::<update_device::v3::Request, _, _>(update_device)
+        .add::<delete_device::v3::Request, _, _>(delete_device)
+        .add::<delete_devices::v3::Request, _, _>(delete_devices)
+}
+
+impl From<RenameError> for MatrixError {
+    fn from(error: RenameError) -> Self {
+        match error {
+            RenameError::UnknownDevice => Self::not_found("There is no such device"),
+            RenameError::TooLong => Self::invalid_param("The name is too long"),
+            RenameError::Storage(error) => error.into(),
+        }
+    }
 }
 
 /// `GET /_matrix/client/v3/devices`
@@ -37,4 +57,47 @@ async fn get_device(
         .await?;
     let device = found.ok_or_else(|| MatrixError::not_found("There is no such device"))?;
     Ok(Matrix(get_device::v3::Response::new(device)))
+}
+
+/// `PUT /_matrix/client/v3/devices/{deviceId}`
+async fn update_device(
+    State(devices): State<Devices>,
+    Authenticated { requester, body }: Authenticated<update_device::v3::Request>,
+) -> Result<Matrix<update_device::v3::Response>, MatrixError> {
+    devices
+        .rename(&requester.user_id, body.device_id, body.display_name)
+        .await?;
+    Ok(Matrix(update_device::v3::Response::new()))
+}
+
+/// `DELETE /_matrix/client/v3/devices/{deviceId}`
+async fn delete_device(
+    State(accounts): State<Accounts>,
+    State(devices): State<Devices>,
+    State(uia): State<Uia>,
+    Authenticated { requester, body }: Authenticated<delete_device::v3::Request>,
+) -> Result<Matrix<delete_device::v3::Response>, MatrixError> {
+    let purpose = format!("delete {}", body.device_id);
+    reauthenticate(&accounts, &uia, &requester, &purpose, body.auth.as_ref()).await?;
+    devices
+        .delete(&requester.user_id, vec![body.device_id])
+        .await?;
+    Ok(Matrix(delete_device::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/delete_devices`
+async fn delete_devices(
+    State(accounts): State<Accounts>,
+    State(devices): State<Devices>,
+    State(uia): State<Uia>,
+    Authenticated { requester, body }: Authenticated<delete_devices::v3::Request>,
+) -> Result<Matrix<delete_devices::v3::Response>, MatrixError> {
+    let mut device_ids = body.devices;
+    device_ids.sort();
+    device_ids.dedup();
+    let names: Vec<_> = device_ids.iter().map(|id| id.as_str()).collect();
+    let purpose = format!("delete {}", names.join(" "));
+    reauthenticate(&accounts, &uia, &requester, &purpose, body.auth.as_ref()).await?;
+    devices.delete(&requester.user_id, device_ids).await?;
+    Ok(Matrix(delete_devices::v3::Response::new()))
 }

@@ -35,7 +35,10 @@ impl FromStr for PageToken {
     type Err = std::num::ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.strip_prefix('s').unwrap_or(text).parse().map(Self)
+        // A sync token may have a second part, which is about messages between devices.
+        let text = text.strip_prefix('s').unwrap_or(text);
+        let text = text.split_once('_').map_or(text, |(position, _)| position);
+        text.parse().map(Self)
     }
 }
 
