@@ -9,6 +9,7 @@
 
 mod chat;
 mod crash;
+mod encryption;
 mod hostile;
 mod tidy;
 mod user_data;

@@ -1,0 +1,525 @@
+//! Keys of devices and users, and messages between devices.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use sotto_tests::{Answer, TestServer, User, escape};
+use vodozemac::{Curve25519PublicKey, Curve25519SecretKey, Ed25519SecretKey};
+
+const UPLOAD: &str = "/_matrix/client/v3/keys/upload";
+const CLAIM: &str = "/_matrix/client/v3/keys/claim";
+const QUERY: &str = "/_matrix/client/v3/keys/query";
+const CROSS_SIGNING: &str = "/_matrix/client/v3/keys/device_signing/upload";
+const SIGNATURES: &str = "/_matrix/client/v3/keys/signatures/upload";
+
+/// Signs an object of flat texts as a user's key; serde_json writes keys in order, which is canonical.
+fn sign(object: &mut Value, user_id: &str, key_id: &str, key: &Ed25519SecretKey) {
+    let mut signed = object.clone();
+    let fields = signed.as_object_mut().unwrap();
+    fields.remove("signatures");
+    fields.remove("unsigned");
+    let signature = key.sign(signed.to_string().as_bytes()).to_base64();
+    object["signatures"][user_id][key_id] = signature.into();
+}
+
+fn device_keys(user: &User, key: &Ed25519SecretKey) -> Value {
+    let curve = Curve25519PublicKey::from(&Curve25519SecretKey::new());
+    let (user_id, device_id) = (&user.user_id, &user.device_id);
+    let mut keys = json!({
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"],
+        "device_id": device_id,
+        "keys": {
+            format!("curve25519:{device_id}"): curve.to_base64(),
+            format!("ed25519:{device_id}"): key.public_key().to_base64(),
+        },
+        "user_id": user_id,
+    });
+    sign(&mut keys, user_id, &format!("ed25519:{device_id}"), key);
+    keys
+}
+
+fn one_time_key(user: &User, key: &Ed25519SecretKey) -> Value {
+    let curve = Curve25519PublicKey::from(&Curve25519SecretKey::new());
+    let mut object = json!({ "key": curve.to_base64() });
+    let key_id = format!("ed25519:{}", user.device_id);
+    sign(&mut object, &user.user_id, &key_id, key);
+    object
+}
+
+fn cross_signing_key(user: &User, usage: &str, key: &Ed25519SecretKey) -> Value {
+    let public = key.public_key().to_base64();
+    json!({
+        "keys": { format!("ed25519:{public}"): public },
+        "usage": [usage],
+        "user_id": user.user_id,
+    })
+}
+
+async fn upload_device(user: &User) -> Ed25519SecretKey {
+    let key = Ed25519SecretKey::new();
+    let body = json!({ "device_keys": device_keys(user, &key) });
+    user.post(UPLOAD, &body).await.ok();
+    key
+}
+
+async fn claim(user: &User, of: &User) -> Option<(String, Value)> {
+    let body = json!({ "one_time_keys": { &of.user_id: { &of.device_id: "signed_curve25519" } } });
+    let answer = user.post(CLAIM, &body).await.ok();
+    let keys = answer["one_time_keys"][&of.user_id][&of.device_id].as_object()?;
+    let (id, key) = keys.iter().next()?;
+    Some((id.clone(), key.clone()))
+}
+
+async fn send_to_device(user: &User, txn: &str, to: &User, device: &str, body: &str) -> Answer {
+    let path = format!("/_matrix/client/v3/sendToDevice/m.test/{txn}");
+    let messages = json!({ "messages": { &to.user_id: { device: { "body": body } } } });
+    user.put(&path, &messages).await
+}
+
+fn told(sync: &Value) -> Vec<String> {
+    let events = sync["to_device"]["events"].as_array();
+    let bodies = events.into_iter().flatten();
+    bodies
+        .map(|event| event["content"]["body"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn token(sync: &Value) -> Option<&str> {
+    sync["next_batch"].as_str()
+}
+
+fn lists(sync: &Value, which: &str) -> BTreeSet<String> {
+    let users = sync["device_lists"][which].as_array();
+    let users = users.into_iter().flatten();
+    users.map(|id| id.as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_one_time_key_is_handed_out_once() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let key = upload_device(&alice).await;
+    for batch in 0..10 {
+        let keys: serde_json::Map<_, _> = (0..100)
+            .map(|n| {
+                let id = format!("signed_curve25519:{batch}{n:02}");
+                (id, one_time_key(&alice, &key))
+            })
+            .collect();
+        alice
+            .post(UPLOAD, &json!({ "one_time_keys": keys }))
+            .await
+            .ok();
+    }
+    let fallback = json!({ "signed_curve25519:last": one_time_key(&alice, &key) });
+    let counts = alice
+        .post(UPLOAD, &json!({ "fallback_keys": fallback }))
+        .await
+        .ok();
+    assert_eq!(counts["one_time_key_counts"]["signed_curve25519"], 1000);
+    let first = claim(&bob, &alice).await.unwrap().0;
+    assert!(first < "signed_curve25519:1".to_owned(), "the oldest first");
+    let tasks = (0..64).map(|task| {
+        let (alice, bob) = (&alice, &bob);
+        async move {
+            let count = if task < 39 { 16 } else { 15 };
+            let mut ids = Vec::new();
+            for _ in 0..count {
+                ids.push(claim(bob, alice).await.unwrap().0);
+            }
+            ids
+        }
+    });
+    let mut ids: Vec<_> = join_all(tasks).await.into_iter().flatten().collect();
+    assert_eq!(ids.len(), 999);
+    ids.push(first);
+    let distinct: BTreeSet<_> = ids.into_iter().collect();
+    assert_eq!(distinct.len(), 1000);
+    assert!(!distinct.contains("signed_curve25519:last"));
+    let sync = alice.sync(None, 0).await;
+    assert_eq!(sync["device_one_time_keys_count"]["signed_curve25519"], 0);
+    let unused = &sync["device_unused_fallback_key_types"];
+    assert_eq!(*unused, json!(["signed_curve25519"]));
+    for _ in 0..2 {
+        let last = claim(&bob, &alice).await.unwrap().0;
+        assert_eq!(last, "signed_curve25519:last");
+    }
+    let sync = alice.sync(token(&sync), 5000).await;
+    assert_eq!(sync["device_unused_fallback_key_types"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploading_again_changes_nothing() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let key = Ed25519SecretKey::new();
+    let one_time = one_time_key(&alice, &key);
+    let body = json!({
+        "device_keys": device_keys(&alice, &key),
+        "one_time_keys": { "signed_curve25519:AAAA": one_time },
+    });
+    for _ in 0..2 {
+        let counts = alice.post(UPLOAD, &body).await.ok();
+        assert_eq!(counts["one_time_key_counts"]["signed_curve25519"], 1);
+    }
+    let sync = alice.sync(None, 0).await;
+    alice.post(UPLOAD, &body).await.ok();
+    let sync = alice.sync(token(&sync), 0).await;
+    assert_eq!(lists(&sync, "changed"), BTreeSet::new());
+
+    let other = json!({ "signed_curve25519:AAAA": one_time_key(&alice, &key) });
+    let answer = alice.post(UPLOAD, &json!({ "one_time_keys": other })).await;
+    assert_eq!(answer.refused(), (400, "M_INVALID_PARAM"));
+    let sentence = answer.body["error"].as_str().unwrap();
+    let start = "One time key signed_curve25519:AAAA already exists. Old key: ";
+    let keys = sentence.strip_prefix(start).unwrap();
+    let (old, new) = keys.split_once("; new key: ").unwrap();
+    assert_eq!(serde_json::from_str::<Value>(old).unwrap(), one_time);
+    let new: Value = serde_json::from_str(new).unwrap();
+    assert_eq!(new, other["signed_curve25519:AAAA"]);
+
+    let again = json!({ "device_keys": device_keys(&alice, &Ed25519SecretKey::new()) });
+    let answer = alice.post(UPLOAD, &again).await;
+    assert_eq!(answer.refused(), (400, "M_INVALID_PARAM"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_keys_are_refused() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let key = Ed25519SecretKey::new();
+    let good = device_keys(&alice, &key);
+    let refused = async |body: Value| {
+        let answer = alice.post(UPLOAD, &body).await;
+        let (status, code) = answer.refused();
+        (status, code.to_owned())
+    };
+    let invalid = (400, "M_INVALID_PARAM".to_owned());
+    let unsigned = (400, "M_INVALID_SIGNATURE".to_owned());
+    let chars = "A".repeat(42);
+    for malformed in [
+        "A".repeat(44),
+        format!("{chars}="),
+        format!("{chars}=="),
+        format!("{chars}*"),
+    ] {
+        for algorithm in ["ed25519", "curve25519"] {
+            let mut keys = good.clone();
+            keys["keys"][format!("{algorithm}:{}", alice.device_id)] = malformed.clone().into();
+            assert_eq!(refused(json!({ "device_keys": keys })).await, invalid);
+            keys["algorithms"] = json!(["m.invented"]);
+            assert_eq!(refused(json!({ "device_keys": keys })).await, invalid);
+        }
+        for field in ["one_time_keys", "fallback_keys"] {
+            let keys = json!({ "signed_curve25519:A": { "key": malformed, "signatures": {} } });
+            assert_eq!(refused(json!({ field: keys })).await, invalid);
+        }
+        let master = json!({
+            "keys": { format!("ed25519:{malformed}"): malformed },
+            "usage": ["master"],
+            "user_id": alice.user_id,
+        });
+        let answer = alice
+            .post(CROSS_SIGNING, &json!({ "master_key": master }))
+            .await;
+        assert_eq!(answer.refused().0, 400);
+    }
+    let mut changed = good.clone();
+    changed["algorithms"] = json!(["m.olm.v1.curve25519-aes-sha2"]);
+    assert_eq!(refused(json!({ "device_keys": changed })).await, unsigned);
+    let other = one_time_key(&alice, &Ed25519SecretKey::new());
+    let both = json!({
+        "device_keys": good,
+        "one_time_keys": { "signed_curve25519:A": other },
+    });
+    assert_eq!(refused(both).await, unsigned);
+    let of_bob = device_keys(&bob, &key);
+    assert_eq!(refused(json!({ "device_keys": of_bob })).await, invalid);
+    let malformed = (400, "M_BAD_JSON".to_owned());
+    let body = json!({ "device_keys": { "user_id": alice.user_id } });
+    assert_eq!(refused(body).await, malformed);
+    let query = json!({ "device_keys": { &alice.user_id: [] } });
+    let found = bob.post(QUERY, &query).await.ok();
+    assert_eq!(found["device_keys"][&alice.user_id], json!({}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_between_devices_come_once() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let tablet = server.log_in("bob").await;
+    let mut since = token(&bob.sync(None, 0).await).unwrap().to_owned();
+    let mut expected = Vec::new();
+    for n in 0..250 {
+        let (txn, body) = (format!("t{n}"), format!("message {n}"));
+        for _ in 0..2 {
+            // The first reply got lost.
+            send_to_device(&alice, &txn, &bob, &bob.device_id, &body)
+                .await
+                .ok();
+        }
+        expected.push(body);
+    }
+    let mut all = Vec::new();
+    for count in [100, 100, 50, 0] {
+        // A reply that gets lost is asked for again.
+        let lost = told(&bob.sync(Some(&since), 0).await);
+        let sync = bob.sync(Some(&since), 0).await;
+        assert_eq!(told(&sync), lost);
+        assert_eq!(lost.len(), count);
+        all.extend(lost);
+        since = token(&sync).unwrap().to_owned();
+    }
+    assert_eq!(all, expected);
+    assert_eq!(told(&tablet.sync(None, 0).await), Vec::<String>::new());
+    // What was confirmed is gone.
+    assert_eq!(told(&bob.sync(None, 0).await), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_survive_a_restart_and_wake_who_waits() {
+    let mut server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let tablet = server.log_in("bob").await;
+    let since = bob.sync(None, 0).await;
+    let (sync, _) = tokio::join!(
+        bob.sync(token(&since), 20_000),
+        send_to_device(&alice, "a", &bob, "*", "to all"),
+    );
+    assert_eq!(told(&sync), ["to all"]);
+    server.restart().await;
+    assert_eq!(told(&tablet.sync(None, 0).await), ["to all"]);
+    // The token proves that the message arrived, also after a restart.
+    assert_eq!(told(&bob.sync(token(&sync), 0).await), Vec::<String>::new());
+    assert_eq!(told(&bob.sync(None, 0).await), Vec::<String>::new());
+    assert_eq!(told(&alice.sync(None, 0).await), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_shares_a_room_learns_of_changed_keys() {
+    let mut server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let carol = server.register("carol").await;
+    let start = bob.sync(None, 0).await;
+    assert_eq!(start["device_lists"], Value::Null);
+    upload_device(&alice).await;
+    let sync = bob.sync(token(&start), 0).await;
+    assert_eq!(lists(&sync, "changed"), BTreeSet::new());
+    let own = alice.sync(token(&start), 0).await;
+    assert!(lists(&own, "changed").contains(&alice.user_id));
+
+    let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    bob.join(&room_id).await.ok();
+    let sync = bob.sync(token(&sync), 0).await;
+    assert!(lists(&sync, "changed").contains(&alice.user_id));
+    let seen = alice.sync(token(&own), 0).await;
+    assert!(lists(&seen, "changed").contains(&bob.user_id));
+
+    upload_device(&server.log_in("alice").await).await;
+    let next = bob.sync(token(&sync), 0).await;
+    assert_eq!(lists(&next, "changed"), [alice.user_id.clone()].into());
+    let path = format!(
+        "/_matrix/client/v3/keys/changes?from={}&to={}",
+        token(&sync).unwrap(),
+        token(&next).unwrap()
+    );
+    let changes = bob.get(&path).await.ok();
+    assert_eq!(changes["changed"], json!([alice.user_id]));
+    assert_eq!(
+        lists(&carol.sync(token(&start), 0).await, "changed"),
+        BTreeSet::new()
+    );
+
+    // A new name is nobody's business.
+    let path = format!(
+        "/_matrix/client/v3/rooms/{}/state/m.room.member/{}",
+        escape(&room_id),
+        escape(&alice.user_id)
+    );
+    let content = json!({ "membership": "join", "displayname": "Alice A." });
+    alice.put(&path, &content).await.ok();
+    let named = bob.sync(token(&next), 0).await;
+    assert_eq!(named["device_lists"], Value::Null);
+
+    let before = token(&named).unwrap().to_owned();
+    let leave = format!("/_matrix/client/v3/rooms/{}/leave", escape(&room_id));
+    bob.post(&leave, &json!({})).await.ok();
+    let left = bob.sync(Some(&before), 0).await;
+    assert_eq!(lists(&left, "left"), [alice.user_id.clone()].into());
+    let left = alice.sync(Some(&before), 0).await;
+    assert_eq!(lists(&left, "left"), [bob.user_id.clone()].into());
+    // The database says the same as memory.
+    server.restart().await;
+    let left = bob.sync(Some(&before), 0).await;
+    assert_eq!(lists(&left, "left"), [alice.user_id.clone()].into());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cross_signing() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let device = upload_device(&alice).await;
+    let keys: Vec<_> = (0..4).map(|_| Ed25519SecretKey::new()).collect();
+    let [master, own, other, next] = keys.as_slice() else {
+        panic!("four keys")
+    };
+    let by_master = |mut key: Value, master: &Ed25519SecretKey| {
+        let id = format!("ed25519:{}", master.public_key().to_base64());
+        sign(&mut key, &alice.user_id, &id, master);
+        key
+    };
+    let self_signing = cross_signing_key(&alice, "self_signing", own);
+    let answer = alice
+        .post(CROSS_SIGNING, &json!({ "self_signing_key": self_signing }))
+        .await;
+    assert_eq!(answer.refused(), (400, "M_MISSING_PARAM"));
+    let body = json!({
+        "master_key": cross_signing_key(&alice, "master", master),
+        "self_signing_key": by_master(self_signing.clone(), next),
+    });
+    let answer = alice.post(CROSS_SIGNING, &body).await;
+    assert_eq!(answer.refused(), (400, "M_INVALID_SIGNATURE"));
+    let body = json!({
+        "master_key": cross_signing_key(&alice, "master", master),
+        "self_signing_key": by_master(self_signing, master),
+        "user_signing_key": by_master(cross_signing_key(&alice, "user_signing", other), master),
+    });
+    for _ in 0..2 {
+        alice.post(CROSS_SIGNING, &body).await.ok();
+    }
+    let query = json!({ "device_keys": { &alice.user_id: [] } });
+    let found = bob.post(QUERY, &query).await.ok();
+    assert_eq!(found["master_keys"][&alice.user_id], body["master_key"]);
+    assert_eq!(found["user_signing_keys"], Value::Null);
+    let found = alice.post(QUERY, &query).await.ok();
+    assert_eq!(
+        found["user_signing_keys"][&alice.user_id],
+        body["user_signing_key"]
+    );
+
+    // Somebody with a stolen token cannot replace the keys.
+    let mut replaced = json!({ "master_key": cross_signing_key(&alice, "master", next) });
+    let answer = alice.post(CROSS_SIGNING, &replaced).await;
+    assert_eq!(answer.status, 401);
+    let session = answer.body["session"].clone();
+    for (password, status) in [("wrong", 401), ("the password of alice", 200)] {
+        replaced["auth"] = json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": alice.user_id },
+            "password": password,
+            "session": session,
+        });
+        let answer = alice.post(CROSS_SIGNING, &replaced).await;
+        assert_eq!(answer.status, status);
+    }
+    let found = alice.post(QUERY, &query).await.ok();
+    assert_eq!(found["self_signing_keys"], Value::Null);
+    drop(device);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signatures_are_checked_and_kept_private() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    upload_device(&alice).await;
+    let setup = async |user: &User| {
+        let keys: Vec<_> = (0..3).map(|_| Ed25519SecretKey::new()).collect();
+        let master_id = format!("ed25519:{}", keys[0].public_key().to_base64());
+        let names = ["master", "self_signing", "user_signing"];
+        let mut body = json!({});
+        for (name, key) in names.iter().zip(&keys) {
+            let mut object = cross_signing_key(user, name, key);
+            if *name != "master" {
+                sign(&mut object, &user.user_id, &master_id, &keys[0]);
+            }
+            body[format!("{name}_key")] = object;
+        }
+        user.post(CROSS_SIGNING, &body).await.ok();
+        (keys, body)
+    };
+    let (keys, _) = setup(&alice).await;
+    let (bobs, bob_body) = setup(&bob).await;
+    let since = alice.sync(None, 0).await;
+    let key_id = |key: &Ed25519SecretKey| format!("ed25519:{}", key.public_key().to_base64());
+
+    let query = |user: &User| json!({ "device_keys": { &user.user_id: [] } });
+    let found = alice.post(QUERY, &query(&alice)).await.ok();
+    let mut device = found["device_keys"][&alice.user_id][&alice.device_id].clone();
+    sign(&mut device, &alice.user_id, &key_id(&keys[1]), &keys[1]);
+    let mut master = bob_body["master_key"].clone();
+    sign(&mut master, &alice.user_id, &key_id(&keys[2]), &keys[2]);
+    let mut wrong = device.clone();
+    wrong["signatures"][&alice.user_id][key_id(&keys[1])] =
+        keys[2].sign(b"something else").to_base64().into();
+    let public = bobs[0].public_key().to_base64();
+    let body = json!({ &alice.user_id: { &alice.device_id: wrong, "NONE": device } });
+    let failures = alice.post(SIGNATURES, &body).await.ok();
+    let failures = &failures["failures"][&alice.user_id];
+    assert_eq!(failures[&alice.device_id]["errcode"], "M_INVALID_SIGNATURE");
+    assert_eq!(failures["NONE"]["errcode"], "M_NOT_FOUND");
+    let body = json!({
+        &alice.user_id: { &alice.device_id: device },
+        &bob.user_id: { &public: master },
+    });
+    let answer = alice.post(SIGNATURES, &body).await.ok();
+    assert_eq!(answer, json!({}));
+
+    let found = bob.post(QUERY, &query(&alice)).await.ok();
+    let seen = &found["device_keys"][&alice.user_id][&alice.device_id]["signatures"];
+    assert_eq!(*seen, device["signatures"]);
+    let found = alice.post(QUERY, &query(&bob)).await.ok();
+    assert_eq!(found["master_keys"][&bob.user_id], master);
+    // Whom Alice trusts is not even Bob's business.
+    let found = bob.post(QUERY, &query(&bob)).await.ok();
+    assert_eq!(found["master_keys"][&bob.user_id], bob_body["master_key"]);
+    let sync = alice.sync(token(&since), 0).await;
+    assert!(lists(&sync, "changed").contains(&alice.user_id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_a_device_takes_everything_with_it() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let tablet = server.log_in("alice").await;
+    let key = upload_device(&tablet).await;
+    let keys = json!({ "signed_curve25519:A": one_time_key(&tablet, &key) });
+    tablet
+        .post(UPLOAD, &json!({ "one_time_keys": keys }))
+        .await
+        .ok();
+    send_to_device(&bob, "a", &tablet, "*", "secret").await.ok();
+
+    let path = format!("/_matrix/client/v3/devices/{}", tablet.device_id);
+    alice
+        .put(&path, &json!({ "display_name": "Tablet" }))
+        .await
+        .ok();
+    assert_eq!(alice.get(&path).await.ok()["display_name"], "Tablet");
+    assert_eq!(bob.get(&path).await.refused(), (404, "M_NOT_FOUND"));
+    let answer = bob.put(&path, &json!({ "display_name": "Mine" })).await;
+    assert_eq!(answer.refused(), (404, "M_NOT_FOUND"));
+
+    let answer = alice.delete(&path).await;
+    assert_eq!(answer.status, 401);
+    let session = answer.body["session"].clone();
+    let auth = |name: &str| {
+        json!({ "auth": {
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": name },
+            "password": format!("the password of {name}"),
+            "session": session,
+        }})
+    };
+    for (name, status) in [("bob", 401), ("alice", 200)] {
+        let body = auth(name).to_string().into_bytes();
+        let answer = alice.request(http::Method::DELETE, &path, Some(body)).await;
+        assert_eq!(answer.status, status);
+    }
+    let answer = tablet.get("/_matrix/client/v3/devices").await;
+    assert_eq!(answer.refused(), (401, "M_UNKNOWN_TOKEN"));
+    assert_eq!(claim(&bob, &tablet).await, None);
+    let query = json!({ "device_keys": { &alice.user_id: [] } });
+    let found = bob.post(QUERY, &query).await.ok();
+    assert_eq!(found["device_keys"][&alice.user_id], json!({}));
+}
