@@ -181,6 +181,10 @@ impl Transport {
             .unwrap_or_else(std::sync::PoisonError::into_inner) = token;
     }
 
+    pub(crate) fn has_token(&self) -> bool {
+        self.token().is_some()
+    }
+
     fn token(&self) -> Option<Zeroizing<String>> {
         self.token
             .read()
