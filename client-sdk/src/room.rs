@@ -314,11 +314,12 @@ impl Room {
         };
         request.limit = UInt::from(limit);
         let response = self.client.inner.transport.send(request).await?;
-        let mut events = Vec::new();
-        for raw in response.chunk {
-            let raw = raw.cast_unchecked();
-            events.extend(TimelineEvent::read(machine, &self.room_id, &raw).await?);
-        }
+        let raw: Vec<_> = response
+            .chunk
+            .into_iter()
+            .map(Raw::cast_unchecked)
+            .collect();
+        let events = TimelineEvent::read(machine, &self.room_id, &raw).await?;
         Ok(History {
             events,
             end: response.end,

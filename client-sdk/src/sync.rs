@@ -200,6 +200,9 @@ impl Client {
         state: &mut SyncState,
         timeout: Duration,
     ) -> Result<Pending, SyncError> {
+        if !self.inner.transport.has_token() {
+            return Err(SyncError::LoggedOut);
+        }
         let mut request = sync_events::v3::Request::new();
         request.since = machine.sync_token().await?;
         request.timeout = Some(timeout);
@@ -286,11 +289,10 @@ impl Client {
         let mut late = Vec::new();
         let rows: Vec<(String, Raw<AnySyncTimelineEvent>)> =
             after.list(Table::Undecryptable, &partition).await?;
-        for (id, raw) in rows {
-            let event = TimelineEvent::read(machine, &key.room_id, &raw).await?;
-            let Some(event) = event else { continue };
+        let raw = rows.iter().map(|(_, raw)| raw);
+        for event in TimelineEvent::read(machine, &key.room_id, raw).await? {
             if matches!(event.protection, Protection::Encrypted(_)) {
-                after.delete(Table::Undecryptable, &partition, &id);
+                after.delete(Table::Undecryptable, &partition, event.event_id.as_str());
                 late.push((key.room_id.clone(), event));
             }
         }
@@ -307,24 +309,16 @@ async fn read_room(
     unread: &mut Batch<'_>,
     room: PendingRoom,
 ) -> Result<RoomUpdate, StoreError> {
-    let mut timeline = Vec::new();
-    for raw in &room.timeline {
-        let Some(event) = TimelineEvent::read(machine, &room.room_id, raw).await? else {
-            continue;
-        };
+    let timeline = TimelineEvent::read(machine, &room.room_id, &room.timeline).await?;
+    for event in &timeline {
         if let Protection::Undecryptable(reason) = &event.protection
             && reason.may_be_cured()
-            && let Some(session_id) = Machine::session_id_of(raw)
+            && let Some(session_id) = Machine::session_id_of(&event.raw)
         {
             let partition = unread_partition(&room.room_id, &session_id);
-            unread.put(
-                Table::Undecryptable,
-                &partition,
-                event.event_id.as_str(),
-                raw,
-            )?;
+            let id = event.event_id.as_str();
+            unread.put(Table::Undecryptable, &partition, id, &event.raw)?;
         }
-        timeline.push(event);
     }
     Ok(RoomUpdate {
         room_id: room.room_id,

@@ -106,29 +106,22 @@ struct Fields {
 }
 
 impl TimelineEvent {
-    /// Reads an event and decrypts it if it has to be; `None` if it is no event.
+    /// Reads events and decrypts those that have to be; leaves out what is no event.
     pub(crate) async fn read(
         machine: &Machine,
         room_id: &RoomId,
-        raw: &Raw<AnySyncTimelineEvent>,
-    ) -> Result<Option<Self>, StoreError> {
-        let Ok(fields) = serde_json::from_str::<Fields>(raw.json().get()) else {
-            return Ok(None);
-        };
-        let mut event = Self {
-            event_id: fields.event_id,
-            sender: fields.sender,
-            timestamp: fields.origin_server_ts,
-            kind: fields.kind,
-            content: fields.content,
-            state_key: fields.state_key,
-            protection: Protection::Clear,
-            raw: raw.clone(),
-        };
-        // A redacted event has lost its ciphertext.
-        let is_encrypted = event.kind == "m.room.encrypted" && event.state_key.is_none();
-        if is_encrypted && !event.content.is_empty() {
-            event.protection = match machine.decrypt_room_event(room_id, raw).await {
+        raw: impl IntoIterator<Item = &Raw<AnySyncTimelineEvent>>,
+    ) -> Result<Vec<Self>, StoreError> {
+        let mut events: Vec<Self> = raw.into_iter().filter_map(Self::parse).collect();
+        let encrypted: Vec<_> = events
+            .iter()
+            .filter(|event| event.is_ciphertext())
+            .map(|event| event.raw.clone())
+            .collect();
+        let results = machine.decrypt_room_events(room_id, &encrypted).await?;
+        let waiting = events.iter_mut().filter(|event| event.is_ciphertext());
+        for (event, result) in waiting.zip(results) {
+            event.protection = match result {
                 Ok(decrypted) => {
                     event.kind = decrypted.kind;
                     event.content = decrypted.content;
@@ -137,7 +130,26 @@ impl TimelineEvent {
                 Err(error) => Protection::Undecryptable(error.try_into()?),
             };
         }
-        Ok(Some(event))
+        Ok(events)
+    }
+
+    /// Whether there is something to decrypt. A redacted event has lost its ciphertext.
+    fn is_ciphertext(&self) -> bool {
+        self.kind == "m.room.encrypted" && self.state_key.is_none() && !self.content.is_empty()
+    }
+
+    fn parse(raw: &Raw<AnySyncTimelineEvent>) -> Option<Self> {
+        let fields: Fields = serde_json::from_str(raw.json().get()).ok()?;
+        Some(Self {
+            event_id: fields.event_id,
+            sender: fields.sender,
+            timestamp: fields.origin_server_ts,
+            kind: fields.kind,
+            content: fields.content,
+            state_key: fields.state_key,
+            protection: Protection::Clear,
+            raw: raw.clone(),
+        })
     }
 
     /// The text of a message, of any kind of message that has one.

@@ -1,5 +1,8 @@
 //! HTTP to one homeserver: authentication, patience, and limits.
 
+#[cfg(test)]
+mod tests;
+
 use std::{borrow::Cow, fmt, sync::RwLock, time::Duration};
 
 use ruma::api::{
@@ -60,7 +63,7 @@ pub enum RequestError<E = MatrixError> {
     Malformed,
     /// The server refused.
     #[error("the server refused")]
-    Refused(E),
+    Refused(#[source] E),
 }
 
 impl RequestError {
@@ -179,6 +182,10 @@ impl Transport {
             .token
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner) = token;
+    }
+
+    pub(crate) fn has_token(&self) -> bool {
+        self.token().is_some()
     }
 
     fn token(&self) -> Option<Zeroizing<String>> {
@@ -319,62 +326,4 @@ fn is_loopback(host: &str) -> bool {
         .trim_end_matches(']')
         .parse::<std::net::IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
-    use super::*;
-
-    #[test]
-    fn plain_http_is_for_loopback_only() {
-        for url in [
-            "http://localhost:8008",
-            "http://127.0.0.1:8008/",
-            "http://[::1]",
-            "https://a.b",
-        ] {
-            assert!(checked_base(url, false).is_ok(), "{url}");
-        }
-        let error = checked_base("http://example.org", false).unwrap_err();
-        assert!(matches!(error, TransportError::Insecure));
-        assert!(checked_base("http://example.org", true).is_ok());
-        for url in ["example.org", "ftp://example.org", "localhost:8008", ""] {
-            let error = checked_base(url, true).unwrap_err();
-            assert!(matches!(error, TransportError::InvalidUrl), "{url}");
-        }
-    }
-
-    fn answer(status: u16, retry_after: Option<&str>) -> http::response::Parts {
-        let mut response = http::Response::builder().status(status);
-        if let Some(value) = retry_after {
-            response = response.header(http::header::RETRY_AFTER, value);
-        }
-        response.body(()).unwrap().into_parts().0
-    }
-
-    #[test]
-    fn rate_limits_are_waited_out_as_the_server_asks() {
-        let wait = |status, header, body: &[u8]| {
-            wait_before_repeat(
-                &answer(status, header),
-                body,
-                Repeat::OnlyIfRefused,
-                FIRST_PAUSE,
-            )
-        };
-        assert_eq!(wait(429, Some("3"), b"{}"), Some(Duration::from_secs(3)));
-        let body = br#"{"errcode":"M_LIMIT_EXCEEDED","error":"","retry_after_ms":1500}"#;
-        assert_eq!(wait(429, None, body), Some(Duration::from_millis(1500)));
-        assert_eq!(wait(429, None, b"?"), Some(FIRST_PAUSE));
-        assert_eq!(wait(400, Some("3"), b"{}"), None);
-    }
-
-    #[test]
-    fn a_post_that_may_have_happened_is_not_repeated() {
-        let wait = |repeat| wait_before_repeat(&answer(502, None), b"", repeat, FIRST_PAUSE);
-        assert_eq!(wait(Repeat::Always), Some(FIRST_PAUSE));
-        assert_eq!(wait(Repeat::OnlyIfRefused), None);
-    }
 }

@@ -116,12 +116,15 @@ impl StoredAccount {
     }
 
     /// Takes what a sync says about the keys on the server. A missing count means none.
+    ///
+    /// Returns whether the account has to be saved.
     pub(crate) fn take_counts(
         &mut self,
         one_time_keys: u64,
         unused_fallback_keys: Option<&[OneTimeKeyAlgorithm]>,
         now: u64,
-    ) {
+    ) -> bool {
+        let mut changed = self.state.server_count != Some(one_time_keys);
         self.state.server_count = Some(one_time_keys);
         let used = unused_fallback_keys
             .is_some_and(|unused| !unused.contains(&OneTimeKeyAlgorithm::SignedCurve25519));
@@ -131,11 +134,14 @@ impl StoredAccount {
             self.olm.generate_fallback_key();
             self.state.fallback_made_at = now;
             self.state.forget_fallback_at = Some(now.saturating_add(FALLBACK_FORGET_MS));
+            changed = true;
         }
         if self.state.forget_fallback_at.is_some_and(|at| at <= now) {
             self.olm.forget_fallback_key();
             self.state.forget_fallback_at = None;
+            changed = true;
         }
+        changed
     }
 
     fn nothing_unpublished(&self) -> bool {

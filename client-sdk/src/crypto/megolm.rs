@@ -202,11 +202,28 @@ impl Machine {
         room_id: &RoomId,
         event: &Raw<AnySyncTimelineEvent>,
     ) -> Result<DecryptedEvent, DecryptError> {
+        let mut results = self.decrypt_room_events(room_id, [event]).await?;
+        results.pop().unwrap_or(Err(DecryptError::Malformed))
+    }
+
+    /// Decrypts many events of a room, with one commit for all. The results are in the order of
+    /// the events; the outer error is a failing store.
+    pub async fn decrypt_room_events<'e>(
+        &self,
+        room_id: &RoomId,
+        events: impl IntoIterator<Item = &'e Raw<AnySyncTimelineEvent>>,
+    ) -> Result<Vec<Result<DecryptedEvent, DecryptError>>, StoreError> {
         let _guard = self.lock().await;
         let mut batch = self.batch();
-        let decrypted = decrypt(&mut batch, room_id, event).await?;
+        let mut results = Vec::new();
+        for event in events {
+            match decrypt(&mut batch, room_id, event).await {
+                Err(DecryptError::Store(error)) => return Err(error),
+                result => results.push(result),
+            }
+        }
         batch.commit().await?;
-        Ok(decrypted)
+        Ok(results)
     }
 
     /// The session that an encrypted event asks for.

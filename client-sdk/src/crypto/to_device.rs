@@ -204,12 +204,10 @@ impl Machine {
             }
         }
         let mut account = StoredAccount::load(&batch).await?;
-        account.take_counts(
-            changes.one_time_keys,
-            changes.unused_fallback_keys,
-            self.now(),
-        );
-        account.save(&mut batch)?;
+        let (count, unused) = (changes.one_time_keys, changes.unused_fallback_keys);
+        if account.take_counts(count, unused, self.now()) {
+            account.save(&mut batch)?;
+        }
         batch.put(Table::Meta, "", SYNC_TOKEN, &changes.next_batch)?;
         batch.extend(changes.also);
         batch.commit().await?;
