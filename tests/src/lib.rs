@@ -14,9 +14,11 @@
 )]
 
 mod database;
+mod fake;
 mod server;
 mod user;
 
 pub use database::Database;
+pub use fake::{FakeServer, Lie};
 pub use server::{Setup, TestServer};
 pub use user::{Answer, User, escape, room};

@@ -142,6 +142,13 @@ impl TestServer {
         format!("http://{}", running.address())
     }
 
+    /// Where other servers connect, whether or not the server runs.
+    #[must_use]
+    pub fn federation_address(&self) -> SocketAddr {
+        let listen = self.config.federation.listen;
+        listen.expect("the server federates")
+    }
+
     /// Where the data of the server is.
     #[must_use]
     pub fn data_dir(&self) -> &Path {

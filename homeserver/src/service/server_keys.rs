@@ -178,6 +178,11 @@ impl ServerKeys {
         Ok(keys.and_then(|keys| keys.for_request(id, now).cloned()))
     }
 
+    /// A request of this server was authenticated, so it is there: what waits for it can be sent.
+    pub(crate) fn heard_from(&self, server: &ServerName) {
+        self.0.federation.heard_from(server);
+    }
+
     /// The list that a server published, if it is, or was lately, valid at some time: what we tell others
     /// as a notary.
     pub(crate) async fn published(

@@ -40,8 +40,9 @@ impl TxnScope {
         Self("handed in".to_owned())
     }
 
-    fn is_handed_in(&self) -> bool {
-        *self == Self::handed_in()
+    /// The scope of events of ours that another server passes on, because we handed them in there.
+    pub(crate) fn passed_on() -> Self {
+        Self("passed on".to_owned())
     }
 }
 
@@ -156,12 +157,9 @@ impl StoredEvent {
     /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#joining-rooms)).
     #[must_use]
     pub(crate) fn is_ours_to_send(&self, own: &ServerName) -> bool {
-        let handed_in = || {
-            self.txn
-                .as_ref()
-                .is_some_and(|txn| txn.scope.is_handed_in())
-        };
-        self.is_accepted() && (self.pdu.sender().server_name() == own || handed_in())
+        let scope = self.txn.as_ref().map(|txn| &txn.scope);
+        let ours = self.pdu.sender().server_name() == own && scope != Some(&TxnScope::passed_on());
+        self.is_accepted() && (ours || scope == Some(&TxnScope::handed_in()))
     }
 
     /// Whether other events may build on this one.

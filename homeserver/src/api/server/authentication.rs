@@ -68,7 +68,10 @@ async fn authenticate(
         };
         let method = request.method().as_str();
         match credentials.verify(method, uri, request.body(), us, &key) {
-            Ok(()) => return Ok(origin.to_owned()),
+            Ok(()) => {
+                keys.heard_from(origin);
+                return Ok(origin.to_owned());
+            }
             Err(error) => tracing::debug!(%origin, %error, "a request was not authenticated"),
         }
     }

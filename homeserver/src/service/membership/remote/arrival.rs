@@ -24,6 +24,7 @@ use crate::{
     storage::{
         Families, StorageError,
         append::{Append, NewEvent, NewOutlier, Placement},
+        events::{Txn, TxnScope},
         rooms::{Head, Room, RoomNid},
         state_map::{self, Changed, EventNid, StateKeyId},
         state_nodes::pair,
@@ -65,6 +66,11 @@ impl Remote {
         let cache = self.storage.event_cache();
         cache.insert_pending(nid, Arc::new(told.join.pdu().clone()));
 
+        // The server through which the user joined tells the others.
+        let txn = Txn {
+            scope: TxnScope::passed_on(),
+            id: told.join.pdu().event_id().as_str().into(),
+        };
         let empty = state_map::empty().0;
         let old_head = room.as_ref().and_then(|room| room.head.as_ref());
         let expected = room.as_ref().map(|room| room.head_version);
@@ -92,7 +98,7 @@ impl Remote {
                 head_state: around.after.root,
                 replaces: around.replaces,
                 memberships,
-                txn: None,
+                txn: Some(txn),
             }],
             outliers,
             nodes,

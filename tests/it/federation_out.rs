@@ -1,0 +1,146 @@
+//! What our server says to others, and what it believes of them.
+
+use std::time::Duration;
+
+use ruma::RoomVersionId;
+use serde_json::{Value, json};
+use sotto_tests::{FakeServer, Lie, TestServer, User, room};
+
+/// A server of ours, with a user, and one that is not.
+async fn with_fake(version: RoomVersionId) -> (TestServer, TestServer, FakeServer, User) {
+    let (ours, mut other) = TestServer::pair().await;
+    other.stop().await;
+    let fake = FakeServer::replace(&other, version).await;
+    let alice = ours.register("alice").await;
+    (ours, other, fake, alice)
+}
+
+/// Waits until the other server has got a message with this text.
+async fn arrived(fake: &FakeServer, text: &str) -> Value {
+    for _ in 0..200 {
+        let received = fake.received();
+        if let Some(event) = received.iter().find(|e| e["content"]["body"] == text) {
+            return event.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{text} did not arrive; {:?}", fake.received());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_of_another_server_is_joined_and_told_what_happens() {
+    for version in [
+        RoomVersionId::V6,
+        RoomVersionId::V10,
+        RoomVersionId::V11,
+        RoomVersionId::V12,
+    ] {
+        let (_ours, _other, fake, alice) = with_fake(version).await;
+        let room_id = fake.room_id().as_str();
+        alice.join_via(room_id, "b.test").await.ok();
+        let name = alice.get(&room(room_id, "state/m.room.name/")).await.ok();
+        assert_eq!(name["name"], "Far away");
+        let members = alice.get(&room(room_id, "joined_members")).await;
+        if members.status.is_success() {
+            assert_eq!(members.body["joined"].as_object().unwrap().len(), 2);
+        }
+        let sync = alice.sync(None, 0).await;
+        assert!(sync["rooms"]["join"][room_id].is_object());
+
+        alice.send(room_id, "hello over there").await;
+        let event = arrived(&fake, "hello over there").await;
+        assert_eq!(event["sender"], alice.user_id.as_str());
+        // The join itself was handed in with `send_join` and is not sent again.
+        let again = |event: &&Value| event["type"] == "m.room.member";
+        assert_eq!(fake.received().iter().filter(again).count(), 0);
+        alice.post(&room(room_id, "leave"), &json!({})).await.ok();
+        for _ in 0..200 {
+            if fake
+                .received()
+                .iter()
+                .any(|e| e["content"]["membership"] == "leave")
+            {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(
+            fake.received()
+                .iter()
+                .any(|e| e["content"]["membership"] == "leave")
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_our_own_join_is_signed() {
+    let (_ours, _other, fake, alice) = with_fake(RoomVersionId::V11).await;
+    fake.lie(Lie::MakeJoinOfOtherEvent);
+    let room_id = fake.room_id().as_str();
+    let answer = alice.join_via(room_id, "b.test").await;
+    // Whether or not the join worked: what we signed is a join of our user to that room and no more.
+    drop(answer);
+    for join in fake.joins() {
+        assert_eq!(join["type"], "m.room.member");
+        assert_eq!(join["state_key"], alice.user_id.as_str());
+        assert_eq!(join["sender"], alice.user_id.as_str());
+        assert_eq!(join["room_id"], room_id);
+        assert_eq!(join["content"]["membership"], "join");
+        assert!(join["content"].get("users").is_none());
+        assert!(join.get("extra").is_none());
+    }
+    assert_eq!(fake.joins().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_cannot_be_true_makes_no_room() {
+    let (_ours, _other, fake, alice) = with_fake(RoomVersionId::V11).await;
+    let room_id = fake.room_id().as_str();
+    for lie in [Lie::OtherVersion, Lie::NoCreateEvent, Lie::Banned] {
+        fake.lie(lie);
+        let answer = alice.join_via(room_id, "b.test").await;
+        assert!(!answer.status.is_success(), "{lie:?} {}", answer.body);
+        let sync = alice.sync(None, 0).await;
+        assert!(sync["rooms"]["join"].get(room_id).is_none(), "{lie:?}");
+    }
+    // A single event that is not signed by its sender's server is left out.
+    fake.lie(Lie::ForgedEvent);
+    alice.join_via(room_id, "b.test").await.ok();
+    let name = alice.get(&room(room_id, "state/m.room.name/")).await;
+    assert_eq!(name.refused(), (404, "M_NOT_FOUND"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_away_gets_what_it_missed() {
+    let (mut ours, _other, fake, alice) = with_fake(RoomVersionId::V12).await;
+    let room_id = fake.room_id().as_str();
+    alice.join_via(room_id, "b.test").await.ok();
+    alice.send(room_id, "before").await;
+    arrived(&fake, "before").await;
+    fake.lie(Lie::RefuseTransactions);
+    alice.send(room_id, "missed").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    alice.send(room_id, "missed too").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(
+        !fake
+            .received()
+            .iter()
+            .any(|e| e["content"]["body"] == "missed")
+    );
+    // Neither a restart nor the pause makes it forget.
+    ours.restart().await;
+    fake.lie(Lie::None);
+    arrived(&fake, "missed").await;
+    arrived(&fake, "missed too").await;
+    alice.send(room_id, "after").await;
+    arrived(&fake, "after").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_nobody_knows_is_not_found() {
+    let (ours, _other) = TestServer::pair().await;
+    let alice = ours.register("alice").await;
+    let answer = alice.join("!nowhere:a.test").await;
+    assert_eq!(answer.refused().0, 404, "{}", answer.body);
+}

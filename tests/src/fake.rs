@@ -1,0 +1,362 @@
+//! A server that is not ours: it has one room, and says about it what a test wants.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use axum::{
+    Router,
+    extract::{Path as UrlPath, State},
+    http::StatusCode,
+    routing::{get, put},
+};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
+    RoomVersionId, UserId, events::TimelineEventType, room_version_rules::RoomVersionRules,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use serde_json::{Value, json, value::to_raw_value};
+use sotto_federation::{
+    room::{
+        builder::{Basis, Template, build},
+        signing::SigningKey,
+    },
+    server_keys::own_response,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use crate::TestServer;
+
+/// What the server does that it should not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// Nothing.
+    None,
+    /// Answers `make_join` with an event that would give its own user all power.
+    MakeJoinOfOtherEvent,
+    /// Answers `make_join` with another room version than the room has.
+    OtherVersion,
+    /// Gives a state without the create event.
+    NoCreateEvent,
+    /// Gives a state with an event that it did not sign.
+    ForgedEvent,
+    /// Gives a state by which the user is banned.
+    Banned,
+    /// Refuses every transaction.
+    RefuseTransactions,
+}
+
+/// A running server. It ends when this is dropped.
+#[derive(Debug)]
+pub struct FakeServer {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    name: OwnedServerName,
+    key: SigningKey,
+    rules: RoomVersionRules,
+    version: RoomVersionId,
+    room_id: OwnedRoomId,
+    /// The state, in the order in which it was made.
+    state: Vec<Made>,
+    lie: Mutex<Lie>,
+    /// What `send_join` got.
+    joins: Mutex<Vec<Value>>,
+    /// The events of the transactions that came.
+    received: Mutex<Vec<Value>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone)]
+struct Made {
+    id: OwnedEventId,
+    json: Value,
+}
+
+impl FakeServer {
+    /// Takes the place of a server that was stopped: its name, address, certificate and key. It has a
+    /// public room of the version.
+    pub async fn replace(server: &TestServer, version: RoomVersionId) -> Self {
+        let name = server.name().to_owned();
+        let text = std::fs::read_to_string(server.data_dir().join("signing.key"));
+        let text = text.expect("the server had a key");
+        let parts: Vec<_> = text.split_whitespace().collect();
+        let key = SigningKey::from_seed(parts[1], parts[2]).expect("a key");
+        let rules = version.rules().expect("a known version");
+        let user = UserId::parse(format!("@mallory:{name}")).expect("a user id");
+        let (room_id, state) = make_room(&user, &key, &version, &rules);
+        let shared = Arc::new(Shared {
+            name: name.clone(),
+            key,
+            rules,
+            version,
+            room_id,
+            state,
+            lie: Mutex::new(Lie::None),
+            joins: Mutex::default(),
+            received: Mutex::default(),
+        });
+        let router = Router::new()
+            .route("/_matrix/key/v2/server", get(keys))
+            .route(
+                "/_matrix/federation/v1/make_join/{room}/{user}",
+                get(make_join),
+            )
+            .route(
+                "/_matrix/federation/v2/send_join/{room}/{event}",
+                put(send_join),
+            )
+            .route("/_matrix/federation/v1/send/{txn}", put(transaction))
+            .with_state(shared.clone());
+        let tls = Tls::bind(
+            server.federation_address(),
+            server.directory(),
+            name.as_str(),
+        )
+        .await;
+        #[expect(clippy::disallowed_methods, reason = "ended by the drop of the value")]
+        let task = tokio::spawn(async move {
+            axum::serve(tls, router).await.ok();
+        });
+        Self { shared, task }
+    }
+
+    /// The room.
+    #[must_use]
+    pub fn room_id(&self) -> &RoomId {
+        &self.shared.room_id
+    }
+
+    /// Begins to lie.
+    pub fn lie(&self, lie: Lie) {
+        *lock(&self.shared.lie) = lie;
+    }
+
+    /// The events that came with `send_join`.
+    #[must_use]
+    pub fn joins(&self) -> Vec<Value> {
+        lock(&self.shared.joins).clone()
+    }
+
+    /// The events that came with transactions.
+    #[must_use]
+    pub fn received(&self) -> Vec<Value> {
+        lock(&self.shared.received).clone()
+    }
+}
+
+impl Drop for FakeServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The events of a public room.
+fn make_room(
+    user: &OwnedUserId,
+    key: &SigningKey,
+    version: &RoomVersionId,
+    rules: &RoomVersionRules,
+) -> (OwnedRoomId, Vec<Made>) {
+    let hashed = rules.authorization.room_create_event_id_as_room_id;
+    let mut create = json!({ "room_version": version });
+    if !rules.authorization.use_room_create_sender {
+        create["creator"] = json!(user);
+    }
+    let levels = if rules.authorization.explicitly_privilege_room_creators {
+        json!({ "users_default": 0 })
+    } else {
+        json!({ "users": { user.as_str(): 100 } })
+    };
+    let parts = [
+        ("m.room.create", "", create),
+        (
+            "m.room.member",
+            user.as_str(),
+            json!({ "membership": "join" }),
+        ),
+        ("m.room.power_levels", "", levels),
+        ("m.room.join_rules", "", json!({ "join_rule": "public" })),
+        ("m.room.name", "", json!({ "name": "Far away" })),
+    ];
+    let mut room_id = (!hashed)
+        .then(|| RoomId::parse(format!("!far:{}", user.server_name())).expect("a room id"));
+    let mut made: Vec<Made> = Vec::new();
+    for (depth, (event_type, state_key, content)) in (1..).zip(parts) {
+        // Create, member, levels: whatever is there so far, but for the create event where it is named
+        // by the room.
+        let auth = made.iter().take(3).skip(usize::from(hashed));
+        let basis = Basis {
+            room_id: room_id.clone(),
+            prev_events: made
+                .last()
+                .map(|event| event.id.clone())
+                .into_iter()
+                .collect(),
+            auth_events: auth.map(|event| event.id.clone()).collect(),
+            depth,
+        };
+        let template = Template {
+            event_type: TimelineEventType::from(event_type),
+            content: to_raw_value(&content).expect("JSON"),
+            state_key: Some(state_key.to_owned()),
+            redacts: None,
+        };
+        let now = MilliSecondsSinceUnixEpoch(1_700_000_000_000_u64.try_into().expect("a time"));
+        let server = user.server_name();
+        let built = build(template, &basis, user, now, rules, server, key).expect("an event");
+        room_id = Some(built.pdu().room_id().to_owned());
+        made.push(Made {
+            id: built.pdu().event_id().to_owned(),
+            json: serde_json::from_str(built.pdu().json().get()).expect("JSON"),
+        });
+    }
+    (room_id.expect("a room"), made)
+}
+
+async fn keys(State(shared): State<Arc<Shared>>) -> String {
+    let until = MilliSecondsSinceUnixEpoch(4_000_000_000_000_u64.try_into().expect("a time"));
+    let response = own_response(&shared.name, &shared.key, &[], until).expect("keys");
+    serde_json::to_string(&response).expect("JSON")
+}
+
+async fn make_join(
+    State(shared): State<Arc<Shared>>,
+    UrlPath((room, user)): UrlPath<(String, String)>,
+) -> String {
+    let lie = *lock(&shared.lie);
+    let hashed = shared.rules.authorization.room_create_event_id_as_room_id;
+    let id = |index: usize| shared.state.get(index).map(|event| event.id.clone());
+    let auth = [0, 2, 3]
+        .into_iter()
+        .skip(usize::from(hashed))
+        .filter_map(id);
+    let mut event = json!({
+        "type": "m.room.member",
+        "sender": user,
+        "state_key": user,
+        "room_id": room,
+        "content": { "membership": "join" },
+        "auth_events": auth.collect::<Vec<_>>(),
+        "prev_events": id(4).into_iter().collect::<Vec<_>>(),
+        "depth": 6,
+        "origin_server_ts": 1_700_000_000_000_u64,
+    });
+    if lie == Lie::MakeJoinOfOtherEvent {
+        event["type"] = json!("m.room.power_levels");
+        event["state_key"] = json!("");
+        event["room_id"] = json!("!other:a.test");
+        event["content"] = json!({ "users": { "@mallory:b.test": 100 } });
+        event["extra"] = json!("signed as well?");
+    }
+    let version = if lie == Lie::OtherVersion {
+        RoomVersionId::V9
+    } else {
+        shared.version.clone()
+    };
+    json!({ "room_version": version, "event": event }).to_string()
+}
+
+async fn send_join(State(shared): State<Arc<Shared>>, join: String) -> String {
+    let lie = *lock(&shared.lie);
+    let mut state: Vec<_> = shared
+        .state
+        .iter()
+        .map(|event| event.json.clone())
+        .collect();
+    match lie {
+        Lie::NoCreateEvent => drop(state.remove(0)),
+        Lie::ForgedEvent => {
+            // Signed, but by nobody who could have sent it.
+            let mut forged = state[4].clone();
+            forged["sender"] = json!("@root:a.test");
+            forged["content"] = json!({ "name": "Forged" });
+            state[4] = forged;
+        }
+        Lie::Banned => {
+            let mut levels = state[3].clone();
+            levels["content"] = json!({ "join_rule": "invite" });
+            state[3] = levels;
+        }
+        _ => {}
+    }
+    lock(&shared.joins).push(serde_json::from_str(&join).expect("JSON"));
+    json!({ "state": state, "auth_chain": state, "origin": shared.name }).to_string()
+}
+
+async fn transaction(State(shared): State<Arc<Shared>>, body: String) -> (StatusCode, String) {
+    if *lock(&shared.lie) == Lie::RefuseTransactions {
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            json!({ "errcode": "M_UNKNOWN" }).to_string(),
+        );
+    }
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    let pdus = body["pdus"].as_array().cloned().unwrap_or_default();
+    lock(&shared.received).extend(pdus);
+    (StatusCode::OK, json!({ "pdus": {} }).to_string())
+}
+
+/// A listener with TLS.
+struct Tls {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl Tls {
+    async fn bind(address: SocketAddr, directory: &Path, name: &str) -> Self {
+        let file = |end: &str| directory.join(format!("{name}.{end}"));
+        let certificates = CertificateDer::pem_file_iter(file("crt")).expect("a certificate");
+        let chain = certificates
+            .collect::<Result<Vec<_>, _>>()
+            .expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(file("key")).expect("a key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("TLS")
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .expect("the certificate fits");
+        Self {
+            listener: TcpListener::bind(address).await.expect("the port is free"),
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+        }
+    }
+}
+
+impl axum::serve::Listener for Tls {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            if let Ok((stream, address)) = self.listener.accept().await
+                && let Ok(stream) = self.acceptor.accept(stream).await
+            {
+                return (stream, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
