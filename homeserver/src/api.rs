@@ -21,11 +21,15 @@ use tower_http::{
 
 use self::error::MatrixError;
 pub(crate) use self::routes::Routes;
-use crate::service::{
-    account_data::AccountData, accounts::Accounts, devices::Devices, e2e_keys::E2eKeys,
-    filter::Filters, membership::Membership, profiles::Profiles, push_rules::PushRules,
-    receipts::Receipts, rooms::Rooms, server_keys::ServerKeys, sync::Sync, timeline::Timeline,
-    to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
+use crate::{
+    clock::Clock,
+    service::{
+        account_data::AccountData, accounts::Accounts, admission::Admission, devices::Devices,
+        e2e_keys::E2eKeys, filter::Filters, membership::Membership, profiles::Profiles,
+        push_rules::PushRules, receipts::Receipts, rooms::Rooms, server_keys::ServerKeys,
+        shared_history::SharedHistory, sync::Sync, timeline::Timeline, to_device::ToDevice,
+        transactions::Transactions, typing::Typing, uia::Uia,
+    },
 };
 
 /// What routes can ask for: each takes the one service that it needs.
@@ -33,6 +37,8 @@ use crate::service::{
 pub(crate) struct Edge {
     pub(crate) account_data: AccountData,
     pub(crate) accounts: Accounts,
+    pub(crate) admission: Admission,
+    pub(crate) clock: Clock,
     pub(crate) devices: Devices,
     pub(crate) filters: Filters,
     pub(crate) e2e_keys: E2eKeys,
@@ -42,6 +48,7 @@ pub(crate) struct Edge {
     pub(crate) receipts: Receipts,
     pub(crate) rooms: Rooms,
     pub(crate) server_keys: ServerKeys,
+    pub(crate) shared_history: SharedHistory,
     pub(crate) sync: Sync,
     pub(crate) timeline: Timeline,
     pub(crate) transactions: Transactions,

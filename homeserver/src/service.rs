@@ -2,6 +2,7 @@
 
 pub(crate) mod account_data;
 pub(crate) mod accounts;
+pub(crate) mod admission;
 pub(crate) mod device_lists;
 pub(crate) mod devices;
 pub(crate) mod e2e_keys;
@@ -17,6 +18,7 @@ pub(crate) mod receipts;
 pub(crate) mod rooms;
 pub(crate) mod server_acl;
 pub(crate) mod server_keys;
+pub(crate) mod shared_history;
 pub(crate) mod sync;
 pub(crate) mod timeline;
 pub(crate) mod to_device;

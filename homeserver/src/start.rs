@@ -20,6 +20,7 @@ use crate::{
     service::{
         account_data::AccountData,
         accounts::Accounts,
+        admission::{self, Admission},
         devices::Devices,
         e2e_keys::E2eKeys,
         events::Events,
@@ -33,6 +34,7 @@ use crate::{
         rooms::Rooms,
         server_acl::ServerAcls,
         server_keys::ServerKeys,
+        shared_history::SharedHistory,
         sync::Sync,
         timeline::Timeline,
         to_device::ToDevice,
@@ -238,13 +240,15 @@ fn services(
             server_keys.clone(),
         )),
     );
-    let transactions = Transactions::new(transactions::Parts {
+    let acls = ServerAcls::new(events.clone());
+    let shared_history = SharedHistory::new(storage.clone(), timeline.clone(), acls);
+    let admission = Admission::new(admission::Parts {
         storage: storage.clone(),
+        timeline: timeline.clone(),
+        history: shared_history.clone(),
+        incoming: incoming.clone(),
         clock: clock.clone(),
-        incoming,
-        tasks: tasks.clone(),
-        server_name,
-        delegated_to: config.federation.delegated_to.clone(),
+        key: key.clone(),
     });
     let rooms = Rooms::new(storage.clone(), timeline.clone(), federation.clone());
     let remote = Remote::new(
@@ -260,6 +264,17 @@ fn services(
     let receipts = Receipts::new(storage.clone(), events.clone(), clock.clone());
     let typing = Typing::new(storage.clone(), clock.clone());
     tasks.spawn(typing.clone().expire(stopping.clone()));
+    let transactions = Transactions::new(transactions::Parts {
+        storage: storage.clone(),
+        clock: clock.clone(),
+        incoming,
+        receipts: receipts.clone(),
+        to_device: to_device.clone(),
+        typing: typing.clone(),
+        tasks: tasks.clone(),
+        server_name,
+        delegated_to: config.federation.delegated_to.clone(),
+    });
     let sync = Sync::new(
         storage.clone(),
         events,
@@ -271,6 +286,8 @@ fn services(
     Edge {
         account_data: AccountData::new(storage.clone()),
         accounts,
+        admission,
+        clock: clock.clone(),
         devices,
         filters: Filters::new(storage.clone()),
         e2e_keys,
@@ -280,6 +297,7 @@ fn services(
         receipts,
         rooms,
         server_keys,
+        shared_history,
         sync,
         timeline,
         transactions,

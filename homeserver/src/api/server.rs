@@ -1,6 +1,10 @@
 //! The server-server API, a file for each chapter.
 
 mod authentication;
+mod inviting;
+mod joining_rooms;
+mod querying;
+mod retrieving_events;
 mod server_discovery;
 mod server_keys;
 mod transactions;
@@ -10,6 +14,10 @@ use super::Routes;
 /// Adds every endpoint.
 pub(super) fn routes(routes: Routes) -> Routes {
     [
+        inviting::routes,
+        joining_rooms::routes,
+        querying::routes,
+        retrieving_events::routes,
         server_discovery::routes,
         server_keys::routes,
         transactions::routes,

@@ -10,7 +10,7 @@ mod encryption;
 mod ephemeral;
 mod joined;
 mod news;
-mod outside;
+pub(crate) mod outside;
 mod state;
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};

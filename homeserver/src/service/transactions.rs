@@ -16,7 +16,12 @@ use sotto_federation::transaction::{MAX_EDUS, MAX_PDUS};
 use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 
-use super::incoming::Incoming;
+use super::{
+    incoming::Incoming,
+    receipts::Receipts,
+    to_device::{ToDevice, ToDeviceError},
+    typing::Typing,
+};
 use crate::{
     clock::Clock,
     storage::{Families, Storage, StorageError},
@@ -33,6 +38,9 @@ struct Inner {
     storage: Storage,
     clock: Clock,
     incoming: Incoming,
+    receipts: Receipts,
+    to_device: ToDevice,
+    typing: Typing,
     tasks: TaskTracker,
     server_name: OwnedServerName,
     delegated_to: Option<OwnedServerName>,
@@ -45,6 +53,9 @@ pub(crate) struct Parts {
     pub(crate) storage: Storage,
     pub(crate) clock: Clock,
     pub(crate) incoming: Incoming,
+    pub(crate) receipts: Receipts,
+    pub(crate) to_device: ToDevice,
+    pub(crate) typing: Typing,
     pub(crate) tasks: TaskTracker,
     pub(crate) server_name: OwnedServerName,
     pub(crate) delegated_to: Option<OwnedServerName>,
@@ -84,6 +95,9 @@ impl Transactions {
             storage,
             clock,
             incoming,
+            receipts,
+            to_device,
+            typing,
             tasks,
             server_name,
             delegated_to,
@@ -92,6 +106,9 @@ impl Transactions {
             storage,
             clock,
             incoming,
+            receipts,
+            to_device,
+            typing,
             tasks,
             server_name,
             delegated_to,
@@ -148,7 +165,7 @@ impl Transactions {
             .map(|(id, outcome)| (id, outcome.map_err(|refused| refused.to_string())))
             .collect();
         for edu in &edus {
-            self.ephemeral(&origin, edu);
+            self.ephemeral(&origin, edu).await?;
         }
         let text = write(&answer);
         let now = self.0.clock.now();
@@ -165,9 +182,31 @@ impl Transactions {
     }
 
     /// Takes in what is not an event. Whatever is malformed or not the origin's to say is left out.
-    fn ephemeral(&self, origin: &ServerName, edu: &Raw<Edu>) {
-        if edu.deserialize().is_err() {
-            tracing::debug!(%origin, us = %self.0.server_name, "a malformed EDU was dropped");
+    async fn ephemeral(&self, origin: &ServerName, edu: &Raw<Edu>) -> Result<(), StorageError> {
+        match edu.deserialize() {
+            Ok(Edu::Typing(content)) => self.0.typing.receive_remote(origin, &content).await,
+            Ok(Edu::Receipt(content)) => self.0.receipts.receive_remote(origin, content).await,
+            Ok(Edu::DirectToDevice(content)) => {
+                let (sender, kind) = (content.sender, content.ev_type);
+                let to_device = &self.0.to_device;
+                let (id, messages) = (&content.message_id, content.messages);
+                match to_device
+                    .receive_remote(origin, sender, kind, id, messages)
+                    .await
+                {
+                    Err(ToDeviceError::Storage(error)) => Err(error),
+                    Err(error) => {
+                        tracing::debug!(%origin, %error, "a message to devices was dropped");
+                        Ok(())
+                    }
+                    Ok(()) => Ok(()),
+                }
+            }
+            Ok(_) => Ok(()),
+            Err(_) => {
+                tracing::debug!(%origin, "a malformed EDU was dropped");
+                Ok(())
+            }
         }
     }
 

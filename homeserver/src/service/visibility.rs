@@ -78,6 +78,18 @@ impl Visibility {
         })
     }
 
+    /// Whether everybody in the room may see all of its history.
+    pub(super) async fn is_open(&self, state: NodeId) -> Result<bool, StorageError> {
+        let visibility = self.history_visibility(state).await?;
+        Ok(rank(&visibility) >= rank(&HistoryVisibility::Shared))
+    }
+
+    /// Whether those who were invited see what follows.
+    pub(super) async fn is_open_to_invited(&self, state: NodeId) -> Result<bool, StorageError> {
+        let visibility = self.history_visibility(state).await?;
+        Ok(rank(&visibility) >= rank(&HistoryVisibility::Invited))
+    }
+
     async fn history_visibility(&self, state: NodeId) -> Result<HistoryVisibility, StorageError> {
         #[derive(serde::Deserialize)]
         struct Content {
@@ -93,7 +105,7 @@ impl Visibility {
         }))
     }
 
-    async fn membership(
+    pub(super) async fn membership(
         &self,
         state: NodeId,
         user_id: &UserId,

@@ -3,7 +3,7 @@
 
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, ServerName, TransactionId,
-    UserId, events::room::member::MembershipState,
+    UserId,
 };
 use sqlx::{AnyConnection, Row};
 
@@ -183,8 +183,8 @@ impl Inbound<'_> {
         &mut self,
         room_nid: RoomNid,
         server: &ServerName,
-    ) -> Result<Vec<(OwnedUserId, MembershipState)>, StorageError> {
-        let rows = sqlx::query("SELECT user_id, membership FROM memberships WHERE room_nid = $1")
+    ) -> Result<Vec<OwnedUserId>, StorageError> {
+        let rows = sqlx::query("SELECT user_id FROM memberships WHERE room_nid = $1")
             .bind(room_nid.0)
             .fetch_all(&mut *self.0)
             .await?;
@@ -194,7 +194,7 @@ impl Inbound<'_> {
             let wrong = |_| StorageError::inconsistent("memberships", "user_id", &user_id);
             let user_id = UserId::parse(&user_id).map_err(wrong)?;
             if user_id.server_name() == server {
-                users.push((user_id, row.try_get::<String, _>(1)?.into()));
+                users.push(user_id);
             }
         }
         Ok(users)

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use quick_cache::sync::Cache;
 use ruma::{
-    CanonicalJsonObject, OwnedRoomId, OwnedServerName, RoomId, RoomVersionId, UserId,
+    CanonicalJsonObject, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, UserId,
     api::error::ErrorKind,
 };
 use serde_json::{Map, Value};
@@ -157,11 +157,15 @@ impl Remote {
         let mut reader = self.storage.read().await?;
         let outside = reader.memberships().outside(room.nid, user_id).await?;
         drop(reader);
-        let Some((nid, _)) = outside else {
+        let Some((nid, stripped)) = outside else {
             return Ok(None);
         };
         let event = self.timeline.events.by_nids(&[nid]).await?.remove(&nid);
-        Ok(event.map(|event| event.pdu.sender().server_name().to_owned()))
+        let stripped = stripped.and_then(|stripped| sender_of_membership(&stripped, user_id));
+        let stored = event.map(|event| event.pdu.sender().to_owned());
+        Ok(stored
+            .or(stripped)
+            .map(|sender| sender.server_name().to_owned()))
     }
 
     fn check_version(room: Option<&Room>, version: &RoomVersionId) -> Result<(), RemoteError> {
@@ -182,4 +186,18 @@ fn content(
         content.insert("reason".to_owned(), reason.into());
     }
     serde_json::from_value(Value::Object(content)).map_err(|_| BuildError::NotCanonical)
+}
+
+/// Who sent the membership event of a user, among the stripped events of an invite.
+fn sender_of_membership(stripped: &str, user_id: &UserId) -> Option<OwnedUserId> {
+    #[derive(serde::Deserialize)]
+    struct Stripped {
+        sender: OwnedUserId,
+        state_key: String,
+        #[serde(rename = "type")]
+        kind: String,
+    }
+    let events: Vec<Stripped> = serde_json::from_str(stripped).ok()?;
+    let own = |event: &Stripped| event.kind == "m.room.member" && event.state_key == *user_id;
+    events.into_iter().find(own).map(|event| event.sender)
 }

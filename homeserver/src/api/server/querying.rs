@@ -1,0 +1,45 @@
+//! [Querying for information](https://spec.matrix.org/v1.19/server-server-api/#querying-for-information).
+
+use axum::extract::State;
+use ruma::api::federation::query::{get_profile_information, get_room_information};
+
+use super::authentication::Signed;
+use crate::{
+    api::{Routes, error::MatrixError, extract::Matrix},
+    service::{profiles::Profiles, rooms::Rooms, transactions::Transactions},
+};
+
+pub(super) fn routes(routes: Routes) -> Routes {
+    routes
+        .add::<get_profile_information::v1::Request, _, _>(get_profile_information)
+        .add::<get_room_information::v1::Request, _, _>(get_room_information)
+}
+
+/// `GET /_matrix/federation/v1/query/profile`
+async fn get_profile_information(
+    State(profiles): State<Profiles>,
+    Signed { body, .. }: Signed<get_profile_information::v1::Request>,
+) -> Result<Matrix<get_profile_information::v1::Response>, MatrixError> {
+    let unknown = || MatrixError::not_found("There is no such user");
+    let profile = profiles.of_user(&body.user_id).await?.ok_or_else(unknown)?;
+    let Some(field) = body.field else {
+        return Ok(Matrix(profile.into()));
+    };
+    let value = profile.get(field.as_str()).cloned();
+    let asked = value.map(|value| (field.to_string(), value));
+    Ok(Matrix(asked.into_iter().collect()))
+}
+
+/// `GET /_matrix/federation/v1/query/directory`
+async fn get_room_information(
+    State(rooms): State<Rooms>,
+    State(us): State<Transactions>,
+    Signed { body, .. }: Signed<get_room_information::v1::Request>,
+) -> Result<Matrix<get_room_information::v1::Response>, MatrixError> {
+    let found = rooms.resolve_local(&body.room_alias).await?;
+    let room_id = found.ok_or_else(|| MatrixError::not_found("There is no such alias"))?;
+    let servers = vec![us.server_name().to_owned()];
+    Ok(Matrix(get_room_information::v1::Response::new(
+        room_id, servers,
+    )))
+}

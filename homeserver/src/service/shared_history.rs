@@ -1,0 +1,308 @@
+//! What other servers may read of the rooms that they share with us
+//! ([spec](https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-missing-events)).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ruma::{EventId, OwnedEventId, RoomId, ServerName, events::room::member::MembershipState};
+use serde_json::value::RawValue;
+use sotto_federation::room::{redaction, version};
+
+use super::{events::Events, server_acl::ServerAcls, timeline::Timeline, visibility::Visibility};
+use crate::storage::{
+    Families, Storage, StorageError, events::StoredEvent, rooms::Room, state_map::NodeId,
+};
+
+/// The most events that are given at once.
+const MOST_EVENTS: usize = 100;
+
+/// Reads for other servers.
+#[derive(Clone)]
+pub(crate) struct SharedHistory {
+    storage: Storage,
+    timeline: Timeline,
+    acls: ServerAcls,
+}
+
+/// Why a server gets nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShareError {
+    /// The server takes no part in the room, or there is none.
+    #[error("this server is not in the room")]
+    UnknownRoom,
+    /// The asking server is not in the room, or kept out of it.
+    #[error("the asking server is not in the room")]
+    NotInRoom,
+    /// There is no such event, or the asking server may not see it.
+    #[error("there is no such event")]
+    UnknownEvent,
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// Events in the format of the federation.
+pub(crate) type Pdus = Vec<Box<RawValue>>;
+
+impl SharedHistory {
+    pub(crate) fn new(storage: Storage, timeline: Timeline, acls: ServerAcls) -> Self {
+        Self {
+            storage,
+            timeline,
+            acls,
+        }
+    }
+
+    /// The room, if we take part in it and its access control list lets the server in.
+    pub(crate) async fn open(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+    ) -> Result<Room, ShareError> {
+        let room = self.timeline.heads.room(room_id).await?;
+        let here = !self
+            .storage
+            .log()
+            .roster()
+            .local_members(room_id)
+            .is_empty();
+        let room = room.filter(|room| here && room.head.is_some());
+        let room = room.ok_or(ShareError::UnknownRoom)?;
+        if !self.acls.allows(&room, origin).await? {
+            return Err(ShareError::NotInRoom);
+        }
+        Ok(room)
+    }
+
+    /// As [`SharedHistory::open`], for a server that has somebody in the room.
+    async fn shared(&self, origin: &ServerName, room_id: &RoomId) -> Result<Room, ShareError> {
+        let room = self.open(origin, room_id).await?;
+        let servers = self.storage.log().roster().remote_servers(room_id);
+        if servers.contains(origin) {
+            Ok(room)
+        } else {
+            Err(ShareError::NotInRoom)
+        }
+    }
+
+    /// One event.
+    pub(crate) async fn event(
+        &self,
+        origin: &ServerName,
+        event_id: &EventId,
+    ) -> Result<Box<RawValue>, ShareError> {
+        let event = self.events().by_id(event_id).await?;
+        let event = event.ok_or(ShareError::UnknownEvent)?;
+        // Not in the room and no such event are the same to one who asks by the id alone.
+        let shared = self.shared(origin, event.pdu.room_id()).await;
+        shared.map_err(|error| match error {
+            ShareError::Storage(error) => ShareError::Storage(error),
+            _ => ShareError::UnknownEvent,
+        })?;
+        if event.pdu.is_state() || self.visible(origin, &event).await? {
+            Ok(event.pdu.json().to_owned())
+        } else {
+            Err(ShareError::UnknownEvent)
+        }
+    }
+
+    /// The state before an event, and its auth chain.
+    pub(crate) async fn state(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        event_id: &EventId,
+    ) -> Result<(Vec<Arc<StoredEvent>>, Vec<Arc<StoredEvent>>), ShareError> {
+        let room = self.shared(origin, room_id).await?;
+        let event = self.in_room(&room, event_id).await?;
+        let state = event.state.ok_or(ShareError::UnknownEvent)?;
+        Ok(self.snapshot(state.before).await?)
+    }
+
+    /// All events of a state, and of their auth chains.
+    pub(crate) async fn snapshot(
+        &self,
+        state: NodeId,
+    ) -> Result<(Vec<Arc<StoredEvent>>, Vec<Arc<StoredEvent>>), StorageError> {
+        let state = self.events().full_state(state).await?;
+        let chain = self.auth_chain(&state).await?;
+        Ok((state, chain))
+    }
+
+    /// The auth chain of an event.
+    pub(crate) async fn event_auth(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        event_id: &EventId,
+    ) -> Result<Vec<Arc<StoredEvent>>, ShareError> {
+        let room = self.shared(origin, room_id).await?;
+        let event = self.in_room(&room, event_id).await?;
+        Ok(self.auth_chain(std::slice::from_ref(&event)).await?)
+    }
+
+    /// Events from some on backwards, the given ones included.
+    pub(crate) async fn backfill(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        from: &[OwnedEventId],
+        limit: usize,
+    ) -> Result<Pdus, ShareError> {
+        let room = self.shared(origin, room_id).await?;
+        let walk = Walk {
+            from: from.to_vec(),
+            until: BTreeSet::new(),
+            limit: limit.min(MOST_EVENTS),
+        };
+        self.walk(origin, &room, walk).await
+    }
+
+    /// Events between some and others, oldest first
+    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#post_matrixfederationv1get_missing_eventsroomid)).
+    pub(crate) async fn missing(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        earliest: &[OwnedEventId],
+        latest: &[OwnedEventId],
+        limit: usize,
+    ) -> Result<Pdus, ShareError> {
+        let room = self.shared(origin, room_id).await?;
+        let latest: Vec<_> = latest.iter().take(MOST_EVENTS).cloned().collect();
+        let found = self.events().by_ids(&latest).await?;
+        let here = found.values().filter(|event| event.room_nid == room.nid);
+        let from = here.flat_map(|event| event.pdu.prev_events()).cloned();
+        let walk = Walk {
+            from: from.collect(),
+            until: earliest.iter().chain(&latest).cloned().collect(),
+            limit: limit.min(MOST_EVENTS),
+        };
+        let mut events = self.walk(origin, &room, walk).await?;
+        events.reverse();
+        Ok(events)
+    }
+
+    /// Walks backwards along `prev_events`, breadth first.
+    async fn walk(&self, origin: &ServerName, room: &Room, walk: Walk) -> Result<Pdus, ShareError> {
+        let (mut seen, mut pdus) = (walk.until, Pdus::new());
+        let mut next = walk.from;
+        next.truncate(MOST_EVENTS);
+        while !next.is_empty() {
+            next.retain(|id| seen.insert(id.clone()));
+            let found = self.events().by_ids(&next).await?;
+            let mut further = Vec::new();
+            for event in next.iter().filter_map(|id| found.get(id)) {
+                let placed = event.room_nid == room.nid && event.state.is_some();
+                if !placed || event.pdu.is_rejected() {
+                    continue;
+                }
+                if pdus.len() >= walk.limit {
+                    return Ok(pdus);
+                }
+                pdus.push(self.as_seen_by(origin, event).await?);
+                further.extend(event.pdu.prev_events().iter().cloned());
+            }
+            next = further;
+        }
+        Ok(pdus)
+    }
+
+    /// The event, or, for one who may not see it, what holds the graph together.
+    async fn as_seen_by(
+        &self,
+        origin: &ServerName,
+        event: &StoredEvent,
+    ) -> Result<Box<RawValue>, StorageError> {
+        if event.pdu.is_state() || self.visible(origin, event).await? {
+            return Ok(event.pdu.json().to_owned());
+        }
+        let wrong = || StorageError::inconsistent("events", "json", event.pdu.event_id().as_str());
+        let rules = version::rules(&event.version).ok_or_else(wrong)?;
+        let redacted = redaction::redact(&event.pdu, &rules).map_err(|_| wrong())?;
+        Ok(redacted.json().to_owned())
+    }
+
+    /// A server may see what one of its users may see.
+    async fn visible(
+        &self,
+        origin: &ServerName,
+        event: &StoredEvent,
+    ) -> Result<bool, StorageError> {
+        let Some(state) = event.state else {
+            return Ok(false);
+        };
+        let visibility = Visibility::new(self.storage.clone(), self.events().clone());
+        let shared = visibility.is_open(state.after).await?;
+        if shared {
+            let servers = self
+                .storage
+                .log()
+                .roster()
+                .remote_servers(event.pdu.room_id());
+            return Ok(servers.contains(origin));
+        }
+        let mut reader = self.storage.read().await?;
+        let users = reader.inbound().users_of(event.room_nid, origin).await?;
+        drop(reader);
+        for user_id in users {
+            let membership = visibility.membership(state.after, &user_id).await?;
+            let invited = membership == MembershipState::Invite
+                && visibility.is_open_to_invited(state.after).await?;
+            if membership == MembershipState::Join || invited {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn in_room(
+        &self,
+        room: &Room,
+        event_id: &EventId,
+    ) -> Result<Arc<StoredEvent>, ShareError> {
+        let event = self.events().by_id(event_id).await?;
+        let event = event.filter(|event| event.room_nid == room.nid);
+        event.ok_or(ShareError::UnknownEvent)
+    }
+
+    async fn auth_chain(
+        &self,
+        from: &[Arc<StoredEvent>],
+    ) -> Result<Vec<Arc<StoredEvent>>, StorageError> {
+        let mut chain = BTreeMap::new();
+        let ids = |events: &[Arc<StoredEvent>]| -> BTreeSet<OwnedEventId> {
+            let auth_events = events.iter().flat_map(|event| event.pdu.auth_events());
+            auth_events.cloned().collect()
+        };
+        let mut next = ids(from);
+        while !next.is_empty() {
+            next.retain(|id| !chain.contains_key(id));
+            let asked: Vec<_> = next.into_iter().collect();
+            let found = self.events().by_ids(&asked).await?;
+            let events: Vec<_> = found.values().cloned().collect();
+            chain.extend(found);
+            next = ids(&events);
+        }
+        Ok(chain.into_values().collect())
+    }
+
+    fn events(&self) -> &Events {
+        &self.timeline.events
+    }
+}
+
+struct Walk {
+    from: Vec<OwnedEventId>,
+    until: BTreeSet<OwnedEventId>,
+    limit: usize,
+}
+
+/// Events in the format of the federation.
+pub(crate) fn pdus(events: &[Arc<StoredEvent>]) -> Pdus {
+    events
+        .iter()
+        .map(|event| event.pdu.json().to_owned())
+        .collect()
+}
