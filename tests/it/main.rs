@@ -10,6 +10,7 @@
 mod chat;
 mod crash;
 mod encryption;
+mod federation_inbound;
 mod federation_out;
 mod hostile;
 mod tidy;

@@ -1,0 +1,96 @@
+//! What other servers ask of us, and what they get.
+
+use ruma::RoomVersionId;
+use serde_json::{Value, json};
+use sotto_tests::{TestServer, User, room};
+
+/// The texts of the messages of a room in a sync answer.
+fn texts(sync: &Value, room_id: &str) -> Vec<String> {
+    let events = sync["rooms"]["join"][room_id]["timeline"]["events"].as_array();
+    let bodies = events.into_iter().flatten();
+    bodies
+        .filter_map(|event| event["content"]["body"].as_str().map(str::to_owned))
+        .collect()
+}
+
+async fn hears(user: &User, room_id: &str, text: &str) {
+    let heard = |sync: &Value| texts(sync, room_id).iter().any(|t| t == text).then_some(());
+    user.sync_until(&mut None, heard).await;
+}
+
+async fn meet(version: &RoomVersionId) {
+    let (a, b) = TestServer::pair().await;
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    let room_id = alice
+        .create_room(&json!({ "preset": "private_chat", "room_version": version }))
+        .await;
+    alice.invite(&room_id, "@bob:b.test").await.ok();
+    let invited = |sync: &Value| sync["rooms"]["invite"].get(&room_id).cloned();
+    let invite = bob.sync_until(&mut None, invited).await;
+    assert!(
+        invite["invite_state"]["events"]
+            .as_array()
+            .is_some_and(|events| events.iter().any(|event| event["type"] == "m.room.member")),
+        "the invite itself is shown"
+    );
+    bob.join(&room_id).await.ok();
+    alice.send(&room_id, "from a").await;
+    hears(&bob, &room_id, "from a").await;
+    bob.send(&room_id, "from b").await;
+    hears(&alice, &room_id, "from b").await;
+}
+
+#[tokio::test]
+async fn an_invite_a_join_and_messages_both_ways_in_version_12() {
+    meet(&RoomVersionId::V12).await;
+}
+
+#[tokio::test]
+async fn an_invite_a_join_and_messages_both_ways_in_version_6() {
+    meet(&RoomVersionId::V6).await;
+}
+
+#[tokio::test]
+async fn messages_sent_at_the_same_time_reach_both_sides() {
+    let (a, b) = TestServer::pair().await;
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    bob.join_via(&room_id, "a.test").await.ok();
+    for round in 0..5 {
+        let (one, two) = (format!("a{round}"), format!("b{round}"));
+        let topic = json!({ "topic": two });
+        let path = room(&room_id, "state/m.room.topic/");
+        let name = json!({ "name": one });
+        let name_path = room(&room_id, "state/m.room.name/");
+        let (_, _, _, answer) = tokio::join!(
+            alice.send(&room_id, &one),
+            bob.send(&room_id, &two),
+            alice.put(&name_path, &name),
+            bob.put(&path, &topic),
+        );
+        // Bob has no power to set the topic; his own server says so.
+        assert_eq!(answer.refused().0, 403);
+    }
+    for round in 0..5 {
+        hears(&alice, &room_id, &format!("b{round}")).await;
+        hears(&bob, &room_id, &format!("a{round}")).await;
+    }
+}
+
+#[tokio::test]
+async fn requests_that_nobody_signed_are_refused() {
+    let server = TestServer::start().await;
+    let nobody = User::anonymous(server.url());
+    for path in [
+        "/_matrix/federation/v1/event/$x",
+        "/_matrix/federation/v1/state/!r:one.test?event_id=$x",
+        "/_matrix/federation/v1/make_join/!r:one.test/@u:b.test",
+        "/_matrix/federation/v1/query/profile?user_id=@u:one.test",
+    ] {
+        assert_eq!(nobody.get(path).await.refused(), (401, "M_UNAUTHORIZED"));
+    }
+    let keys = nobody.get("/_matrix/key/v2/server").await.ok();
+    assert_eq!(keys["server_name"], "one.test");
+    let version = nobody.get("/_matrix/federation/v1/version").await.ok();
+    assert_eq!(version["server"]["name"], "Sotto");
+}
