@@ -92,6 +92,17 @@ impl StorageError {
     }
 }
 
+impl StorageError {
+    /// Whether a text had a null character, which `PostgreSQL` cannot keep in a text.
+    pub(crate) fn is_null_character(&self) -> bool {
+        let Self::Database(error) = self else {
+            return false;
+        };
+        let code = error.as_database_error().and_then(|error| error.code());
+        code.is_some_and(|code| code == "22021")
+    }
+}
+
 impl From<sqlx::Error> for StorageError {
     fn from(error: sqlx::Error) -> Self {
         Self::Database(Arc::new(error))

@@ -129,6 +129,9 @@ impl From<StorageError> for MatrixError {
                 ErrorKind::Unknown,
                 "The server is stopping; try again",
             ),
+            error if error.is_null_character() => {
+                Self::invalid_param("The request contains a null character where it must not")
+            }
             StorageError::Database(_)
             | StorageError::Migration(_)
             | StorageError::Inconsistent { .. }

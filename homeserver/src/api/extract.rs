@@ -144,7 +144,12 @@ pub(super) async fn read<S: Send + Sync>(
     let path = RawPathParams::from_request_parts(&mut parts, state)
         .await
         .map_err(|_| MatrixError::invalid_param("The path is not UTF-8"))?;
-    let path = path.iter().map(|(_, value)| value.to_owned()).collect();
+    let path: Vec<String> = path.iter().map(|(_, value)| value.to_owned()).collect();
+    if path.iter().any(|part| part.contains('\0')) {
+        return Err(MatrixError::invalid_param(
+            "The path contains a null character",
+        ));
+    }
     let body = Limited::new(body, MAX_BODY)
         .collect()
         .await
