@@ -41,16 +41,14 @@ class JsClient {
         });
         const session = { user_id, device_id, access_token };
         await writeFile(join(store, "session.json"), JSON.stringify(session));
-        await this.#start(homeserver, session, store);
-        return session;
+        return await this.#start(homeserver, session, store);
     }
 
     /** Goes on as the device that an earlier process logged in as. */
     async restore({ homeserver, store }) {
         const session = JSON.parse(await readFile(join(store, "session.json"), "utf8"));
         await load(join(store, "databases"));
-        await this.#start(homeserver, session, store);
-        return session;
+        return await this.#start(homeserver, session, store);
     }
 
     /** Creates an encrypted, invitation-only room. */
@@ -148,6 +146,7 @@ class JsClient {
         this.client.on(RoomEvent.Timeline, (event) => this.events.set(event.getId(), event));
         await this.client.startClient({ initialSyncLimit: 50 });
         await until(FIRST_SYNC_SECONDS, "no first sync", () => this.client.isInitialSyncComplete());
+        return { user_id: session.user_id, device_id: session.device_id };
     }
 
     async #send(room_id, content) {

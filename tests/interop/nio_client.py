@@ -62,16 +62,14 @@ class NioClient:
             "access_token": self.client.access_token,
         }
         Path(store, "session.json").write_text(json.dumps(session))
-        await self._start()
-        return session
+        return await self._start()
 
     async def restore(self, homeserver, store):
         """Goes on as the device that an earlier process logged in as."""
         session = json.loads(Path(store, "session.json").read_text())
         self._open(homeserver, session["user_id"], store)
         self.client.restore_login(**session)
-        await self._start()
-        return session
+        return await self._start()
 
     async def create_room(self, name, invite):
         """Creates an encrypted, invitation-only room."""
@@ -165,6 +163,7 @@ class NioClient:
             checked(await self.client.keys_upload())
         self.syncing = asyncio.create_task(self._sync())
         await self.client.synced.wait()
+        return {"user_id": self.client.user_id, "device_id": self.client.device_id}
 
     async def _sync(self):
         while True:

@@ -22,6 +22,7 @@ class Scenario:
         self.report = report
         self.servers = servers
         self.people = people
+        self.tokens = {}
         self.rooms = {}
         self.sent = 0
         # In every body and in every file: what must never be found on a server.
@@ -55,7 +56,8 @@ class Scenario:
         """Registers an account and logs in with a new device."""
 
         async def doing():
-            await asyncio.to_thread(person.server.register, person.name, PASSWORD)
+            register = person.server.register
+            self.tokens[person.name] = await asyncio.to_thread(register, person.name, PASSWORD)
             await person.login(PASSWORD)
 
         await self.report.check(f"{person.name} registers and logs in", doing())
@@ -178,7 +180,7 @@ class Scenario:
     async def ciphertext(self, room_id, event_id, reader):
         """The reader's server hands out an encrypted event without the marker."""
         path = f"/_matrix/client/v3/rooms/{room_id}/event/{event_id}"
-        token = reader.session["access_token"]
+        token = self.tokens[reader.name]
         event = await asyncio.to_thread(reader.server.request, "GET", path, token=token)
         if event["type"] != "m.room.encrypted" or self.marker in json.dumps(event):
             raise Mismatch(f"server {reader.server.letter} has plaintext")
