@@ -144,3 +144,28 @@ async fn a_room_that_nobody_knows_is_not_found() {
     let answer = alice.join("!nowhere:a.test").await;
     assert_eq!(answer.refused().0, 404, "{}", answer.body);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_to_a_device_waits_for_its_server() {
+    let (mut ours, _other, fake, alice) = with_fake(RoomVersionId::V11).await;
+    fake.lie(Lie::RefuseTransactions);
+    let path = "/_matrix/client/v3/sendToDevice/m.test/once";
+    let message = json!({ "messages": { "@mallory:b.test": { "*": { "body": "knock" } } } });
+    alice.put(path, &message).await.ok();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(fake.received().len(), 0);
+    ours.restart().await;
+    fake.lie(Lie::None);
+    for _ in 0..200 {
+        if !fake.received().is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let received = fake.received();
+    assert_eq!(received.len(), 1, "{received:?}");
+    assert_eq!(received[0]["edu_type"], "m.direct_to_device");
+    let messages = &received[0]["content"]["messages"];
+    assert_eq!(messages["@mallory:b.test"]["*"]["body"], "knock");
+}

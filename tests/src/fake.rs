@@ -70,7 +70,7 @@ struct Shared {
     lie: Mutex<Lie>,
     /// What `send_join` got.
     joins: Mutex<Vec<Value>>,
-    /// The events of the transactions that came.
+    /// The events and the other units of the transactions that came.
     received: Mutex<Vec<Value>>,
 }
 
@@ -151,7 +151,7 @@ impl FakeServer {
         lock(&self.shared.joins).clone()
     }
 
-    /// The events that came with transactions.
+    /// The events and the other units that came with transactions.
     #[must_use]
     pub fn received(&self) -> Vec<Value> {
         lock(&self.shared.received).clone()
@@ -309,8 +309,10 @@ async fn transaction(State(shared): State<Arc<Shared>>, body: String) -> (Status
         );
     }
     let body: Value = serde_json::from_str(&body).expect("JSON");
-    let pdus = body["pdus"].as_array().cloned().unwrap_or_default();
-    lock(&shared.received).extend(pdus);
+    for part in ["pdus", "edus"] {
+        let units = body[part].as_array().cloned().unwrap_or_default();
+        lock(&shared.received).extend(units);
+    }
     (StatusCode::OK, json!({ "pdus": {} }).to_string())
 }
 

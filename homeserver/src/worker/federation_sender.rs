@@ -115,11 +115,8 @@ impl FederationSender {
         let mut reader = self.0.storage.read().await?;
         let kept = reader.destinations().follower(NAME).await?;
         let behind = reader.destinations().behind().await?;
+        let waiting = reader.federation_edus().destinations().await?;
         drop(reader);
-        for (server, behind) in behind {
-            self.0.queues.set_behind(&server, behind);
-            self.wake(server);
-        }
         let kept = match kept {
             Some(kept) => kept,
             None => {
@@ -130,6 +127,15 @@ impl FederationSender {
                 write.await.map(|()| now)?
             }
         };
+        self.0.queues.fill(kept);
+        for (server, behind) in behind {
+            self.0.queues.set_behind(&server, behind);
+            self.wake(server);
+        }
+        for server in waiting {
+            self.0.queues.push_edu(&server);
+            self.wake(server);
+        }
         Ok(Place {
             read: kept,
             kept,
@@ -142,10 +148,16 @@ impl FederationSender {
         let log = self.0.storage.log();
         if let Some(entries) = log.since(place.read) {
             for entry in entries {
-                if let Change::Event(event) = &entry.change {
-                    place.sent |= self.route(event, entry.position);
+                match &entry.change {
+                    Change::Event(event) => place.sent |= self.route(event, entry.position),
+                    Change::FederationEdu { destination } => {
+                        self.0.queues.push_edu(destination);
+                        self.wake(destination.clone());
+                    }
+                    _ => {}
                 }
                 place.read = entry.position;
+                self.0.queues.fill(place.read);
             }
             return Ok(());
         }
@@ -157,6 +169,7 @@ impl FederationSender {
             drop(reader);
             let Some(last) = page.last().and_then(StoredEvent::log_position) else {
                 place.read = end;
+                self.0.queues.fill(end);
                 break;
             };
             for event in page {
@@ -165,6 +178,15 @@ impl FederationSender {
                 }
             }
             place.read = last;
+            self.0.queues.fill(last);
+        }
+        // What else the log had is not in the table of events.
+        let mut reader = self.0.storage.read().await?;
+        let waiting = reader.federation_edus().destinations().await?;
+        drop(reader);
+        for server in waiting {
+            self.0.queues.push_edu(&server);
+            self.wake(server);
         }
         Ok(())
     }

@@ -5,19 +5,27 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use ruma::{
     OwnedServerName, ServerName, TransactionId,
-    api::federation::transactions::send_transaction_message::v1 as send_transaction_message,
+    api::federation::transactions::{
+        edu::Edu, send_transaction_message::v1 as send_transaction_message,
+    },
+    serde::Raw,
 };
-use serde_json::value::RawValue;
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
 use sotto_federation::{
     client::ClientError,
-    transaction::{Backoff, MAX_PDUS},
+    transaction::{Backoff, MAX_EDUS, MAX_PDUS},
 };
 
 use super::{
     FederationSender,
     queues::{Next, Waiting},
 };
-use crate::storage::{Families, StorageError, destinations::Behind, log::StreamPosition};
+use crate::storage::{
+    Families, StorageError, destinations::Behind, federation_edus::WaitingEdu, log::StreamPosition,
+};
 
 /// How often in a row a server may refuse the same single event before it is left out: an event that
 /// one server cannot stomach must not keep all later ones from it.
@@ -30,6 +38,23 @@ enum Outcome {
     Refused,
     /// The server did not answer.
     Down,
+}
+
+/// What goes into one transaction.
+#[derive(Debug)]
+struct Batch {
+    events: Vec<Waiting>,
+    edus: Vec<WaitingEdu>,
+}
+
+impl Batch {
+    fn len(&self) -> usize {
+        self.events.len() + self.edus.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// What is remembered of a server while it is sent to.
@@ -53,13 +78,19 @@ impl FederationSender {
                 return;
             }
             let step = match self.0.queues.next(&server, course.most) {
-                Next::Send(waiting) if waiting.is_empty() => {
-                    if self.0.queues.end(&server) {
-                        return;
+                Next::Send { events, edus } => {
+                    let batch = self.batch(&server, events, edus, course.most).await;
+                    match batch {
+                        Ok(batch) if batch.is_empty() => {
+                            if self.0.queues.end(&server) {
+                                return;
+                            }
+                            continue;
+                        }
+                        Ok(batch) => self.send_waiting(&server, &batch, &mut course).await,
+                        Err(error) => Err(error),
                     }
-                    continue;
                 }
-                Next::Send(waiting) => self.send_waiting(&server, &waiting, &mut course).await,
                 Next::CatchUp(behind) => self.catch_up(&server, behind, &mut course).await,
             };
             if let Err(error) = step {
@@ -69,35 +100,74 @@ impl FederationSender {
         }
     }
 
+    /// What goes into one transaction.
+    async fn batch(
+        &self,
+        server: &ServerName,
+        events: Vec<Waiting>,
+        edus: bool,
+        most: usize,
+    ) -> Result<Batch, StorageError> {
+        // After refusals one thing at a time, to find what is refused.
+        let most_edus = match most {
+            1 if events.is_empty() => 1,
+            1 => 0,
+            most => (2 * most).min(MAX_EDUS),
+        };
+        let mut batch = Batch {
+            events,
+            edus: Vec::new(),
+        };
+        if edus && most_edus > 0 {
+            let limit = i64::try_from(most_edus).unwrap_or(1);
+            let mut reader = self.0.storage.read().await?;
+            batch.edus = reader.federation_edus().waiting(server, limit).await?;
+            if batch.edus.is_empty() {
+                self.0.queues.no_edus(server);
+            }
+        }
+        Ok(batch)
+    }
+
     async fn send_waiting(
         &self,
         server: &ServerName,
-        waiting: &[Waiting],
+        batch: &Batch,
         course: &mut Course,
     ) -> Result<(), StorageError> {
-        match self.transaction(server, waiting).await {
+        match self.transaction(server, batch).await {
             Outcome::Delivered => {
-                self.0.queues.sent(server, waiting.len());
+                self.confirm(server, batch).await?;
                 course.delivered();
             }
-            Outcome::Refused if course.gives_up(waiting.len()) => {
-                self.0.queues.sent(server, waiting.len());
+            Outcome::Refused if course.gives_up(batch.len()) => {
+                self.confirm(server, batch).await?;
             }
             // What is in the queue is sent again after the start.
             Outcome::Down if self.0.stopping.is_cancelled() => return Ok(()),
             Outcome::Refused | Outcome::Down => {
-                let position = self.0.queues.before_oldest(server);
-                self.falls_behind(server, position.unwrap_or_default(), course)
-                    .await?;
-                return Ok(());
+                let position = self.0.queues.delivered(server);
+                return self.falls_behind(server, position, course).await;
             }
         }
-        if self.0.queues.is_too_long(server)
-            && let Some(position) = self.0.queues.before_oldest(server)
-        {
+        if self.0.queues.is_too_long(server) {
+            let position = self.0.queues.delivered(server);
             self.write_behind(server, position, Backoff::default())
                 .await?;
         }
+        Ok(())
+    }
+
+    /// Forgets what the server has got.
+    async fn confirm(&self, server: &ServerName, batch: &Batch) -> Result<(), StorageError> {
+        if let Some(last) = batch.edus.last() {
+            let (name, position) = (server.to_owned(), last.position);
+            let write = self.0.storage.write(move |tx| {
+                async move { tx.federation_edus().delete_up_to(&name, position).await }.boxed()
+            });
+            write.await?;
+        }
+        self.0.queues.sent(server, batch.events.len());
         Ok(())
     }
 
@@ -129,7 +199,11 @@ impl FederationSender {
         let mut rest = missed.as_slice();
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min(course.most));
-            match self.transaction(server, now).await {
+            let batch = Batch {
+                events: now.to_vec(),
+                edus: Vec::new(),
+            };
+            match self.transaction(server, &batch).await {
                 Outcome::Delivered => course.delivered(),
                 Outcome::Refused if course.gives_up(now.len()) => {}
                 Outcome::Down if self.0.stopping.is_cancelled() => return Ok(()),
@@ -181,17 +255,18 @@ impl FederationSender {
         Ok(())
     }
 
-    async fn transaction(&self, server: &ServerName, waiting: &[Waiting]) -> Outcome {
+    async fn transaction(&self, server: &ServerName, batch: &Batch) -> Outcome {
         let Ok(_permit) = self.0.sending.acquire().await else {
             return Outcome::Down;
         };
         let now = self.0.clock.now();
         let own = self.0.federation.server_name().to_owned();
-        let pdus = waiting
-            .iter()
-            .map(|waiting| waiting.event.pdu.json().to_owned());
         let mut request = send_transaction_message::Request::new(TransactionId::new(), own, now);
-        request.pdus = pdus.collect::<Vec<Box<RawValue>>>();
+        let events = batch.events.iter();
+        request.pdus = events
+            .map(|waiting| waiting.event.pdu.json().to_owned())
+            .collect();
+        request.edus = batch.edus.iter().filter_map(edu).collect();
         let sent = tokio::select! {
             sent = self.0.federation.send(server, request) => sent,
             () = self.0.stopping.cancelled() => return Outcome::Down,
@@ -251,9 +326,15 @@ impl Course {
     }
 }
 
+/// A unit as it is sent.
+fn edu(waiting: &WaitingEdu) -> Option<Raw<Edu>> {
+    let content: &RawValue = serde_json::from_str(&waiting.content).ok()?;
+    let edu = json!({ "edu_type": waiting.kind, "content": content });
+    to_raw_value(&edu).ok().map(Raw::from_json)
+}
+
 fn spread() -> u8 {
     let mut byte = [0];
     // Without randomness the pauses of several servers are the same, which is no harm.
-    drop(getrandom::fill(&mut byte));
-    byte[0]
+    getrandom::fill(&mut byte).map_or(0, |()| byte[0])
 }

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use ruma::{OwnedServerName, ServerName};
@@ -14,7 +17,11 @@ const LONGEST: usize = 1_000;
 
 /// The queues of all servers.
 #[derive(Debug, Default)]
-pub(super) struct Queues(Mutex<HashMap<OwnedServerName, Queue>>);
+pub(super) struct Queues {
+    queues: Mutex<HashMap<OwnedServerName, Queue>>,
+    /// Events up to here are in the queues that they belong into.
+    filled: AtomicI64,
+}
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -28,6 +35,8 @@ struct Queue {
     busy: bool,
     /// Whether the task must look again before it ends.
     news: bool,
+    /// Whether something other than events may wait, in the database.
+    edus: bool,
 }
 
 /// An event and its place.
@@ -40,8 +49,12 @@ pub(super) struct Waiting {
 /// What to do for a server next.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// Send these, the oldest that wait; none if only units other than events may wait.
-    Send(Vec<Waiting>),
+    /// Send these, the oldest that wait.
+    Send {
+        events: Vec<Waiting>,
+        /// Whether something other than events may wait, in the database.
+        edus: bool,
+    },
     /// Find out what it missed.
     CatchUp(Behind),
 }
@@ -68,6 +81,27 @@ impl Queues {
         !queue.busy
     }
 
+    /// Something other than an event waits in the database.
+    pub(super) fn push_edu(&self, server: &ServerName) {
+        let mut queues = self.lock();
+        let queue = queues.entry(server.to_owned()).or_default();
+        (queue.edus, queue.news) = (true, true);
+    }
+
+    /// The database was found to have nothing more, before anything came again.
+    pub(super) fn no_edus(&self, server: &ServerName) {
+        if let Some(queue) = self.lock().get_mut(server)
+            && !queue.news
+        {
+            queue.edus = false;
+        }
+    }
+
+    /// The router has come this far.
+    pub(super) fn fill(&self, position: StreamPosition) {
+        self.filled.store(position.0, Ordering::Release);
+    }
+
     /// Takes the task of sending to a server; false if somebody has it.
     pub(super) fn begin(&self, server: &ServerName) -> bool {
         let mut queues = self.lock();
@@ -83,7 +117,10 @@ impl Queues {
         queue.news = false;
         match queue.behind {
             Some(behind) => Next::CatchUp(behind),
-            None => Next::Send(queue.events.iter().take(most).cloned().collect()),
+            None => Next::Send {
+                events: queue.events.iter().take(most).cloned().collect(),
+                edus: queue.edus,
+            },
         }
     }
 
@@ -93,7 +130,7 @@ impl Queues {
         let Some(queue) = queues.get_mut(server) else {
             return true;
         };
-        if queue.news || !queue.events.is_empty() {
+        if queue.news || queue.edus || !queue.events.is_empty() {
             return false;
         }
         queue.busy = false;
@@ -127,11 +164,13 @@ impl Queues {
             .is_some_and(|queue| queue.events.len() > LONGEST)
     }
 
-    /// Before the oldest event that waits for a server.
-    pub(super) fn before_oldest(&self, server: &ServerName) -> Option<StreamPosition> {
+    /// What a server has got: everything before the oldest event that waits for it.
+    pub(super) fn delivered(&self, server: &ServerName) -> StreamPosition {
+        // Read first: what is put into the queue from now on is later.
+        let filled = StreamPosition(self.filled.load(Ordering::Acquire));
         let queues = self.lock();
-        let oldest = queues.get(server)?.events.front()?;
-        Some(StreamPosition(oldest.position.0 - 1))
+        let oldest = queues.get(server).and_then(|queue| queue.events.front());
+        oldest.map_or(filled, |oldest| StreamPosition(oldest.position.0 - 1))
     }
 
     /// From now on the server is behind. It is written down already.
@@ -170,6 +209,6 @@ impl Queues {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<OwnedServerName, Queue>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
