@@ -13,5 +13,6 @@ mod encryption;
 mod federation_inbound;
 mod federation_out;
 mod hostile;
+mod sdk;
 mod tidy;
 mod user_data;
