@@ -12,6 +12,7 @@ mod crash;
 mod encryption;
 mod federation_inbound;
 mod federation_out;
+mod federation_pair;
 mod hostile;
 mod sdk;
 mod tidy;
