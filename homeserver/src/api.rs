@@ -63,7 +63,7 @@ pub(crate) fn router(edge: Edge) -> Router {
         .allow_origin(Any)
         .allow_headers(Any)
         .allow_methods(Any)
-        .max_age(std::time::Duration::from_secs(86_400));
+        .max_age(std::time::Duration::from_hours(24));
     let routes = server::routes(client::routes(Routes::new()));
     routes
         .router
@@ -76,6 +76,7 @@ pub(crate) fn router(edge: Edge) -> Router {
 }
 
 /// The endpoints that are answered: method (`*` for several) and path, with parameters in braces.
+#[must_use]
 pub fn endpoints() -> Vec<(String, String)> {
     server::routes(client::routes(Routes::new())).endpoints
 }

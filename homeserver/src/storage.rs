@@ -34,6 +34,7 @@ pub(crate) mod writer;
 
 use std::sync::Arc;
 
+use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use futures_util::future::BoxFuture;
 use ruma::ServerName;
 use sqlx::{Any, AnyConnection, AnyPool, any::AnyPoolOptions, pool::PoolConnection};
@@ -98,7 +99,9 @@ impl StorageError {
         let Self::Database(error) = self else {
             return false;
         };
-        let code = error.as_database_error().and_then(|error| error.code());
+        let code = error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code);
         code.is_some_and(|code| code == "22021")
     }
 }
@@ -319,7 +322,7 @@ async fn claim(
 ) -> Result<String, StorageError> {
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes).map_err(|_| StorageError::Stopped)?;
-    let fresh: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let fresh = STANDARD_NO_PAD.encode(bytes);
     for (name, value) in [
         ("server_name", server_name.as_str()),
         ("state_key_secret", &fresh),

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use ruma::api::{
     IncomingRequest, IncomingRequestExt, OutgoingResponse, OutgoingResponseExt,
-    auth_scheme::{AccessToken, AccessTokenOptional, AuthScheme},
+    auth_scheme::{AccessToken, AuthScheme},
     error::ErrorKind,
 };
 
@@ -35,12 +35,6 @@ pub(crate) struct Anonymous<T>(pub(crate) T);
 /// A request by a user.
 pub(crate) struct Authenticated<T> {
     pub(crate) requester: Requester,
-    pub(crate) body: T,
-}
-
-/// A request by a user or by somebody unknown.
-pub(crate) struct MaybeAuthenticated<T> {
-    pub(crate) requester: Option<Requester>,
     pub(crate) body: T,
 }
 
@@ -90,30 +84,6 @@ where
             Err(error) => {
                 drain(request.into_body()).await;
                 return Err(error);
-            }
-        };
-        let (request, path) = read(request, state).await?;
-        Ok(Self {
-            requester,
-            body: parse(&request, &path)?,
-        })
-    }
-}
-
-impl<S, T> FromRequest<S> for MaybeAuthenticated<T>
-where
-    T: IncomingRequest<Authentication = AccessTokenOptional>,
-    Accounts: FromRef<S>,
-    S: Send + Sync,
-{
-    type Rejection = MatrixError;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
-        let requester = match AccessToken::extract_authentication(&request) {
-            Err(_) => None,
-            Ok(token) => {
-                let requester = Accounts::from_ref(state).authenticate(&token).await?;
-                Some(requester.ok_or_else(MatrixError::unknown_token)?)
             }
         };
         let (request, path) = read(request, state).await?;

@@ -123,11 +123,6 @@ impl Accounts {
         self.0.registration
     }
 
-    /// The name of this server.
-    pub(crate) fn server_name(&self) -> &OwnedServerName {
-        &self.0.server_name
-    }
-
     /// The user id for a localpart, or for a full id of this server, as a new account may have it
     /// ([spec](https://spec.matrix.org/v1.19/appendices/#user-identifiers)).
     pub(crate) fn new_user_id(&self, name: &str) -> Result<OwnedUserId, RegisterError> {
@@ -388,14 +383,13 @@ async fn verify(password: String, hash: Option<String>) -> bool {
         let known = hash
             .as_deref()
             .and_then(|hash| PasswordHash::new(hash).ok());
-        match known {
-            Some(known) => Argon2::default()
+        if let Some(known) = known {
+            Argon2::default()
                 .verify_password(password.as_bytes(), &known)
-                .is_ok(),
-            None => {
-                drop(Argon2::default().hash_password(password.as_bytes()));
-                false
-            }
+                .is_ok()
+        } else {
+            drop(Argon2::default().hash_password(password.as_bytes()));
+            false
         }
     })
     .await

@@ -241,18 +241,17 @@ impl Admission {
         let rules = rules(&room)?;
         let parsed = Pdu::parse(signed.pdu, &rules)?;
         let user_id = check_event(&parsed, &signed)?;
-        let json = match self.authorizer(&parsed) {
-            None => signed.pdu.to_owned(),
-            Some(_) => {
-                let asked = Asked {
-                    origin: signed.origin,
-                    room_id: signed.room_id,
-                    user_id: &user_id,
-                    membership: signed.membership.clone(),
-                };
-                self.check(&room, &rules, &asked).await?;
-                self.sign_join(parsed, &signed, &rules).await?
-            }
+        let json = if self.authorizer(&parsed) == None {
+            signed.pdu.to_owned()
+        } else {
+            let asked = Asked {
+                origin: signed.origin,
+                room_id: signed.room_id,
+                user_id: &user_id,
+                membership: signed.membership.clone(),
+            };
+            self.check(&room, &rules, &asked).await?;
+            self.sign_join(parsed, &signed, &rules).await?
         };
         let incoming = &self.0.incoming;
         let mut outcomes = incoming

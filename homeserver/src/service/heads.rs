@@ -27,7 +27,7 @@ pub(crate) struct Heads {
 #[derive(Debug)]
 pub(crate) struct Slot {
     storage: Storage,
-    slot: Arc<Mutex<Option<Room>>>,
+    shared: Arc<Mutex<Option<Room>>>,
     guard: OwnedMutexGuard<Option<Room>>,
 }
 
@@ -41,14 +41,13 @@ impl Heads {
 
     /// Takes hold of a room; the room is `None` if the server does not know it.
     pub(crate) async fn hold(&self, room_id: &RoomId) -> Result<Slot, StorageError> {
-        let slot = match self.slots.get(room_id) {
-            Some(slot) => slot,
-            None => {
-                let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
-                match self.slots.get_or_insert_with(room_id, fresh) {
-                    Ok(slot) => slot,
-                    Err(never) => match never {},
-                }
+        let slot = if let Some(slot) = self.slots.get(room_id) {
+            slot
+        } else {
+            let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
+            match self.slots.get_or_insert_with(room_id, fresh) {
+                Ok(slot) => slot,
+                Err(never) => match never {},
             }
         };
         let mut guard = slot.clone().lock_owned().await;
@@ -57,7 +56,7 @@ impl Heads {
         }
         Ok(Slot {
             storage: self.storage.clone(),
-            slot,
+            shared: slot,
             guard,
         })
     }
@@ -105,7 +104,7 @@ impl Slot {
             }
             Err(error) => {
                 // What memory has is built on what is not there.
-                *self.slot.lock().await = None;
+                *self.shared.lock().await = None;
                 match error {
                     AppendError::HeadMoved => Ok(None),
                     error @ (AppendError::Repeated(_) | AppendError::Storage(_)) => Err(error),

@@ -34,7 +34,7 @@ use crate::storage::{
 };
 
 /// The longest that a request may wait.
-const MAX_WAIT: Duration = Duration::from_secs(5 * 60);
+const MAX_WAIT: Duration = Duration::from_mins(5);
 
 /// Answers syncs.
 #[derive(Clone)]

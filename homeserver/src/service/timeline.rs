@@ -240,6 +240,6 @@ fn copy(template: &Template) -> Template {
 }
 
 fn same_json(a: &RawValue, b: &RawValue) -> bool {
-    let parse = |json: &RawValue| serde_json::from_str::<serde_json::Value>(json.get()).ok();
+    let parse = |json: &RawValue| serde_json::from_str::<Value>(json.get()).ok();
     parse(a) == parse(b)
 }

@@ -65,6 +65,7 @@ struct Event<'a> {
 }
 
 #[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names of the specification")]
 struct DirectToDevice<'a> {
     sender: &'a UserId,
     #[serde(rename = "type")]

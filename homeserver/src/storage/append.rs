@@ -109,7 +109,7 @@ pub(crate) enum AppendError {
 /// Applies appends in order; one result for each. An error means that the transaction is lost.
 pub(super) async fn apply(
     tx: &mut Tx,
-    appends: Vec<Box<Append>>,
+    appends: Vec<Append>,
 ) -> Result<Vec<Result<Appended, AppendError>>, StorageError> {
     let mut repeated = repeated(tx, &appends).await?;
     let swapped = swap_heads(tx, &appends, &repeated).await?;
@@ -134,7 +134,7 @@ pub(super) async fn apply(
             state_keys,
             redactions,
             ..
-        } = *append;
+        } = append;
         rows.redactions.extend(redactions);
         rows.nodes.extend(nodes);
         rows.state_keys.extend(state_keys);
@@ -161,6 +161,7 @@ pub(super) async fn apply(
 }
 
 /// Gives an event its place in the log.
+#[expect(clippy::similar_names, reason = "the number of a room, and its id")]
 fn place(
     tx: &mut Tx,
     room_nid: RoomNid,
@@ -213,7 +214,7 @@ fn place(
 /// very batch.
 async fn repeated(
     tx: &mut Tx,
-    appends: &[Box<Append>],
+    appends: &[Append],
 ) -> Result<BTreeMap<usize, OwnedEventId>, StorageError> {
     let mut found = BTreeMap::new();
     let mut asked: HashMap<(RoomNid, &Txn), (usize, OwnedEventId)> = HashMap::new();
@@ -246,7 +247,7 @@ async fn repeated(
 /// database has.
 async fn swap_heads(
     tx: &mut Tx,
-    appends: &[Box<Append>],
+    appends: &[Append],
     repeated: &BTreeMap<usize, OwnedEventId>,
 ) -> Result<Vec<bool>, StorageError> {
     let mut may = vec![false; appends.len()];

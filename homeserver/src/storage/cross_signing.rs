@@ -47,7 +47,7 @@ impl CrossSigning<'_> {
             }
             for row in query.fetch_all(&mut *self.0).await? {
                 found.push(CrossSigningRow {
-                    user_id: parse(row.try_get(0)?)?,
+                    user_id: parse(&row.try_get::<String, _>(0)?)?,
                     usage: row.try_get::<String, _>(1)?.into(),
                     json: row.try_get(2)?,
                 });
@@ -105,9 +105,9 @@ impl CrossSigning<'_> {
             }
             for row in query.fetch_all(&mut *self.0).await? {
                 found.push(SignatureRow {
-                    target_user_id: parse(row.try_get(0)?)?,
+                    target_user_id: parse(&row.try_get::<String, _>(0)?)?,
                     target_key_id: row.try_get(1)?,
-                    signer_user_id: parse(row.try_get(2)?)?,
+                    signer_user_id: parse(&row.try_get::<String, _>(2)?)?,
                     signer_key_id: row.try_get(3)?,
                     signature: row.try_get(4)?,
                 });
@@ -166,11 +166,13 @@ impl CrossSigning<'_> {
         .bind(position.0)
         .fetch_all(&mut *self.0)
         .await?;
-        rows.iter().map(|row| parse(row.try_get(0)?)).collect()
+        rows.iter()
+            .map(|row| parse(&row.try_get::<String, _>(0)?))
+            .collect()
     }
 }
 
-fn parse(user_id: String) -> Result<OwnedUserId, StorageError> {
-    UserId::parse(&user_id)
-        .map_err(|_| StorageError::inconsistent("cross_signing_keys", "user_id", &user_id))
+fn parse(user_id: &str) -> Result<OwnedUserId, StorageError> {
+    UserId::parse(user_id)
+        .map_err(|_| StorageError::inconsistent("cross_signing_keys", "user_id", user_id))
 }

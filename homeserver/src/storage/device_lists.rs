@@ -58,7 +58,9 @@ impl DeviceLists<'_> {
             .bind(position.0)
             .fetch_all(&mut *self.0)
             .await?;
-        rows.iter().map(|row| parse(row.try_get(0)?)).collect()
+        rows.iter()
+            .map(|row| parse(&row.try_get::<String, _>(0)?))
+            .collect()
     }
 
     /// The last update of a local user that other servers were told, or of a remote user that we have.
@@ -153,11 +155,13 @@ impl DeviceLists<'_> {
         .bind(position.0)
         .fetch_all(&mut *self.0)
         .await?;
-        rows.iter().map(|row| parse(row.try_get(0)?)).collect()
+        rows.iter()
+            .map(|row| parse(&row.try_get::<String, _>(0)?))
+            .collect()
     }
 }
 
-fn parse(user_id: String) -> Result<OwnedUserId, StorageError> {
-    UserId::parse(&user_id)
-        .map_err(|_| StorageError::inconsistent("device_lists", "user_id", &user_id))
+fn parse(user_id: &str) -> Result<OwnedUserId, StorageError> {
+    UserId::parse(user_id)
+        .map_err(|_| StorageError::inconsistent("device_lists", "user_id", user_id))
 }

@@ -209,13 +209,6 @@ impl Log {
         }
     }
 
-    /// Answers everybody who waits, for a stop of the server.
-    pub(crate) fn wake_all(&self) {
-        for waiter in self.waiting().values() {
-            waiter.notify.notify_waiters();
-        }
-    }
-
     /// Adds the users among those who wait now that `change` concerns. Cost follows the smaller of two
     /// sets: who waits, and who is in the room.
     fn audience(&self, change: &Change, audience: &mut BTreeSet<OwnedUserId>) {

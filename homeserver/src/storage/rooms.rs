@@ -13,6 +13,7 @@ pub(crate) struct RoomNid(pub(crate) i64);
 
 /// A room that the server knows.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_field_names, reason = "the names of the specification")]
 pub(crate) struct Room {
     pub(crate) nid: RoomNid,
     pub(crate) room_id: OwnedRoomId,

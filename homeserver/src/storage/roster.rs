@@ -239,8 +239,8 @@ impl Inner {
             places.insert(
                 room_id,
                 Place {
-                    joined_until,
                     since,
+                    joined_until,
                     ..place
                 },
             );

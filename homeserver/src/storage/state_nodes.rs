@@ -134,11 +134,11 @@ impl Storage {
         state: NodeId,
         changes: &BTreeMap<StateKeyId, Option<EventNid>>,
     ) -> Result<Changed, StorageError> {
-        let changed = self
+        let after = self
             .with_nodes(|nodes| state_map::change(nodes, state, changes))
             .await?;
-        self.states().remember(&changed.nodes);
-        Ok(changed)
+        self.states().remember(&after.nodes);
+        Ok(after)
     }
 
     /// What keys stand for.

@@ -54,9 +54,12 @@ impl Tx {
     }
 }
 
+/// Whom to tell how an append went.
+pub(super) type Reply = oneshot::Sender<Result<Appended, AppendError>>;
+
 /// Something that waits to be written.
 pub(super) enum Job {
-    Append(Box<Append>, oneshot::Sender<Result<Appended, AppendError>>),
+    Append(Box<Append>, Reply),
     Write(Box<dyn Write>),
 }
 
@@ -126,10 +129,7 @@ pub(super) struct Writer {
 
 /// What happened to one job inside of the transaction.
 enum Done {
-    Append(
-        oneshot::Sender<Result<Appended, AppendError>>,
-        Result<Appended, AppendError>,
-    ),
+    Append(Reply, Result<Appended, AppendError>),
     Write(Box<dyn Write>),
 }
 
@@ -194,7 +194,7 @@ impl Writer {
         let mut appends = Vec::new();
         for job in jobs {
             match job {
-                Job::Append(append, reply) => appends.push((append, reply)),
+                Job::Append(append, reply) => appends.push((*append, reply)),
                 Job::Write(write) => {
                     Self::append(tx, std::mem::take(&mut appends), done).await?;
                     self.write(tx, write, alone, done).await?;
@@ -209,7 +209,7 @@ impl Writer {
     /// Events of any number of rooms, with one statement per table and not per event.
     async fn append(
         tx: &mut Tx,
-        appends: Vec<(Box<Append>, oneshot::Sender<Result<Appended, AppendError>>)>,
+        appends: Vec<(Append, Reply)>,
         done: &mut Vec<Done>,
     ) -> Result<(), StorageError> {
         if appends.is_empty() {

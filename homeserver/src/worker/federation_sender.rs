@@ -117,15 +117,15 @@ impl FederationSender {
         let behind = reader.destinations().behind().await?;
         let waiting = reader.federation_edus().destinations().await?;
         drop(reader);
-        let kept = match kept {
-            Some(kept) => kept,
-            None => {
-                let now = self.0.storage.log().position();
-                let write = self.0.storage.write(move |tx| {
-                    async move { tx.destinations().follow(NAME, now).await }.boxed()
-                });
-                write.await.map(|()| now)?
-            }
+        let kept = if let Some(kept) = kept {
+            kept
+        } else {
+            let now = self.0.storage.log().position();
+            let write = self
+                .0
+                .storage
+                .write(move |tx| async move { tx.destinations().follow(NAME, now).await }.boxed());
+            write.await.map(|()| now)?
         };
         self.0.queues.fill(kept);
         for (server, behind) in behind {

@@ -92,15 +92,13 @@ impl Admission {
         let (user_id, version) = (user_id.to_owned(), invite.version.clone());
         let room_id: OwnedRoomId = invite.room_id.to_owned();
         let counters = self.0.storage.counters();
-        let (room_nid, event_nid) = (RoomNid(counters.next_nid().0), counters.next_nid());
+        let (fresh, event_nid) = (RoomNid(counters.next_nid().0), counters.next_nid());
         let joined = self.0.storage.log().roster().place(&user_id, &room_id);
         let write = self.0.storage.write(move |tx| {
             Box::pin(async move {
-                tx.rooms()
-                    .insert_outside(room_nid, &room_id, &version)
-                    .await?;
+                tx.rooms().insert_outside(fresh, &room_id, &version).await?;
                 let room = tx.rooms().by_id(&room_id).await?;
-                let nid = room.map_or(room_nid, |room| room.nid);
+                let nid = room.map_or(fresh, |room| room.nid);
                 let position = tx.next_position();
                 let row = Membership {
                     room_id,

@@ -18,6 +18,7 @@ pub(crate) type Wanted = BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>;
 
 /// Keys, as they may be told.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_field_names, reason = "the names of the specification")]
 pub(crate) struct Found {
     pub(crate) device_keys: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, Raw<DeviceKeys>>>,
     pub(crate) master_keys: BTreeMap<OwnedUserId, Raw<CrossSigningKey>>,

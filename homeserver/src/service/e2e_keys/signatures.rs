@@ -171,17 +171,16 @@ impl Known {
             let master = self.masters.get(target)?;
             (parsed_key(master)?.0 == format!("ed25519:{key_id}")).then_some(master)
         };
-        let (stored, signers) = match own_device {
-            Some(device) => (device, self.self_signing.clone().into_iter().collect()),
-            None => {
-                let master = master().ok_or(SignatureFailure::NotFound)?;
-                let signers = if target == self.user_id {
-                    self.own_devices()
-                } else {
-                    self.user_signing.clone().into_iter().collect()
-                };
-                (master, signers)
-            }
+        let (stored, signers) = if let Some(device) = own_device {
+            (device, self.self_signing.clone().into_iter().collect())
+        } else {
+            let master = master().ok_or(SignatureFailure::NotFound)?;
+            let signers = if target == self.user_id {
+                self.own_devices()
+            } else {
+                self.user_signing.clone().into_iter().collect()
+            };
+            (master, signers)
         };
         if signers.is_empty() {
             return Err(SignatureFailure::NotFound);

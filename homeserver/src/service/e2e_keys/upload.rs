@@ -35,6 +35,7 @@ const OLM: EventEncryptionAlgorithm = EventEncryptionAlgorithm::OlmV1Curve25519A
 
 /// What a device uploads.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "the names of the specification")]
 pub(crate) struct Upload {
     pub(crate) device_keys: Option<Raw<DeviceKeys>>,
     pub(crate) one_time_keys: BTreeMap<OwnedOneTimeKeyId, Raw<OneTimeKey>>,

@@ -58,34 +58,31 @@ impl RoomNews {
 
 impl News {
     pub(super) async fn gather(sync: &Sync, look: &Look<'_>) -> Result<Self, StorageError> {
-        match &look.entries {
-            Some(_) => {
-                let mut news = Self::from_memory(look);
-                // A room that was joined in the meantime has a past that memory may not have.
-                let new: Vec<_> = look
-                    .places
-                    .iter()
-                    .filter(|(_, p)| p.membership == MembershipState::Join && look.is_new(p))
-                    .filter(|(room_id, _)| look.wants(room_id))
-                    .map(|(room_id, _)| room_id.clone())
-                    .collect();
-                news.rooms
-                    .extend(Self::from_database(sync, look, new).await?.rooms);
-                Ok(news)
-            }
-            None => {
-                let rooms = look
-                    .places
-                    .iter()
-                    .filter(|(room_id, place)| match place.membership {
-                        _ if !look.wants(room_id) => false,
-                        MembershipState::Join => true,
-                        MembershipState::Leave | MembershipState::Ban => look.wants_left(place),
-                        _ => false,
-                    });
-                let rooms = rooms.map(|(room_id, _)| room_id.clone()).collect();
-                Self::from_database(sync, look, rooms).await
-            }
+        if let Some(_) = &look.entries {
+            let mut news = Self::from_memory(look);
+            // A room that was joined in the meantime has a past that memory may not have.
+            let new: Vec<_> = look
+                .places
+                .iter()
+                .filter(|(_, p)| p.membership == MembershipState::Join && look.is_new(p))
+                .filter(|(room_id, _)| look.wants(room_id))
+                .map(|(room_id, _)| room_id.clone())
+                .collect();
+            news.rooms
+                .extend(Self::from_database(sync, look, new).await?.rooms);
+            Ok(news)
+        } else {
+            let rooms = look
+                .places
+                .iter()
+                .filter(|(room_id, place)| match place.membership {
+                    _ if !look.wants(room_id) => false,
+                    MembershipState::Join => true,
+                    MembershipState::Leave | MembershipState::Ban => look.wants_left(place),
+                    _ => false,
+                });
+            let rooms = rooms.map(|(room_id, _)| room_id.clone()).collect();
+            Self::from_database(sync, look, rooms).await
         }
     }
 
@@ -138,9 +135,9 @@ impl News {
             };
             let joined = place.membership == MembershipState::Join;
             if joined && look.is_new(place) {
-                new.push(room)
+                new.push(room);
             } else {
-                old.push(room)
+                old.push(room);
             }
         }
         for (list, above) in [(new, StreamPosition(i64::MIN)), (old, look.since)] {

@@ -90,11 +90,6 @@ impl Draft {
         }
     }
 
-    /// The room, once it has a name.
-    pub(crate) fn room_id(&self) -> Option<&OwnedRoomId> {
-        self.room_id.as_ref()
-    }
-
     /// What is to be appended.
     pub(crate) fn finish(self) -> Result<Append, SendError> {
         Ok(Append {
@@ -247,10 +242,10 @@ impl Timeline {
                 .state_get(before, &event_type, state_key)
                 .await?;
             let key = self.storage.states().key(&event_type, state_key);
-            let changes = BTreeMap::from([(key, Some(nid))]);
-            let changed = self.storage.state_change(before, &changes).await?;
-            draft.state = changed.root;
-            draft.nodes.extend(changed.nodes);
+            let change = BTreeMap::from([(key, Some(nid))]);
+            let after = self.storage.state_change(before, &change).await?;
+            draft.state = after.root;
+            draft.nodes.extend(after.nodes);
             if replaces.is_none() {
                 draft.state_keys.push((key, pair(&event_type, state_key)));
             }
