@@ -221,7 +221,7 @@ fn services(
         key.clone(),
     );
     let devices = Devices::new(storage.clone(), accounts.clone());
-    let e2e_keys = E2eKeys::new(storage.clone());
+    let e2e_keys = E2eKeys::new(storage.clone(), federation.clone(), tasks.clone());
     let to_device = ToDevice::new(storage.clone(), clock.clone(), server_name.clone());
     let events = Events::new(storage.clone());
     let timeline = Timeline::new(
@@ -267,6 +267,7 @@ fn services(
     let transactions = Transactions::new(transactions::Parts {
         storage: storage.clone(),
         clock: clock.clone(),
+        e2e_keys: e2e_keys.clone(),
         incoming,
         receipts: receipts.clone(),
         to_device: to_device.clone(),

@@ -523,3 +523,29 @@ async fn deleting_a_device_takes_everything_with_it() {
     let found = bob.post(QUERY, &query).await.ok();
     assert_eq!(found["device_keys"][&alice.user_id], json!({}));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_users_of_other_servers() {
+    let (one, two) = TestServer::pair().await;
+    let (alice, bob) = (one.register("alice").await, two.register("bob").await);
+    let key = upload_device(&bob).await;
+    let keys = json!({ "signed_curve25519:A": one_time_key(&bob, &key) });
+    bob.post(UPLOAD, &json!({ "one_time_keys": keys }))
+        .await
+        .ok();
+    let query = json!({ "device_keys": { &bob.user_id: [] } });
+    let there = bob.post(QUERY, &query).await.ok();
+    let here = alice.post(QUERY, &query).await.ok();
+    assert_eq!(here["failures"], Value::Null);
+    let device = &here["device_keys"][&bob.user_id][&bob.device_id];
+    assert_eq!(*device, there["device_keys"][&bob.user_id][&bob.device_id]);
+    let (id, claimed) = claim(&alice, &bob).await.unwrap();
+    assert_eq!(
+        (id.as_str(), &claimed),
+        ("signed_curve25519:A", &keys["signed_curve25519:A"])
+    );
+    assert_eq!(claim(&alice, &bob).await, None);
+    let body = json!({ "device_keys": { "@nobody:gone.invalid": [] } });
+    let answer = alice.post(QUERY, &body).await.ok();
+    assert!(answer["failures"]["gone.invalid"].is_object());
+}

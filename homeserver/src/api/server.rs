@@ -1,6 +1,7 @@
 //! The server-server API, a file for each chapter.
 
 mod authentication;
+mod end_to_end_encryption;
 mod inviting;
 mod joining_rooms;
 mod querying;
@@ -14,6 +15,7 @@ use super::Routes;
 /// Adds every endpoint.
 pub(super) fn routes(routes: Routes) -> Routes {
     [
+        end_to_end_encryption::routes,
         inviting::routes,
         joining_rooms::routes,
         querying::routes,

@@ -7,6 +7,7 @@
 pub(crate) mod claim;
 pub(crate) mod cross_signing;
 pub(crate) mod query;
+pub(crate) mod remote;
 pub(crate) mod signatures;
 pub(crate) mod upload;
 pub(crate) mod verify;
@@ -15,8 +16,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use quick_cache::sync::Cache;
 use ruma::{OneTimeKeyAlgorithm, UInt};
+use tokio_util::task::TaskTracker;
 
-use super::accounts::Requester;
+use super::{accounts::Requester, federation::Federation};
 use crate::storage::{
     Families, Storage, StorageError,
     log::{Change, Entry, StreamPosition},
@@ -26,6 +28,8 @@ use crate::storage::{
 #[derive(Clone, Debug)]
 pub(crate) struct E2eKeys {
     storage: Storage,
+    federation: Federation,
+    tasks: TaskTracker,
     counts: Arc<Counts>,
 }
 
@@ -40,9 +44,11 @@ pub(crate) struct KeyCounts {
 }
 
 impl E2eKeys {
-    pub(crate) fn new(storage: Storage) -> Self {
+    pub(crate) fn new(storage: Storage, federation: Federation, tasks: TaskTracker) -> Self {
         Self {
             storage,
+            federation,
+            tasks,
             counts: Arc::new(Cache::new(10_000)),
         }
     }

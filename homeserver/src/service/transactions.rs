@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 
 use super::{
+    e2e_keys::E2eKeys,
     incoming::Incoming,
     receipts::Receipts,
     to_device::{ToDevice, ToDeviceError},
@@ -37,6 +38,7 @@ pub(crate) struct Transactions(Arc<Inner>);
 struct Inner {
     storage: Storage,
     clock: Clock,
+    e2e_keys: E2eKeys,
     incoming: Incoming,
     receipts: Receipts,
     to_device: ToDevice,
@@ -52,6 +54,7 @@ struct Inner {
 pub(crate) struct Parts {
     pub(crate) storage: Storage,
     pub(crate) clock: Clock,
+    pub(crate) e2e_keys: E2eKeys,
     pub(crate) incoming: Incoming,
     pub(crate) receipts: Receipts,
     pub(crate) to_device: ToDevice,
@@ -94,6 +97,7 @@ impl Transactions {
         let Parts {
             storage,
             clock,
+            e2e_keys,
             incoming,
             receipts,
             to_device,
@@ -105,6 +109,7 @@ impl Transactions {
         Self(Arc::new(Inner {
             storage,
             clock,
+            e2e_keys,
             incoming,
             receipts,
             to_device,
@@ -186,6 +191,14 @@ impl Transactions {
         match edu.deserialize() {
             Ok(Edu::Typing(content)) => self.0.typing.receive_remote(origin, &content).await,
             Ok(Edu::Receipt(content)) => self.0.receipts.receive_remote(origin, content).await,
+            Ok(Edu::DeviceListUpdate(content)) => {
+                let keys = &self.0.e2e_keys;
+                keys.receive_device_list_update(origin, content).await
+            }
+            Ok(Edu::SigningKeyUpdate(content)) => {
+                let keys = &self.0.e2e_keys;
+                keys.receive_signing_key_update(origin, content).await
+            }
             Ok(Edu::DirectToDevice(content)) => {
                 let (sender, kind) = (content.sender, content.ev_type);
                 let to_device = &self.0.to_device;

@@ -21,6 +21,8 @@ pub(crate) struct DeviceStreamId(pub(crate) i64);
 /// What is known of our copy of a remote user's list.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RemoteList {
+    /// When it last changed, in the log.
+    pub(crate) changed_at: Option<StreamPosition>,
     /// The last update in it.
     pub(crate) stream_id: Option<DeviceStreamId>,
     /// Where the log was when it was last fetched; `None` if it must be fetched again.
@@ -86,19 +88,42 @@ impl DeviceLists<'_> {
 
     /// What is known of our copy of a remote user's list.
     pub(crate) async fn remote(&mut self, user_id: &UserId) -> Result<RemoteList, StorageError> {
-        let row = sqlx::query("SELECT stream_id, fetched_at FROM device_lists WHERE user_id = $1")
-            .bind(user_id.as_str())
-            .fetch_optional(&mut *self.0)
-            .await?;
+        let row = sqlx::query(
+            "SELECT stream_id, fetched_at, position FROM device_lists WHERE user_id = $1",
+        )
+        .bind(user_id.as_str())
+        .fetch_optional(&mut *self.0)
+        .await?;
         row.map_or_else(
             || Ok(RemoteList::default()),
             |row| {
                 Ok(RemoteList {
+                    changed_at: Some(StreamPosition(row.try_get(2)?)),
                     stream_id: row.try_get::<Option<i64>, _>(0)?.map(DeviceStreamId),
                     fetched_at: row.try_get::<Option<i64>, _>(1)?.map(StreamPosition),
                 })
             },
         )
+    }
+
+    /// Says which updates our copy of a remote user's list has, and from where in the log on it is good.
+    pub(crate) async fn set_remote(
+        &mut self,
+        user_id: &UserId,
+        stream_id: DeviceStreamId,
+        fetched_at: Option<StreamPosition>,
+    ) -> Result<(), StorageError> {
+        sqlx::query(
+            "INSERT INTO device_lists (user_id, position, stream_id, fetched_at)
+             VALUES ($1, 0, $2, $3) ON CONFLICT (user_id) DO UPDATE
+             SET stream_id = excluded.stream_id, fetched_at = excluded.fetched_at",
+        )
+        .bind(user_id.as_str())
+        .bind(stream_id.0)
+        .bind(fetched_at.map(|position| position.0))
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
     }
 
     /// Says whether our copy is good: from where in the log on, or not any more.

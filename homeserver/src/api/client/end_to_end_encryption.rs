@@ -1,14 +1,20 @@
 //! [Keys](https://spec.matrix.org/v1.19/client-server-api/#end-to-end-encryption) of devices and users.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
-use ruma::api::{
-    client::keys::{
-        claim_keys, get_key_changes, get_keys, upload_keys, upload_signatures, upload_signing_keys,
+use ruma::{
+    OwnedServerName,
+    api::{
+        client::keys::{
+            claim_keys, get_key_changes, get_keys, upload_keys, upload_signatures,
+            upload_signing_keys,
+        },
+        error::ErrorKind,
     },
-    error::ErrorKind,
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::reauthentication::reauthenticate;
 use crate::{
@@ -22,7 +28,6 @@ use crate::{
         e2e_keys::{
             E2eKeys,
             cross_signing::{Consent, CrossSigningError, NewCrossSigningKeys},
-            query::Asker,
             signatures::SignatureFailure,
             upload::{Upload, UploadError},
         },
@@ -114,9 +119,9 @@ async fn get_keys(
     State(keys): State<E2eKeys>,
     Authenticated { requester, body }: Authenticated<get_keys::v3::Request>,
 ) -> Result<Matrix<get_keys::v3::Response>, MatrixError> {
-    let asker = Asker::User(&requester.user_id);
-    let found = keys.query_stored(asker, &body.device_keys).await?;
+    let (found, failures) = keys.query(&requester.user_id, body.device_keys).await?;
     let mut response = get_keys::v3::Response::new();
+    response.failures = unreachable(failures);
     response.device_keys = found.device_keys;
     response.master_keys = found.master_keys;
     response.self_signing_keys = found.self_signing_keys;
@@ -129,8 +134,19 @@ async fn claim_keys(
     State(keys): State<E2eKeys>,
     Authenticated { body, .. }: Authenticated<claim_keys::v3::Request>,
 ) -> Result<Matrix<claim_keys::v3::Response>, MatrixError> {
-    let claimed = keys.claim_local(body.one_time_keys).await?;
-    Ok(Matrix(claim_keys::v3::Response::new(claimed)))
+    let (claimed, failures) = keys.claim(body.one_time_keys).await?;
+    let mut response = claim_keys::v3::Response::new(claimed);
+    response.failures = unreachable(failures);
+    Ok(Matrix(response))
+}
+
+/// Servers that could not be asked.
+fn unreachable(servers: Vec<OwnedServerName>) -> BTreeMap<String, Value> {
+    let failure = json!({ "errcode": "M_UNREACHABLE", "error": "The server did not answer" });
+    let servers = servers.into_iter();
+    servers
+        .map(|name| (name.to_string(), failure.clone()))
+        .collect()
 }
 
 /// `GET /_matrix/client/v3/keys/changes`

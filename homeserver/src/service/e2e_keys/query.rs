@@ -35,6 +35,15 @@ pub(crate) enum Asker<'a> {
     Server,
 }
 
+impl Found {
+    /// Adds what another server answered.
+    pub(super) fn add(&mut self, other: Self) {
+        self.device_keys.extend(other.device_keys);
+        self.master_keys.extend(other.master_keys);
+        self.self_signing_keys.extend(other.self_signing_keys);
+    }
+}
+
 impl E2eKeys {
     /// What the database has of some users.
     pub(crate) async fn query_stored(

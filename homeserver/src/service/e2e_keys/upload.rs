@@ -203,6 +203,17 @@ impl CheckedDeviceKeys {
         })
     }
 
+    /// The keys, with the name that the server of the device gave it.
+    pub(super) fn into_named(mut self, display_name: Option<String>) -> CanonicalJsonValue {
+        if let Some(name) = display_name {
+            let name = CanonicalJsonValue::String(name);
+            let unsigned = [("device_display_name".to_owned(), name)].into();
+            let unsigned = CanonicalJsonValue::Object(unsigned);
+            self.object.insert("unsigned".to_owned(), unsigned);
+        }
+        CanonicalJsonValue::Object(self.object)
+    }
+
     /// Stores the keys; whether that changed anything.
     async fn store(
         self,

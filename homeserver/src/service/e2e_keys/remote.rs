@@ -1,0 +1,389 @@
+//! The keys of users of other servers: our copy of their device lists, and what is asked when there is
+//! none ([spec](https://spec.matrix.org/v1.19/server-server-api/#device-management)).
+//!
+//! A copy is good while every update reached us: while a room is shared without a break, and each update
+//! names one that we have. Otherwise the list is fetched again before it is used.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures_util::{FutureExt, future::join_all};
+use ruma::{
+    CanonicalJsonValue, OwnedServerName, OwnedUserId, ServerName, UserId,
+    api::federation::{
+        device::get_devices,
+        keys::{claim_keys, get_keys},
+        transactions::edu::{DeviceListUpdateContent, SigningKeyUpdateContent},
+    },
+    encryption::{CrossSigningKey, DeviceKeys, KeyUsage},
+    serde::Raw,
+};
+use sotto_federation::client::ClientError;
+
+use super::{
+    E2eKeys,
+    claim::{Claimed, Claims},
+    cross_signing::check_shape,
+    query::{self, Asker, Found, Wanted},
+    upload::CheckedDeviceKeys,
+};
+use crate::storage::{
+    Families, StorageError, device_lists::DeviceStreamId, log::StreamPosition, writer::Tx,
+};
+
+/// For how long another server is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a list was not fetched.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    /// The other server refused or did not answer.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// It took too long.
+    #[error("the other server did not answer in time")]
+    Timeout,
+    /// The database failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl E2eKeys {
+    /// The keys of local and remote users, and the servers that could not be asked.
+    pub(crate) async fn query(
+        &self,
+        asker: &UserId,
+        wanted: Wanted,
+    ) -> Result<(Found, Vec<OwnedServerName>), StorageError> {
+        let us = self.federation.server_name();
+        let (mut stored, mut fetch) = (Wanted::new(), Vec::new());
+        let mut ask: BTreeMap<OwnedServerName, Wanted> = BTreeMap::new();
+        for (user_id, devices) in wanted {
+            if user_id.server_name() == us || self.is_fresh(&user_id).await? {
+                stored.insert(user_id, devices);
+            } else if self.is_followed(&user_id) {
+                fetch.push(user_id.clone());
+                stored.insert(user_id, devices);
+            } else {
+                let server = user_id.server_name().to_owned();
+                ask.entry(server).or_default().insert(user_id, devices);
+            }
+        }
+        let mut failures = Vec::new();
+        let fetches = fetch.iter().map(|user_id| self.fetch(user_id));
+        for (user_id, outcome) in fetch.iter().zip(join_all(fetches).await) {
+            if let Err(error) = outcome {
+                tracing::debug!(%user_id, %error, "a device list was not fetched");
+                failures.push(user_id.server_name().to_owned());
+            }
+        }
+        let answers = ask
+            .into_iter()
+            .map(|(server, wanted)| self.ask(server, wanted));
+        let answers = join_all(answers).await;
+        let mut found = self.query_stored(Asker::User(asker), &stored).await?;
+        for (server, answer) in answers {
+            match answer {
+                Ok(answer) => found.add(answer),
+                Err(error) => {
+                    tracing::debug!(%server, %error, "keys were not fetched");
+                    failures.push(server);
+                }
+            }
+        }
+        Ok((found, failures))
+    }
+
+    /// Keys of local and remote devices, and the servers that could not be asked.
+    pub(crate) async fn claim(
+        &self,
+        claims: Claims,
+    ) -> Result<(Claimed, Vec<OwnedServerName>), StorageError> {
+        let us = self.federation.server_name();
+        let mut by_server: BTreeMap<OwnedServerName, Claims> = BTreeMap::new();
+        for (user_id, devices) in claims {
+            let server = user_id.server_name().to_owned();
+            by_server
+                .entry(server)
+                .or_default()
+                .insert(user_id, devices);
+        }
+        let local = by_server.remove(us).unwrap_or_default();
+        let asked = by_server.into_iter().map(async |(server, claims)| {
+            let request = claim_keys::v1::Request::new(claims.clone());
+            let answer = self.federation.send(&server, request);
+            let answer = tokio::time::timeout(PATIENCE, answer).await;
+            (server, claims, answer)
+        });
+        let (asked, local) = tokio::join!(join_all(asked), self.claim_local(local));
+        let (mut claimed, mut failures) = (local?, Vec::new());
+        for (server, claims, answer) in asked {
+            let Ok(Ok(answer)) = answer else {
+                failures.push(server);
+                continue;
+            };
+            for (user_id, mut devices) in answer.one_time_keys {
+                let Some(wanted) = claims.get(&user_id) else {
+                    continue;
+                };
+                devices.retain(|device_id, _| wanted.contains_key(device_id));
+                claimed.insert(user_id, devices);
+            }
+        }
+        Ok((claimed, failures))
+    }
+
+    /// What another server gets of our users' keys.
+    pub(crate) async fn query_local(&self, mut wanted: Wanted) -> Result<Found, StorageError> {
+        let us = self.federation.server_name();
+        wanted.retain(|user_id, _| user_id.server_name() == us);
+        self.query_stored(Asker::Server, &wanted).await
+    }
+
+    /// Hands out keys of our users' devices to another server.
+    pub(crate) async fn claim_for_server(
+        &self,
+        mut claims: Claims,
+    ) -> Result<Claimed, StorageError> {
+        let us = self.federation.server_name();
+        claims.retain(|user_id, _| user_id.server_name() == us);
+        self.claim_local(claims).await
+    }
+
+    /// The devices of one of our users, and how far the updates about them are
+    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1userdevicesuserid)).
+    pub(crate) async fn local_devices_of(
+        &self,
+        user_id: &UserId,
+    ) -> Result<(DeviceStreamId, Found), StorageError> {
+        let wanted = [(user_id.to_owned(), Vec::new())].into();
+        // Read before the keys: at worst the other server hears of a change twice.
+        let mut reader = self.storage.read().await?;
+        let stream_id = reader.device_lists().stream_id(user_id).await?;
+        drop(reader);
+        let found = self.query_local(wanted).await?;
+        Ok((stream_id.unwrap_or(DeviceStreamId(0)), found))
+    }
+
+    /// Takes an `m.device_list_update` of another server.
+    pub(crate) async fn receive_device_list_update(
+        &self,
+        origin: &ServerName,
+        update: DeviceListUpdateContent,
+    ) -> Result<(), StorageError> {
+        let user_id = update.user_id.clone();
+        if user_id.server_name() != origin || !self.is_followed(&user_id) {
+            return Ok(());
+        }
+        let write = self
+            .storage
+            .write(move |tx| async move { apply(tx, update).await }.boxed());
+        if write.await? == Copy::Outdated {
+            let this = self.clone();
+            self.tasks.spawn(async move {
+                if let Err(error) = this.fetch(&user_id).await {
+                    tracing::debug!(%user_id, %error, "a device list was not fetched");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes an `m.signing_key_update` of another server.
+    pub(crate) async fn receive_signing_key_update(
+        &self,
+        origin: &ServerName,
+        update: SigningKeyUpdateContent,
+    ) -> Result<(), StorageError> {
+        let user_id = update.user_id;
+        if user_id.server_name() != origin || !self.is_followed(&user_id) {
+            return Ok(());
+        }
+        let (master, self_signing) = (update.master_key, update.self_signing_key);
+        let write = self.storage.write(move |tx| {
+            async move {
+                tx.cross_signing().delete_of_user(&user_id).await?;
+                store_cross_signing(tx, &user_id, master.as_ref(), self_signing.as_ref()).await?;
+                tx.change_device_list(&user_id).await?;
+                Ok(())
+            }
+            .boxed()
+        });
+        write.await
+    }
+
+    /// Whether the server of a remote user tells us of changes: whether a room is shared.
+    fn is_followed(&self, user_id: &UserId) -> bool {
+        let roster = self.storage.log().roster();
+        !roster.rooms_shared_with(user_id).is_empty()
+    }
+
+    /// Whether our copy of a remote user's list is good.
+    async fn is_fresh(&self, user_id: &UserId) -> Result<bool, StorageError> {
+        let us = self.federation.server_name();
+        let mut reader = self.storage.read().await?;
+        let mut lists = reader.device_lists();
+        match lists.remote(user_id).await?.fetched_at {
+            None => Ok(false),
+            Some(at) => lists.shared_since(user_id, us, at).await,
+        }
+    }
+
+    /// Fetches the list of a remote user whose server will tell us of changes.
+    async fn fetch(&self, user_id: &UserId) -> Result<(), FetchError> {
+        let mut reader = self.storage.read().await?;
+        let before = reader.device_lists().remote(user_id).await?.changed_at;
+        drop(reader);
+        let at = self.storage.log().position();
+        let request = get_devices::v1::Request::new(user_id.to_owned());
+        let answer = self.federation.send(user_id.server_name(), request);
+        let answer = tokio::time::timeout(PATIENCE, answer)
+            .await
+            .map_err(|_| FetchError::Timeout)??;
+        let user_id = user_id.to_owned();
+        let write = self.storage.write(move |tx| {
+            async move {
+                // An update that came in the meantime may not be in the answer.
+                let current = tx.device_lists().remote(&user_id).await?.changed_at == before;
+                replace(tx, &user_id, answer, current.then_some(at)).await
+            }
+            .boxed()
+        });
+        Ok(write.await?)
+    }
+
+    /// Asks for keys of users whose server does not tell us of changes.
+    async fn ask(
+        &self,
+        server: OwnedServerName,
+        wanted: Wanted,
+    ) -> (OwnedServerName, Result<Found, FetchError>) {
+        let request = get_keys::v1::Request::new(wanted.clone());
+        let answer = tokio::time::timeout(PATIENCE, self.federation.send(&server, request)).await;
+        let found = match answer {
+            Err(_) => Err(FetchError::Timeout),
+            Ok(Err(error)) => Err(error.into()),
+            Ok(Ok(answer)) => Ok(checked(answer, &wanted)),
+        };
+        (server, found)
+    }
+}
+
+/// Whether our copy of a list is as new as the update that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copy {
+    Current,
+    Outdated,
+}
+
+/// Applies an update if it follows on what we have.
+async fn apply(tx: &mut Tx, update: DeviceListUpdateContent) -> Result<Copy, StorageError> {
+    let user_id = &update.user_id;
+    let list = tx.device_lists().remote(user_id).await?;
+    let number = |id: ruma::UInt| DeviceStreamId(id.into());
+    let stream_id = number(update.stream_id);
+    let known = list.fetched_at.and(list.stream_id);
+    if known.is_some_and(|known| stream_id <= known) {
+        return Ok(Copy::Current);
+    }
+    let follows = known.is_some_and(|known| {
+        !update.prev_id.is_empty() && update.prev_id.iter().all(|id| number(*id) <= known)
+    });
+    tx.change_device_list(user_id).await?;
+    if !follows {
+        tx.device_lists().set_fetched_at(user_id, None).await?;
+        return Ok(Copy::Outdated);
+    }
+    if update.deleted == Some(true) {
+        tx.device_keys().delete(user_id, &update.device_id).await?;
+    } else if let Some(keys) = &update.keys {
+        let name = update.device_display_name;
+        store_device(tx, user_id, &update.device_id, keys, name).await?;
+    }
+    tx.device_lists().set_stream_id(user_id, stream_id).await?;
+    Ok(Copy::Current)
+}
+
+/// Puts what a server answered in the place of our copy.
+async fn replace(
+    tx: &mut Tx,
+    user_id: &UserId,
+    answer: get_devices::v1::Response,
+    fetched_at: Option<StreamPosition>,
+) -> Result<(), StorageError> {
+    tx.device_keys().delete_of_user(user_id).await?;
+    tx.cross_signing().delete_of_user(user_id).await?;
+    for device in answer.devices {
+        let name = device.device_display_name;
+        store_device(tx, user_id, &device.device_id, &device.keys, name).await?;
+    }
+    let (master, self_signing) = (&answer.master_key, &answer.self_signing_key);
+    store_cross_signing(tx, user_id, master.as_ref(), self_signing.as_ref()).await?;
+    let stream_id = DeviceStreamId(answer.stream_id.into());
+    tx.device_lists()
+        .set_remote(user_id, stream_id, fetched_at)
+        .await
+}
+
+/// Stores the keys of a remote device, unless clients could not use them.
+async fn store_device(
+    tx: &mut Tx,
+    user_id: &UserId,
+    device_id: &ruma::DeviceId,
+    keys: &Raw<DeviceKeys>,
+    display_name: Option<String>,
+) -> Result<(), StorageError> {
+    let Ok(checked) = CheckedDeviceKeys::check(keys, user_id, device_id) else {
+        tracing::debug!(%user_id, %device_id, "unusable keys of a remote device were dropped");
+        return tx.device_keys().delete(user_id, device_id).await;
+    };
+    let json = checked.into_named(display_name).to_string();
+    tx.device_keys().set(user_id, device_id, &json).await
+}
+
+async fn store_cross_signing(
+    tx: &mut Tx,
+    user_id: &UserId,
+    master: Option<&Raw<CrossSigningKey>>,
+    self_signing: Option<&Raw<CrossSigningKey>>,
+) -> Result<(), StorageError> {
+    for (usage, raw) in [
+        (KeyUsage::Master, master),
+        (KeyUsage::SelfSigning, self_signing),
+    ] {
+        if let Some(key) = raw.and_then(|raw| check_shape(raw, user_id, &usage).ok()) {
+            let json = CanonicalJsonValue::Object(key).to_string();
+            tx.cross_signing().set(user_id, &usage, &json).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What is usable of an answer, for the users that were asked for.
+fn checked(answer: get_keys::v1::Response, wanted: &Wanted) -> Found {
+    let mut found = Found::default();
+    let asked = |user_id: &OwnedUserId| wanted.contains_key(user_id);
+    for (user_id, devices) in answer.device_keys.into_iter().filter(|(id, _)| asked(id)) {
+        let good = devices.into_iter().filter(|(device_id, keys)| {
+            CheckedDeviceKeys::check(keys, &user_id, device_id).is_ok()
+        });
+        let good = good.collect();
+        found.device_keys.insert(user_id, good);
+    }
+    for (usage, keys, into) in [
+        (KeyUsage::Master, answer.master_keys, &mut found.master_keys),
+        (
+            KeyUsage::SelfSigning,
+            answer.self_signing_keys,
+            &mut found.self_signing_keys,
+        ),
+    ] {
+        let good = keys
+            .into_iter()
+            .filter(|(id, key)| asked(id) && check_shape(key, id, &usage).is_ok());
+        into.extend(good.filter_map(|(id, key)| {
+            let key = query::raw(check_shape(&key, &id, &usage).ok()?).ok()?;
+            Some((id, key))
+        }));
+    }
+    found
+}
