@@ -3,6 +3,7 @@
 mod authentication;
 mod inviting;
 mod joining_rooms;
+mod media;
 mod querying;
 mod retrieving_events;
 mod server_discovery;
@@ -16,6 +17,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
     [
         inviting::routes,
         joining_rooms::routes,
+        media::routes,
         querying::routes,
         retrieving_events::routes,
         server_discovery::routes,

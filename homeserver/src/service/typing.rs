@@ -25,9 +25,9 @@ use crate::{
 };
 
 /// The longest that one notice lasts.
-const LONGEST: Duration = Duration::from_secs(120);
+const LONGEST: Duration = Duration::from_mins(2);
 /// How long a notice from another server lasts if its end is lost.
-const REMOTE: Duration = Duration::from_secs(60);
+const REMOTE: Duration = Duration::from_mins(1);
 /// How often those who have stopped are looked for, while somebody types.
 const SWEEP: Duration = Duration::from_millis(500);
 
