@@ -25,10 +25,10 @@ use crate::{
     clock::Clock,
     service::{
         account_data::AccountData, accounts::Accounts, admission::Admission, devices::Devices,
-        e2e_keys::E2eKeys, filter::Filters, membership::Membership, profiles::Profiles,
-        push_rules::PushRules, receipts::Receipts, rooms::Rooms, server_keys::ServerKeys,
-        shared_history::SharedHistory, sync::Sync, timeline::Timeline, to_device::ToDevice,
-        transactions::Transactions, typing::Typing, uia::Uia,
+        e2e_keys::E2eKeys, filter::Filters, media::Media, membership::Membership,
+        profiles::Profiles, push_rules::PushRules, receipts::Receipts, rooms::Rooms,
+        server_keys::ServerKeys, shared_history::SharedHistory, sync::Sync, timeline::Timeline,
+        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
     },
 };
 
@@ -42,6 +42,7 @@ pub(crate) struct Edge {
     pub(crate) devices: Devices,
     pub(crate) filters: Filters,
     pub(crate) e2e_keys: E2eKeys,
+    pub(crate) media: Media,
     pub(crate) membership: Membership,
     pub(crate) profiles: Profiles,
     pub(crate) push_rules: PushRules,

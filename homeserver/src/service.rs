@@ -11,6 +11,7 @@ pub(crate) mod federation;
 pub(crate) mod filter;
 pub(crate) mod heads;
 pub(crate) mod incoming;
+pub(crate) mod media;
 pub(crate) mod membership;
 pub(crate) mod profiles;
 pub(crate) mod push_rules;

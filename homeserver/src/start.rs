@@ -27,6 +27,7 @@ use crate::{
         federation::{Federation, FederationError},
         filter::Filters,
         incoming::{self, Incoming},
+        media::Media,
         membership::{Membership, Remote},
         profiles::Profiles,
         push_rules::PushRules,
@@ -220,6 +221,13 @@ fn services(
         clock.clone(),
         key.clone(),
     );
+    let media = Media::new(
+        storage.clone(),
+        clock.clone(),
+        federation.clone(),
+        &config.data_dir,
+        config.media.max_upload_bytes,
+    );
     let devices = Devices::new(storage.clone(), accounts.clone());
     let e2e_keys = E2eKeys::new(storage.clone(), federation.clone(), tasks.clone());
     let to_device = ToDevice::new(storage.clone(), clock.clone(), server_name.clone());
@@ -292,6 +300,7 @@ fn services(
         devices,
         filters: Filters::new(storage.clone()),
         e2e_keys,
+        media,
         membership,
         profiles,
         push_rules: PushRules::new(storage.clone()),

@@ -21,6 +21,7 @@ pub(crate) mod filters;
 pub(crate) mod inbound;
 pub mod inspect;
 pub(crate) mod log;
+pub(crate) mod media;
 pub(crate) mod memberships;
 pub(crate) mod one_time_keys;
 pub(crate) mod receipts;
@@ -282,6 +283,9 @@ pub(crate) trait Families {
     }
     fn federation_edus(&mut self) -> federation_edus::FederationEdus<'_> {
         federation_edus::FederationEdus(self.connection())
+    }
+    fn media(&mut self) -> media::Media<'_> {
+        media::Media(self.connection())
     }
     fn memberships(&mut self) -> memberships::Memberships<'_> {
         memberships::Memberships(self.connection())

@@ -14,6 +14,7 @@ mod federation_inbound;
 mod federation_out;
 mod federation_pair;
 mod hostile;
+mod media;
 mod sdk;
 mod tidy;
 mod user_data;

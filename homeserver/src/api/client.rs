@@ -7,6 +7,7 @@ mod directory;
 mod discovery;
 mod end_to_end_encryption;
 mod filtering;
+mod media;
 mod membership;
 mod messages;
 mod profiles;
@@ -23,6 +24,7 @@ mod sync;
 mod tagging;
 mod typing;
 
+pub(super) use media::disposition;
 use ruma::UserId;
 
 use super::{Routes, error::MatrixError};
@@ -38,6 +40,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         discovery::routes,
         end_to_end_encryption::routes,
         filtering::routes,
+        media::routes,
         membership::routes,
         messages::routes,
         profiles::routes,

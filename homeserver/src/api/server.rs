@@ -4,6 +4,7 @@ mod authentication;
 mod end_to_end_encryption;
 mod inviting;
 mod joining_rooms;
+mod media;
 mod querying;
 mod retrieving_events;
 mod server_discovery;
@@ -18,6 +19,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         end_to_end_encryption::routes,
         inviting::routes,
         joining_rooms::routes,
+        media::routes,
         querying::routes,
         retrieving_events::routes,
         server_discovery::routes,

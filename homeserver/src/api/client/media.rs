@@ -1,0 +1,284 @@
+//! [Content repository](https://spec.matrix.org/v1.19/client-server-api/#content-repository).
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    response::Response,
+    routing::get,
+};
+use http::{StatusCode, header};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, ServerName, UInt,
+    api::{
+        IncomingRequest,
+        auth_scheme::{AccessToken, AuthScheme},
+        client::{
+            authenticated_media::{
+                get_content, get_content_as_filename, get_content_thumbnail, get_media_config,
+            },
+            media::{
+                create_content, create_content_async, create_mxc_uri, is_safe_inline_content_type,
+            },
+        },
+        error::ErrorKind,
+    },
+    http_headers::{ContentDisposition, ContentDispositionType},
+};
+
+use crate::{
+    api::{
+        Routes,
+        error::MatrixError,
+        extract::{Authenticated, Matrix, parse, read},
+    },
+    service::{
+        accounts::{Accounts, Requester},
+        media::{Description, FetchError, Media, UploadError},
+    },
+    storage::media::StoredFile,
+};
+
+/// What a browser may do with a file that it was made to open: next to nothing.
+const POLICY: &str = "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; \
+                      style-src 'unsafe-inline'; object-src 'self';";
+
+pub(super) fn routes(routes: Routes) -> Routes {
+    routes
+        .add::<create_content::v3::Request, _, _>(create_content)
+        .add::<create_content_async::v3::Request, _, _>(create_content_async)
+        .add::<create_mxc_uri::v1::Request, _, _>(create_mxc_uri)
+        .add::<get_content::v1::Request, _, _>(get_content)
+        .add::<get_content_as_filename::v1::Request, _, _>(get_content_as_filename)
+        .add::<get_content_thumbnail::v1::Request, _, _>(get_content_thumbnail)
+        .add::<get_media_config::v1::Request, _, _>(get_media_config)
+        .raw("/_matrix/media/v3/config", get(get_media_config))
+        .raw("/_matrix/media/v3/download/{server}/{id}", get(frozen))
+        .raw(
+            "/_matrix/media/v3/download/{server}/{id}/{name}",
+            get(frozen),
+        )
+        .raw("/_matrix/media/v3/thumbnail/{server}/{id}", get(frozen))
+}
+
+impl From<UploadError> for MatrixError {
+    fn from(error: UploadError) -> Self {
+        match error {
+            UploadError::TooLarge => too_large(),
+            UploadError::Interrupted => Self::bad_json("The upload ended too early"),
+            UploadError::NotReserved => Self::not_found("This address is not reserved"),
+            UploadError::NotYours => Self::forbidden("Somebody else reserved this address"),
+            UploadError::Taken => Self::new(
+                StatusCode::CONFLICT,
+                ErrorKind::CannotOverwriteMedia,
+                "There is a file at this address",
+            ),
+            UploadError::Storage(error) => error.into(),
+            UploadError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<FetchError> for MatrixError {
+    fn from(error: FetchError) -> Self {
+        match error {
+            FetchError::NotFound => Self::not_found("There is no such file"),
+            FetchError::NotYetUploaded => Self::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                ErrorKind::NotYetUploaded,
+                "The file was not uploaded yet",
+            ),
+            FetchError::TooLarge => Self::new(
+                StatusCode::BAD_GATEWAY,
+                ErrorKind::TooLarge,
+                "The file is too large for this server",
+            ),
+            FetchError::Storage(error) => error.into(),
+            FetchError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+fn too_large() -> MatrixError {
+    MatrixError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorKind::TooLarge,
+        "The file is too large",
+    )
+}
+
+/// Who uploads, what they say of it, and the content, of which nothing was read.
+async fn upload<T: IncomingRequest>(
+    accounts: &Accounts,
+    media: &Media,
+    request: Request,
+) -> Result<(Requester, T, Body), MatrixError> {
+    let token =
+        AccessToken::extract_authentication(&request).map_err(|_| MatrixError::missing_token())?;
+    let requester = accounts.authenticate(&token).await?;
+    let requester = requester.ok_or_else(MatrixError::unknown_token)?;
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > media.limit()) {
+        return Err(too_large());
+    }
+    let (parts, body) = request.into_parts();
+    let (head, path) = read(Request::from_parts(parts, Body::empty()), &()).await?;
+    Ok((requester, parse(&head, &path)?, body))
+}
+
+/// `POST /_matrix/media/v3/upload`
+async fn create_content(
+    State(accounts): State<Accounts>,
+    State(media): State<Media>,
+    request: Request,
+) -> Result<Matrix<create_content::v3::Response>, MatrixError> {
+    let (requester, ask, body) =
+        upload::<create_content::v3::Request>(&accounts, &media, request).await?;
+    let description = Description {
+        content_type: ask.content_type,
+        file_name: ask.filename,
+    };
+    let uri = media
+        .upload(&requester.user_id, description, body.into_data_stream())
+        .await?;
+    Ok(Matrix(create_content::v3::Response::new(uri)))
+}
+
+/// `PUT /_matrix/media/v3/upload/{serverName}/{mediaId}`
+async fn create_content_async(
+    State(accounts): State<Accounts>,
+    State(media): State<Media>,
+    request: Request,
+) -> Result<Response, MatrixError> {
+    let (requester, ask, body) =
+        upload::<create_content_async::v3::Request>(&accounts, &media, request).await?;
+    let description = Description {
+        content_type: ask.content_type,
+        file_name: ask.filename,
+    };
+    let address = (&*ask.server_name, ask.media_id.as_str());
+    let content = body.into_data_stream();
+    media
+        .upload_at(&requester.user_id, address, description, content)
+        .await?;
+    // ruma's type for this answer cannot be made outside of ruma.
+    Response::builder()
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Body::from("{}"))
+        .map_err(|error| MatrixError::internal(&error))
+}
+
+/// `POST /_matrix/media/v1/create`
+async fn create_mxc_uri(
+    State(media): State<Media>,
+    request: Authenticated<create_mxc_uri::v1::Request>,
+) -> Result<Matrix<create_mxc_uri::v1::Response>, MatrixError> {
+    let (uri, until) = media.reserve(&request.requester.user_id).await?;
+    let mut response = create_mxc_uri::v1::Response::new(uri);
+    let until = UInt::try_from(until).ok();
+    response.unused_expires_at = until.map(MilliSecondsSinceUnixEpoch);
+    Ok(Matrix(response))
+}
+
+/// `GET /_matrix/client/v1/media/config`, and its older path
+async fn get_media_config(
+    State(media): State<Media>,
+    _: Authenticated<get_media_config::v1::Request>,
+) -> Matrix<get_media_config::v1::Response> {
+    let limit = UInt::try_from(media.limit()).unwrap_or(UInt::MAX);
+    Matrix(get_media_config::v1::Response::new(limit))
+}
+
+/// Downloads without authentication find nothing: all media here is newer than the
+/// [freeze](https://spec.matrix.org/v1.19/client-server-api/#content-repository-client-behaviour).
+async fn frozen() -> MatrixError {
+    MatrixError::not_found("Media needs authentication")
+}
+
+/// `GET /_matrix/client/v1/media/download/{serverName}/{mediaId}`
+async fn get_content(
+    State(media): State<Media>,
+    Authenticated { body, .. }: Authenticated<get_content::v1::Request>,
+) -> Result<Response, MatrixError> {
+    let (server_name, patience) = (&body.server_name, body.timeout_ms);
+    download(&media, server_name, &body.media_id, patience, None).await
+}
+
+/// `GET /_matrix/client/v1/media/download/{serverName}/{mediaId}/{fileName}`
+async fn get_content_as_filename(
+    State(media): State<Media>,
+    Authenticated { body, .. }: Authenticated<get_content_as_filename::v1::Request>,
+) -> Result<Response, MatrixError> {
+    let (server_name, patience) = (&body.server_name, body.timeout_ms);
+    let name = Some(body.filename);
+    download(&media, server_name, &body.media_id, patience, name).await
+}
+
+async fn download(
+    media: &Media,
+    server_name: &ServerName,
+    media_id: &str,
+    patience: Duration,
+    name: Option<String>,
+) -> Result<Response, MatrixError> {
+    let mut file = media.any(server_name, media_id, patience).await?;
+    file.file_name = name.or(file.file_name);
+    answer(media, &file).await
+}
+
+/// `GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}`: the image itself, which is never
+/// smaller than what was asked for. Nothing is decoded here.
+async fn get_content_thumbnail(
+    State(media): State<Media>,
+    Authenticated { body, .. }: Authenticated<get_content_thumbnail::v1::Request>,
+) -> Result<Response, MatrixError> {
+    let (server_name, patience) = (&body.server_name, body.timeout_ms);
+    let file = media.any(server_name, &body.media_id, patience).await?;
+    let image = ["image/gif", "image/jpeg", "image/png", "image/webp"];
+    if !image.contains(&essence(&file).as_str()) {
+        let sentence = "There are no thumbnails of files of this type";
+        return Err(MatrixError::bad_request(ErrorKind::Unknown, sentence));
+    }
+    answer(&media, &file).await
+}
+
+/// The content type without parameters.
+fn essence(file: &StoredFile) -> String {
+    let content_type = file.content_type.as_deref().unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default();
+    essence.trim().to_ascii_lowercase()
+}
+
+/// What a browser shows by itself can do no harm
+/// ([spec](https://spec.matrix.org/v1.19/client-server-api/#serving-inline-content)).
+pub(crate) fn disposition(file: &StoredFile) -> ContentDisposition {
+    let kind = if is_safe_inline_content_type(&essence(file)) {
+        ContentDispositionType::Inline
+    } else {
+        ContentDispositionType::Attachment
+    };
+    ContentDisposition::new(kind).with_filename(file.file_name.clone())
+}
+
+async fn answer(media: &Media, file: &StoredFile) -> Result<Response, MatrixError> {
+    let content = media.open(file).await?;
+    let content_type = file.content_type.as_deref();
+    Response::builder()
+        .header(
+            header::CONTENT_TYPE,
+            content_type.unwrap_or("application/octet-stream"),
+        )
+        .header(header::CONTENT_LENGTH, file.size)
+        .header(header::CONTENT_DISPOSITION, disposition(file).to_string())
+        .header(header::CONTENT_SECURITY_POLICY, POLICY)
+        .header("Cross-Origin-Resource-Policy", "cross-origin")
+        .header(header::X_CONTENT_TYPE_OPTIONS, "nosniff")
+        .header(
+            header::CACHE_CONTROL,
+            "private, max-age=31536000, immutable",
+        )
+        .body(Body::from_stream(content))
+        .map_err(|error| MatrixError::internal(&error))
+}
