@@ -16,6 +16,8 @@ mod redactions;
 mod remote;
 mod resolve;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
