@@ -271,23 +271,27 @@ impl Person {
         timeout: u64,
     ) -> Answer {
         let room = self.client()?.room(&room_id);
+        let missing = async || {
+            let members = room.members().await?;
+            let joined = |user_id: &OwnedUserId| {
+                members
+                    .iter()
+                    .any(|member| member.user_id == *user_id && member.membership == "join")
+            };
+            let mut missing = user_ids.clone();
+            missing.retain(|user_id| !joined(user_id));
+            Ok::<_, Failure>((missing, room.is_encrypted().await?))
+        };
         let complete = async {
-            loop {
-                let members = room.members().await?;
-                let joined = |user_id: &OwnedUserId| {
-                    members
-                        .iter()
-                        .any(|m| m.user_id == *user_id && m.membership == "join")
-                };
-                if user_ids.iter().all(joined) && room.is_encrypted().await? {
-                    return Ok::<_, Failure>(());
-                }
+            while missing().await? != (Vec::new(), true) {
                 time::sleep(POLL).await;
             }
+            Ok::<_, Failure>(())
         };
-        time::timeout(Duration::from_secs(timeout), complete)
-            .await
-            .map_err(|_| "members missing")??;
+        match time::timeout(Duration::from_secs(timeout), complete).await {
+            Ok(result) => result?,
+            Err(_) => return Err(format!("missing: {:?}", missing().await?).into()),
+        }
         Ok(json!({}))
     }
 

@@ -67,18 +67,19 @@ class JsClient {
     /** Waits for the invitation to come with a sync, then accepts it. */
     async join({ room_id, timeout }) {
         const invited = () => this.client.getRoom(room_id)?.getMyMembership() === "invite";
-        await until(timeout, "no invitation", invited);
+        await until(timeout, () => "no invitation", invited);
         await this.client.joinRoom(room_id);
         return {};
     }
 
     /** Waits until this client knows the room as encrypted and these users as joined to it. */
     async wait_members({ room_id, user_ids, timeout }) {
-        await until(timeout, "members missing", () => {
+        const missing = () => {
             const room = this.client.getRoom(room_id);
-            const joined = (user) => room.getMember(user)?.membership === "join";
-            return room?.hasEncryptionStateEvent() && user_ids.every(joined);
-        });
+            if (!room?.hasEncryptionStateEvent()) return ["encryption"];
+            return user_ids.filter((user) => room.getMember(user)?.membership !== "join");
+        };
+        await until(timeout, () => `missing: ${missing()}`, () => missing().length === 0);
         return {};
     }
 
@@ -145,7 +146,7 @@ class JsClient {
         await this.client.initRustCrypto({ cryptoDatabasePrefix: "interop" });
         this.client.on(RoomEvent.Timeline, (event) => this.events.set(event.getId(), event));
         await this.client.startClient({ initialSyncLimit: 50 });
-        await until(FIRST_SYNC_SECONDS, "no first sync", () => this.client.isInitialSyncComplete());
+        await until(FIRST_SYNC_SECONDS, () => "no first sync", () => this.client.isInitialSyncComplete());
         return { user_id: session.user_id, device_id: session.device_id };
     }
 
@@ -174,7 +175,7 @@ class JsClient {
 async function until(timeout, failure, condition) {
     const deadline = Date.now() + timeout * 1000;
     while (!condition()) {
-        if (Date.now() > deadline) throw new Error(failure);
+        if (Date.now() > deadline) throw new Error(failure());
         await sleep(POLL_MS);
     }
 }

@@ -85,21 +85,21 @@ class NioClient:
 
     async def join(self, room_id, timeout):
         """Waits for the invitation to come with a sync, then accepts it."""
-        await self._until(timeout, "no invitation", lambda: room_id in self.client.invited_rooms)
+        invited = self.client.invited_rooms
+        await self._until(timeout, lambda: "no invitation", lambda: room_id in invited)
         checked(await self.client.join(room_id))
         return {}
 
     async def wait_members(self, room_id, user_ids, timeout):
         """Waits until this client knows the room as encrypted and these users as joined to it."""
 
-        def complete():
+        def missing():
             room = self.client.rooms.get(room_id)
             if room is None or not room.encrypted:
-                return False
-            joined = set(room.users) - set(room.invited_users)
-            return set(user_ids) <= joined
+                return {"encryption"}
+            return set(user_ids) - (set(room.users) - set(room.invited_users))
 
-        await self._until(timeout, "members missing", complete)
+        await self._until(timeout, lambda: f"missing: {missing()}", lambda: not missing())
         return {}
 
     async def send_text(self, room_id, body):
@@ -199,7 +199,7 @@ class NioClient:
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:
-                raise Refused(failure)
+                raise Refused(failure())
             await asyncio.sleep(POLL_SECONDS)
 
 

@@ -35,6 +35,8 @@ class Scenario:
             return
         for creator in self.creators():
             await self.make_room(creator)
+        if not self.rooms:
+            return
         await self.chat("at first")
         if not brief:
             await self.exchange_files()
