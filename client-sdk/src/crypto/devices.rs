@@ -211,7 +211,8 @@ impl Machine {
         device_id: &DeviceId,
         trust: LocalTrust,
     ) -> Result<bool, MachineError> {
-        let _guard = self.lock().await;
+        let mut volatile = self.lock().await;
+        volatile.settled.clear();
         let mut batch = self.batch();
         let Some(mut device) = load_device(&batch, user_id, device_id).await? else {
             return Ok(false);

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use ruma::{DeviceId, OwnedDeviceId, OwnedTransactionId, OwnedUserId, TransactionId, UserId};
+use ruma::{
+    DeviceId, OwnedDeviceId, OwnedRoomId, OwnedTransactionId, OwnedUserId, TransactionId, UserId,
+};
 use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard};
 use vodozemac::{Curve25519PublicKey, Ed25519PublicKey};
@@ -51,6 +53,9 @@ pub(crate) struct Volatile {
     pub(crate) in_flight: HashMap<OwnedTransactionId, InFlight>,
     /// Numbers the key queries in the order in which they were asked.
     pub(crate) queries: u64,
+    /// Rooms whose session everybody who can have it has got. Emptied whenever something about
+    /// devices changes.
+    pub(crate) settled: HashMap<OwnedRoomId, (String, BTreeSet<OwnedUserId>)>,
     /// The newest query whose answer was taken, for each user.
     pub(crate) answered: HashMap<OwnedUserId, u64>,
 }
@@ -164,6 +169,7 @@ impl Machine {
             .in_flight
             .remove(id)
             .ok_or(MarkError::UnknownRequest)?;
+        volatile.settled.clear();
         Ok(match (response, request.what) {
             (Response::KeysUpload(response), Asked::Upload { key_ids }) => {
                 self.take_upload(response, &key_ids).await?;

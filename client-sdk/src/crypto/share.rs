@@ -32,6 +32,15 @@ pub enum Share {
     Ready,
 }
 
+/// The device lists of the members of a room.
+#[derive(Default)]
+struct Lists {
+    /// They have to be asked for, with their generations.
+    outdated: Vec<(OwnedUserId, u64)>,
+    /// Some are outdated, whether they can be asked for now or not.
+    postponed: bool,
+}
+
 /// What one look at the members of a room found.
 #[derive(Default)]
 struct Plan {
@@ -74,10 +83,18 @@ impl Machine {
         if machine::own_device_mismatch(&batch).await? {
             return Err(ShareError::OwnDeviceMismatch);
         }
-        let outdated = self.outdated_members(&mut batch, members).await?;
-        if !outdated.is_empty() {
+        if self
+            .is_settled(&volatile, &batch, room_id, members, &encryption)
+            .await?
+        {
+            return Ok(Share::Ready);
+        }
+        let lists = self.lists_of(&mut batch, members).await?;
+        if !lists.outdated.is_empty() {
             batch.commit().await?;
-            return Ok(Share::Pending(self.queries_for(&mut volatile, &outdated)?));
+            return Ok(Share::Pending(
+                self.queries_for(&mut volatile, &lists.outdated)?,
+            ));
         }
         let session = self
             .usable_session(&mut batch, room_id, members, &encryption)
@@ -87,34 +104,72 @@ impl Machine {
             batch.commit().await?;
             return Ok(Share::Pending(self.claims_for(&mut volatile, &plan.claim)?));
         }
+        let all_reached = plan.unreachable.is_empty() && !lists.postponed;
         self.carry_out(&mut batch, room_id, &session, plan).await?;
         batch.commit().await?;
-        let waiting = self.waiting_keys(&session.megolm.session_id()).await?;
-        Ok(if waiting.is_empty() {
-            Share::Ready
-        } else {
-            Share::Pending(waiting)
-        })
+        let session_id = session.megolm.session_id();
+        let waiting = self.waiting_keys(&session_id).await?;
+        if !waiting.is_empty() {
+            return Ok(Share::Pending(waiting));
+        }
+        if all_reached {
+            volatile
+                .settled
+                .insert(room_id.to_owned(), (session_id, members.clone()));
+        }
+        Ok(Share::Ready)
     }
 
-    /// Members whose device list has to be asked for first; all are followed from now on.
-    async fn outdated_members(
+    /// Whether this very session was found to be with these very members, and nothing has happened
+    /// since that could change this. Spares a look at each device for each message.
+    async fn is_settled(
+        &self,
+        volatile: &Volatile,
+        batch: &Batch<'_>,
+        room_id: &RoomId,
+        members: &BTreeSet<OwnedUserId>,
+        encryption: &RoomEncryption,
+    ) -> Result<bool, StoreError> {
+        let Some((session_id, settled)) = volatile.settled.get(room_id) else {
+            return Ok(false);
+        };
+        let session = OutboundSession::load(batch, room_id).await?;
+        Ok(settled == members
+            && session.is_some_and(|session| {
+                session.is_usable(encryption, self.now())
+                    && session.megolm.session_id() == *session_id
+            }))
+    }
+
+    /// Looks which device lists have to be asked for first; all are followed from now on.
+    async fn lists_of(
         &self,
         batch: &mut Batch<'_>,
         members: &BTreeSet<OwnedUserId>,
-    ) -> Result<Vec<(OwnedUserId, u64)>, StoreError> {
-        let mut outdated = Vec::new();
-        for user_id in members.iter().map(|id| &**id).chain([self.user_id()]) {
+    ) -> Result<Lists, StoreError> {
+        let mut lists = Lists::default();
+        for user_id in self.readers(members) {
             devices::track(batch, user_id).await?;
             let tracked = TrackedUser::load(batch, user_id).await?.unwrap_or_default();
             // A server that does not answer must not keep a room silent: its users get the key
             // on the devices that are known, and on the others when it is back.
             if tracked.outdated && tracked.retry_after <= self.now() {
-                outdated.push((user_id.to_owned(), tracked.generation));
+                lists
+                    .outdated
+                    .push((user_id.to_owned(), tracked.generation));
             }
+            lists.postponed |= tracked.outdated;
         }
-        outdated.dedup_by(|one, other| one.0 == other.0);
-        Ok(outdated)
+        Ok(lists)
+    }
+
+    /// The members and, for our other devices, ourselves.
+    fn readers<'a>(&'a self, members: &'a BTreeSet<OwnedUserId>) -> BTreeSet<&'a UserId> {
+        members
+            .iter()
+            .map(|id| &**id)
+            .chain([self.user_id()])
+            .collect()
     }
 
     /// The session that the next message may use: the current one, or a new one if that is used
@@ -175,12 +230,7 @@ impl Machine {
             .map(|(user, device, share)| (share_id(&user, device.as_str().into()), share))
             .collect();
         let mut plan = Plan::default();
-        let users: BTreeSet<&UserId> = members
-            .iter()
-            .map(|id| &**id)
-            .chain([self.user_id()])
-            .collect();
-        for user_id in users {
+        for user_id in self.readers(members) {
             for device in devices::load_devices(batch, user_id).await? {
                 if device.deleted || !device.understands_encryption() {
                     continue;

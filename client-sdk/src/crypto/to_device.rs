@@ -103,6 +103,13 @@ pub struct SyncChanges<'a> {
     pub also: Changes,
 }
 
+impl SyncChanges<'_> {
+    /// Whether it brings nothing that has to do with devices or members.
+    fn is_quiet(&self) -> bool {
+        self.to_device.is_empty() && self.device_lists.is_empty() && self.rooms.is_empty()
+    }
+}
+
 /// Something in a room that matters for its encryption.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -188,7 +195,11 @@ impl Machine {
         &self,
         changes: SyncChanges<'_>,
     ) -> Result<SyncOutcome, MachineError> {
-        let _guard = self.lock().await;
+        let mut volatile = self.lock().await;
+        // Without a token to start from, all lists become outdated below.
+        if !changes.is_quiet() || self.sync_token().await?.is_none() {
+            volatile.settled.clear();
+        }
         let mut batch = self.batch();
         self.take_device_lists(&mut batch, changes.device_lists)
             .await?;

@@ -236,3 +236,20 @@ async fn a_device_that_cannot_decrypt_gets_no_key() {
     assert_eq!(server.claims, claims + 1, "Bob's other device alone");
     assert!(server.device(bob.user(), old).inbox.is_empty());
 }
+
+#[tokio::test]
+async fn what_is_settled_is_unsettled_by_any_change_of_devices() {
+    let (mut server, mut alice, bob) = alice_and_bob().await;
+    let environment = alice.environment.clone();
+    alice.say(&mut server, &[&bob], "settled").await;
+    let mut phone = another(&mut server, "@bob:example.org", "PHONE", &environment).await;
+    alice.sync(&mut server).await;
+    let hello = alice.say(&mut server, &[&bob], "hello").await;
+    phone.sync(&mut server).await;
+    assert_eq!(phone.read(&hello).await.unwrap(), "hello");
+    // Another set of members is another question.
+    let mut carol = another(&mut server, "@carol:example.org", "CAROL", &environment).await;
+    let hello = alice.say(&mut server, &[&bob, &carol], "hello").await;
+    carol.sync(&mut server).await;
+    assert_eq!(carol.read(&hello).await.unwrap(), "hello");
+}
