@@ -1,18 +1,21 @@
 //! Our own clients on our own server.
 
+mod bots;
+mod files;
+
 use std::{path::Path, time::Duration};
 
 use ruma::{OwnedRoomId, RoomId};
 use serde_json::{Map, Value, json};
 use sotto_client::{
-    Bot, Client, Room,
+    Client, Room,
     client::RoomOptions,
     crypto::{Request, Share},
     login::{LoginError, RegisterError},
     sync::{Membership, SyncError, SyncUpdate},
     timeline::{Protection, TimelineEvent, UndecryptableReason},
 };
-use sotto_tests::{TestServer, User, room};
+use sotto_tests::{TestServer, User};
 use tempfile::TempDir;
 
 const NOW: Duration = Duration::ZERO;
@@ -138,60 +141,6 @@ async fn two_servers_carry_what_they_cannot_read() {
     assert!(is_encrypted(&wait_for(&bob, &room_id, "over there").await));
     bob.room(&room_id).send_text("and back").await.unwrap();
     assert!(is_encrypted(&wait_for(&alice, &room_id, "and back").await));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_is_for_the_room_alone() {
-    let server = TestServer::start().await;
-    let (alice, bob, room_id) = alice_and_bob(&server).await;
-    let picture = b"not really a picture, but nobody else shall see it".to_vec();
-    let sent = alice
-        .room(&room_id)
-        .send_attachment("us.png", "image/png", picture.clone())
-        .await;
-    sent.unwrap();
-    let event = wait_for(&bob, &room_id, "us.png").await;
-    assert_eq!(event.msgtype(), Some("m.image"));
-    let file = event.attachment().unwrap();
-    assert_eq!(file.mime.as_deref(), Some("image/png"));
-    assert_eq!(file.size, u64::try_from(picture.len()).ok());
-    assert_eq!(bob.download_attachment(&file).await.unwrap(), picture);
-
-    // What the server keeps is neither the file nor its name or type.
-    let url = event.content["file"]["url"].as_str().unwrap();
-    let path = url.strip_prefix("mxc://").unwrap();
-    let helper = server.log_in("alice").await;
-    let url = format!("{}/_matrix/client/v1/media/download/{path}", server.url());
-    let request = reqwest::Client::builder()
-        .build()
-        .unwrap()
-        .get(url)
-        .bearer_auth(&helper.token);
-    let response = request.send().await.unwrap();
-    let headers = format!("{:?}", response.headers());
-    assert!(headers.contains("application/octet-stream"), "{headers}");
-    assert!(!headers.contains("us.png"), "{headers}");
-    let kept = response.bytes().await.unwrap();
-    assert_eq!(kept.len(), picture.len());
-    assert_ne!(kept, picture);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_in_an_open_room_is_open() {
-    let server = TestServer::start().await;
-    let alice = person(&server, "alice").await;
-    let options = RoomOptions {
-        encrypted: false,
-        ..RoomOptions::default()
-    };
-    let room = alice.create_room(options).await.unwrap();
-    room.send_attachment("note.txt", "text/plain", b"hello".to_vec())
-        .await
-        .unwrap();
-    let event = wait_for(&alice, room.id(), "note.txt").await;
-    assert_eq!(event.msgtype(), Some("m.file"));
-    let file = event.attachment().unwrap();
-    assert_eq!(alice.download_attachment(&file).await.unwrap(), b"hello");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -475,88 +424,4 @@ async fn a_name_is_taken_once() {
     };
     assert_eq!(error.errcode().as_deref(), Some("M_FORBIDDEN"));
     assert!(client.user_id().is_none());
-}
-
-/// What a person hears from others in a room until it is quiet.
-async fn heard(client: &Client, room_id: &RoomId) -> Vec<(String, String)> {
-    let mut heard = Vec::new();
-    for _ in 0..4 {
-        let update = client.sync_once(Duration::from_millis(700)).await.unwrap();
-        for event in events(&update, room_id) {
-            if Some(&*event.sender) != client.user_id()
-                && let (Some(kind), Some(body)) = (event.msgtype(), event.body())
-            {
-                heard.push((kind.to_owned(), body.to_owned()));
-            }
-        }
-    }
-    heard
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bot_has_manners() {
-    let server = TestServer::start().await;
-    let (alice, robot) = (
-        person(&server, "alice").await,
-        person(&server, "robot").await,
-    );
-    let mut options = RoomOptions::default();
-    options.invite.push(robot.user_id().unwrap().to_owned());
-    let room = alice.create_room(options).await.unwrap();
-    room.send_text("said before it came").await.unwrap();
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let bot = Bot::new(robot.clone())
-        .auto_join(|invite| invite.inviter.is_some())
-        .on_message(|message| async move {
-            message.reply(format!("you said: {}", message.text())).await
-        });
-    let running = bot.run_until(async { drop(stopped.await) });
-    let talk =
-        async {
-            while !room.members().await.unwrap().iter().any(|member| {
-                Some(&*member.user_id) == robot.user_id() && member.membership == "join"
-            }) {
-                alice.sync_once(Duration::from_millis(500)).await.unwrap();
-            }
-            room.send_text("hello").await.unwrap();
-            room.send_notice("I am a robot, too").await.unwrap();
-            let edit = json!({
-                "msgtype": "m.text",
-                "body": "* hello!",
-                "m.new_content": { "msgtype": "m.text", "body": "hello!" },
-                "m.relates_to": { "rel_type": "m.replace", "event_id": "$event" },
-            });
-            room.send("m.room.message", edit.as_object().unwrap().clone())
-                .await
-                .unwrap();
-            let heard = heard(&alice, room.id()).await;
-            assert_eq!(
-                heard,
-                [("m.notice".to_owned(), "you said: hello".to_owned())]
-            );
-            drop(stop);
-        };
-    let (ended, ()) = tokio::join!(running, talk);
-    ended.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bot_does_not_answer_what_is_not_encrypted_in_an_encrypted_room() {
-    let server = TestServer::start().await;
-    let (alice, bob, room_id) = alice_and_bob(&server).await;
-    let helper = server.log_in("alice").await;
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let bot = Bot::new(bob).on_message(|message| async move { message.reply("yes").await });
-    let running = bot.run_until(async { drop(stopped.await) });
-    let talk = async {
-        let content = json!({ "msgtype": "m.text", "body": "in the clear" });
-        let path = room(room_id.as_str(), "send/m.room.message/clear");
-        helper.put(&path, &content).await.ok();
-        assert!(heard(&alice, &room_id).await.is_empty());
-        alice.room(&room_id).send_text("in secret").await.unwrap();
-        assert_eq!(heard(&alice, &room_id).await.len(), 1, "control");
-        drop(stop);
-    };
-    let (ended, ()) = tokio::join!(running, talk);
-    ended.unwrap();
 }
