@@ -24,8 +24,8 @@ pub(crate) use self::routes::Routes;
 use crate::{
     clock::Clock,
     service::{
-        account_data::AccountData, accounts::Accounts, admission::Admission, devices::Devices,
-        e2e_keys::E2eKeys, filter::Filters, media::Media, membership::Membership,
+        account_data::AccountData, accounts::Accounts, admission::Admission, backfill::Backfill,
+        devices::Devices, e2e_keys::E2eKeys, filter::Filters, media::Media, membership::Membership,
         profiles::Profiles, push_rules::PushRules, receipts::Receipts, rooms::Rooms,
         server_keys::ServerKeys, shared_history::SharedHistory, sync::Sync, timeline::Timeline,
         to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
@@ -39,6 +39,7 @@ pub(crate) struct Edge {
     pub(crate) accounts: Accounts,
     pub(crate) admission: Admission,
     pub(crate) clock: Clock,
+    pub(crate) backfill: Backfill,
     pub(crate) devices: Devices,
     pub(crate) filters: Filters,
     pub(crate) e2e_keys: E2eKeys,

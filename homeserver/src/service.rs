@@ -3,6 +3,7 @@
 pub(crate) mod account_data;
 pub(crate) mod accounts;
 pub(crate) mod admission;
+pub(crate) mod backfill;
 pub(crate) mod device_lists;
 pub(crate) mod devices;
 pub(crate) mod e2e_keys;

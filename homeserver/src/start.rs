@@ -21,6 +21,7 @@ use crate::{
         account_data::AccountData,
         accounts::Accounts,
         admission::{self, Admission},
+        backfill::Backfill,
         devices::Devices,
         e2e_keys::E2eKeys,
         events::Events,
@@ -116,7 +117,13 @@ impl Homeserver {
             stopping.clone(),
         );
         let edge = services(
-            &config, &storage, &clock, &key, federation, &stopping, &tasks,
+            &config,
+            &storage,
+            &clock,
+            &key,
+            &federation,
+            &stopping,
+            &tasks,
         );
         tasks.spawn(sender.run());
         let first_token = edge.accounts.first_registration_token().await?;
@@ -199,7 +206,7 @@ fn services(
     storage: &Storage,
     clock: &Clock,
     key: &Arc<SigningKey>,
-    federation: Federation,
+    federation: &Federation,
     stopping: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Edge {
@@ -272,6 +279,12 @@ fn services(
     let receipts = Receipts::new(storage.clone(), events.clone(), clock.clone());
     let typing = Typing::new(storage.clone(), clock.clone());
     tasks.spawn(typing.clone().expire(stopping.clone()));
+    let backfill = Backfill::new(
+        storage.clone(),
+        timeline.clone(),
+        incoming.clone(),
+        federation.clone(),
+    );
     let transactions = Transactions::new(transactions::Parts {
         storage: storage.clone(),
         clock: clock.clone(),
@@ -297,6 +310,7 @@ fn services(
         accounts,
         admission,
         clock: clock.clone(),
+        backfill,
         devices,
         filters: Filters::new(storage.clone()),
         e2e_keys,

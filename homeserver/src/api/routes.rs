@@ -27,6 +27,10 @@ impl Routes {
     }
 
     /// Answers an endpoint, under all its paths of all versions.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "reads as a list of endpoints"
+    )]
     pub(crate) fn add<R, H, T>(mut self, handler: H) -> Self
     where
         R: Metadata<PathBuilder: Paths>,

@@ -139,8 +139,6 @@ pub(super) async fn put(
 ) -> Result<StreamPosition, StorageError> {
     let position = tx.log(Change::AccountData {
         user_id: user_id.clone(),
-        room_id: room_id.clone(),
-        event_type: event_type.clone(),
     });
     tx.account_data()
         .set(&user_id, room_id.as_deref(), &event_type, content, position)

@@ -241,7 +241,7 @@ impl Admission {
         let rules = rules(&room)?;
         let parsed = Pdu::parse(signed.pdu, &rules)?;
         let user_id = check_event(&parsed, &signed)?;
-        let json = if self.authorizer(&parsed) == None {
+        let json = if self.authorizer(&parsed).is_none() {
             signed.pdu.to_owned()
         } else {
             let asked = Asked {

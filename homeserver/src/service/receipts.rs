@@ -1,6 +1,8 @@
 //! How far users have read
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#receipts)).
 
+use std::collections::BTreeSet;
+
 use futures_util::FutureExt;
 use ruma::{
     EventId, OwnedEventId, OwnedUserId, RoomId, ServerName, UserId,
@@ -145,6 +147,13 @@ impl Receipts {
     }
 
     async fn put(&self, receipt: StoredReceipt) -> Result<(), StorageError> {
+        let roster = self.storage.log().roster();
+        let servers = if receipt.receipt_type == ReceiptType::Read.as_str() {
+            roster.servers_to_tell(&receipt.user_id, &receipt.room_id)
+        } else {
+            // Where somebody read in private is nobody else's business.
+            BTreeSet::new()
+        };
         let write = self.storage.write(move |tx| {
             async move {
                 if let Some((event_id, position)) = tx.receipts().place(&receipt).await? {
@@ -159,6 +168,10 @@ impl Receipts {
                     user_id: receipt.user_id.clone(),
                     private: receipt.receipt_type == ReceiptType::ReadPrivate.as_str(),
                 };
+                let told = notice(&receipt);
+                for server in servers {
+                    tx.push_edu(&server, "m.receipt", &told).await?;
+                }
                 let position = tx.log(change);
                 tx.receipts().set(&receipt, position).await
             }
@@ -170,4 +183,21 @@ impl Receipts {
     fn now(&self) -> i64 {
         i64::from(self.clock.now().0)
     }
+}
+
+/// A receipt as other servers get it
+/// ([spec](https://spec.matrix.org/v1.19/server-server-api/#receipts)).
+fn notice(receipt: &StoredReceipt) -> String {
+    let mut data = json!({ "ts": receipt.received_at });
+    if let Some(thread_id) = &receipt.thread_id {
+        data["thread_id"] = json!(thread_id);
+    }
+    let StoredReceipt {
+        room_id,
+        user_id,
+        event_id,
+        ..
+    } = receipt;
+    let read = json!({ user_id.as_str(): { "data": data, "event_ids": [event_id] } });
+    json!({ room_id.as_str(): { "m.read": read } }).to_string()
 }

@@ -57,6 +57,7 @@ pub(crate) enum ToDeviceError {
 }
 
 #[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names of the specification")]
 struct Event<'a> {
     content: &'a RawValue,
     sender: &'a UserId,
@@ -65,7 +66,6 @@ struct Event<'a> {
 }
 
 #[derive(Serialize)]
-#[expect(clippy::struct_field_names, reason = "the names of the specification")]
 struct DirectToDevice<'a> {
     sender: &'a UserId,
     #[serde(rename = "type")]

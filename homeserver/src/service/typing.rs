@@ -13,6 +13,7 @@ use ruma::{
     OwnedRoomId, OwnedUserId, RoomId, ServerName, UserId,
     api::federation::transactions::edu::TypingContent,
 };
+use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -147,11 +148,22 @@ impl Typing {
             return Ok(());
         }
         let (this, user_id, room_id) = (self.clone(), user_id.to_owned(), room_id.to_owned());
+        let notice = json!({ "room_id": room_id, "user_id": user_id, "typing": until.is_some() });
+        let servers = self
+            .0
+            .storage
+            .log()
+            .roster()
+            .servers_to_tell(&user_id, &room_id);
         let write = self.0.storage.write(move |tx| {
             async move {
                 let change = Change::Typing {
                     room_id: room_id.clone(),
                 };
+                for server in servers {
+                    tx.push_edu(&server, "m.typing", &notice.to_string())
+                        .await?;
+                }
                 let position = tx.log(change);
                 // Before it is published, so that who is woken by it sees it.
                 let mut rooms = this.rooms();

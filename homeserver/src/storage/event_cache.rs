@@ -16,14 +16,22 @@ pub(crate) struct EventCache {
     by_nid: Cache<EventNid, Arc<StoredEvent>>,
     /// Events whose commit is under way, for those that already build on them.
     pending: Cache<EventNid, Arc<Pdu>>,
+    /// Events that the tail of the log may still hold as they were before their redaction.
+    stale: Cache<EventNid, ()>,
 }
 
 impl EventCache {
+    /// Whether an event changed since it came into the log: it was redacted.
+    pub(crate) fn is_stale(&self, nid: EventNid) -> bool {
+        self.stale.get(&nid).is_some()
+    }
+
     pub(super) fn new() -> Self {
         Self {
             by_id: Cache::new(16_384),
             by_nid: Cache::new(16_384),
             pending: Cache::new(4_096),
+            stale: Cache::new(16_384),
         }
     }
 
@@ -45,6 +53,7 @@ impl EventCache {
 
     /// Forgets an event that changed in the database.
     pub(crate) fn forget(&self, nid: EventNid) {
+        self.stale.insert(nid, ());
         if let Some((_, event)) = self.by_nid.remove(&nid) {
             self.by_id.remove(event.pdu.event_id());
         }

@@ -38,10 +38,6 @@ pub(crate) enum Change {
     AccountData {
         /// Whose.
         user_id: OwnedUserId,
-        /// In which room; `None` for global account data.
-        room_id: Option<OwnedRoomId>,
-        /// Of which type.
-        event_type: String,
     },
     /// A read receipt moved.
     Receipt {
@@ -228,7 +224,7 @@ impl Log {
             }
             Change::Receipt { room_id, .. } | Change::Typing { room_id } => room(room_id, audience),
             Change::OutsideMembership(Membership { user_id, .. })
-            | Change::AccountData { user_id, .. }
+            | Change::AccountData { user_id }
             | Change::ToDevice { user_id, .. }
             | Change::OneTimeKeys { user_id, .. }
             | Change::UserSignature {

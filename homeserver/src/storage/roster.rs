@@ -143,6 +143,21 @@ impl Roster {
         })
     }
 
+    /// The other servers in a room that learn from this one what a user does there: all of them for a
+    /// local user, none for others.
+    #[must_use]
+    pub(crate) fn servers_to_tell(
+        &self,
+        user_id: &UserId,
+        room_id: &RoomId,
+    ) -> BTreeSet<OwnedServerName> {
+        if user_id.server_name() == self.server_name {
+            self.remote_servers(room_id)
+        } else {
+            BTreeSet::new()
+        }
+    }
+
     /// The rooms to which a user, local or remote, is joined.
     #[must_use]
     pub(crate) fn rooms_shared_with(&self, user_id: &UserId) -> BTreeSet<OwnedRoomId> {

@@ -11,7 +11,10 @@ use crate::{
         error::MatrixError,
         extract::{Authenticated, Matrix},
     },
-    service::timeline::{Direction, PageAsk, PageToken, Timeline},
+    service::{
+        backfill::Backfill,
+        timeline::{Direction, PageAsk, PageToken, Timeline},
+    },
 };
 
 /// How many events a page has at most.
@@ -36,6 +39,7 @@ fn limit(asked: ruma::UInt) -> usize {
 /// `GET /_matrix/client/v3/rooms/{roomId}/messages`
 async fn get_message_events(
     State(timeline): State<Timeline>,
+    State(backfill): State<Backfill>,
     Authenticated { requester, body }: Authenticated<get_message_events::v3::Request>,
 ) -> Result<Matrix<get_message_events::v3::Response>, MatrixError> {
     let direction = match body.dir {
@@ -49,9 +53,15 @@ async fn get_message_events(
         limit: limit(body.limit),
         filter: &body.filter,
     };
-    let page = timeline
+    let mut page = timeline
         .page(&requester.user_id, &body.room_id, ask)
         .await?;
+    let at_the_start = page.end.is_none() && direction == Direction::Backwards;
+    if at_the_start && backfill.earlier(&body.room_id).await? {
+        page = timeline
+            .page(&requester.user_id, &body.room_id, ask)
+            .await?;
+    }
     let mut response = get_message_events::v3::Response::new();
     response.start = page.start.to_string();
     response.end = page.end.map(|token| token.to_string());

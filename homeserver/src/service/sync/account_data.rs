@@ -32,7 +32,7 @@ pub(super) struct AccountDataNews {
 impl AccountDataNews {
     pub(super) async fn gather(sync: &Sync, look: &Look<'_>) -> Result<Self, StorageError> {
         let user_id = &look.ask.requester.user_id;
-        let own = |change: &Change| matches!(change, Change::AccountData { user_id: whose, .. } if whose == user_id);
+        let own = |change: &Change| matches!(change, Change::AccountData { user_id: whose } if whose == user_id);
         let new_room = look
             .places
             .values()

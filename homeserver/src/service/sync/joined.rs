@@ -1,5 +1,7 @@
 //! Rooms that the user is in, or was in when something happened there.
 
+use std::sync::Arc;
+
 use ruma::{
     RoomId, UInt,
     api::client::sync::sync_events::UnreadNotificationsCount,
@@ -12,7 +14,9 @@ use ruma::{
 use super::{Gathered, Look, Sync, news::RoomNews, state::Around};
 use crate::{
     service::timeline::PageToken,
-    storage::{Families, StorageError, rooms::Room, roster::Place, state_map::NodeId},
+    storage::{
+        Families, StorageError, events::StoredEvent, rooms::Room, roster::Place, state_map::NodeId,
+    },
 };
 
 /// How many members stand for the name of a room that has none
@@ -37,7 +41,7 @@ impl Sync {
             let Some(room) = self.timeline.heads.room(room_id).await? else {
                 return Ok(None);
             };
-            let Some(around) = self.around(&room, &news, new) else {
+            let Some(around) = Self::around(&room, &news, new) else {
                 return Ok(None);
             };
             joined.state = self.state_part(look, &news, around).await?;
@@ -75,7 +79,7 @@ impl Sync {
         };
         // Without an event to start from there would be only the state of today, which the user may not see.
         let seen = !news.events.is_empty();
-        if let Some(around) = self.around(&room, &news, look.is_first()).filter(|_| seen) {
+        if let Some(around) = Self::around(&room, &news, look.is_first()).filter(|_| seen) {
             left.timeline = self.timeline(look, &news).await?;
             left.state = self.state_part(look, &news, around).await?;
         }
@@ -90,6 +94,7 @@ impl Sync {
         let before = first.map_or(look.until.0, |position| position - 1);
         timeline.prev_batch = Some(PageToken(before).to_string());
         for event in &news.events {
+            let event = &self.current(event).await?;
             if self.visibility.allows(&requester.user_id, event).await? {
                 timeline
                     .events
@@ -99,7 +104,16 @@ impl Sync {
         Ok(timeline)
     }
 
-    fn around(&self, room: &Room, news: &RoomNews, new: bool) -> Option<Around> {
+    /// An event as it is now: one that was redacted since it came into the log is not shown as it was.
+    async fn current(&self, event: &Arc<StoredEvent>) -> Result<Arc<StoredEvent>, StorageError> {
+        if !self.storage.event_cache().is_stale(event.nid) {
+            return Ok(event.clone());
+        }
+        let now = self.events.by_nids(&[event.nid]).await?.remove(&event.nid);
+        Ok(now.unwrap_or_else(|| event.clone()))
+    }
+
+    fn around(room: &Room, news: &RoomNews, new: bool) -> Option<Around> {
         let head = room.head.as_ref()?.state;
         let start = news
             .events

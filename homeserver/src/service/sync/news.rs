@@ -58,7 +58,7 @@ impl RoomNews {
 
 impl News {
     pub(super) async fn gather(sync: &Sync, look: &Look<'_>) -> Result<Self, StorageError> {
-        if let Some(_) = &look.entries {
+        if look.entries.is_some() {
             let mut news = Self::from_memory(look);
             // A room that was joined in the meantime has a past that memory may not have.
             let new: Vec<_> = look

@@ -19,9 +19,9 @@ impl Nodes for Counted {
 
 impl Counted {
     fn apply(&mut self, root: NodeId, changes: &BTreeMap<StateKeyId, Option<EventNid>>) -> Changed {
-        let changed = change(self, root, changes).unwrap();
-        self.nodes.extend(changed.nodes.iter().cloned());
-        changed
+        let after = change(self, root, changes).unwrap();
+        self.nodes.extend(after.nodes.iter().cloned());
+        after
     }
 
     fn start() -> (Self, NodeId) {

@@ -66,19 +66,17 @@ impl Remote {
         let cache = self.storage.event_cache();
         cache.insert_pending(nid, Arc::new(told.join.pdu().clone()));
 
-        // The server through which the user joined tells the others.
-        let txn = Txn {
-            scope: TxnScope::passed_on(),
-            id: told.join.pdu().event_id().as_str().into(),
-        };
+        let txn = passed_on(told.join.pdu());
         let empty = state_map::empty().0;
         let old_head = room.as_ref().and_then(|room| room.head.as_ref());
         let expected = room.as_ref().map(|room| room.head_version);
         let fresh = || RoomNid(self.storage.counters().next_nid().0);
         let mut nodes = around.before.nodes;
         nodes.extend(around.after.nodes);
+        let room_nid = room.as_ref().map_or_else(fresh, |room| room.nid);
+        let before = told.join.pdu().prev_events().to_vec();
         let append = Append {
-            room_nid: room.as_ref().map_or_else(fresh, |room| room.nid),
+            room_nid,
             room_id: asked.room_id,
             version: asked.version,
             expected,
@@ -105,10 +103,27 @@ impl Remote {
             state_keys: around.state_keys,
             redactions: Vec::new(),
         };
-        match slot.append(append).await.map_err(SendError::from)? {
-            Some(_) => Ok(()),
-            None => Err(SendError::Busy.into()),
+        if slot
+            .append(append)
+            .await
+            .map_err(SendError::from)?
+            .is_none()
+        {
+            return Err(SendError::Busy.into());
         }
+        self.history_goes_on_at(room_nid, before).await
+    }
+
+    /// Remembers where the history of a room goes on that the others have.
+    async fn history_goes_on_at(
+        &self,
+        room_nid: RoomNid,
+        events: Vec<OwnedEventId>,
+    ) -> Result<(), RemoteError> {
+        let write = self.storage.write(move |tx| {
+            Box::pin(async move { tx.inbound().add_missing(room_nid, &events).await })
+        });
+        Ok(write.await.map_err(SendError::from)?)
     }
 
     /// Gives numbers to events that have none.
@@ -233,4 +248,12 @@ fn members(told: &Told, numbers: &Numbers, join: EventNid) -> Members {
     let mut members: Members = of_state.collect();
     members.extend(own.clone().map(|(user_id, is)| (user_id, is, join)));
     members
+}
+
+/// The mark of an event that the server through which the user joined tells the others.
+fn passed_on(pdu: &Pdu) -> Txn {
+    Txn {
+        scope: TxnScope::passed_on(),
+        id: pdu.event_id().as_str().into(),
+    }
 }
