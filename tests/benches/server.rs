@@ -4,7 +4,12 @@
 //! statements are counted, which itself costs CPU: compare CPU only between runs without it. `SOTTO_BENCH_DATABASE_URL`
 //! names an empty PostgreSQL database to use instead of SQLite.
 
-#![expect(clippy::expect_used, clippy::print_stdout, reason = "a benchmark")]
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a benchmark: a program of a few files"
+)]
 
 #[path = "server/child.rs"]
 mod child;
@@ -109,14 +114,20 @@ async fn fan_out(server: &mut Server, alice: &User) -> Run {
     }
     for (user, since) in &mut users {
         let answer = user.sync(None, 0).await;
-        *since = answer["next_batch"].as_str().expect("a token").to_owned();
+        answer["next_batch"]
+            .as_str()
+            .expect("a token")
+            .clone_into(since);
     }
     let before = server.usage();
     let (start, mut latencies) = (now(), Vec::new());
     for _ in 0..ROUNDS {
         let waiting = users.iter_mut().map(|(user, since)| async move {
             let answer = user.sync(Some(since), 30_000).await;
-            *since = answer["next_batch"].as_str().expect("a token").to_owned();
+            answer["next_batch"]
+                .as_str()
+                .expect("a token")
+                .clone_into(since);
             now()
         });
         let speaking = async {

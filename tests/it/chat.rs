@@ -151,10 +151,10 @@ async fn a_room_is_closed_to_strangers() {
     }
     let event = room(&room_id, &format!("event/{}", sotto_tests::escape(&sent)));
     assert_eq!(eve.get(&event).await.refused(), (404, "M_NOT_FOUND"));
-    let send = eve
+    let said = eve
         .send_event(&room_id, "m.room.message", &json!({ "body": "x" }))
         .await;
-    assert_eq!(send.refused(), (403, "M_FORBIDDEN"));
+    assert_eq!(said.refused(), (403, "M_FORBIDDEN"));
     assert!(eve.sync(None, 0).await["rooms"].is_null());
 }
 

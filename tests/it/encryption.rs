@@ -13,7 +13,7 @@ const QUERY: &str = "/_matrix/client/v3/keys/query";
 const CROSS_SIGNING: &str = "/_matrix/client/v3/keys/device_signing/upload";
 const SIGNATURES: &str = "/_matrix/client/v3/keys/signatures/upload";
 
-/// Signs an object of flat texts as a user's key; serde_json writes keys in order, which is canonical.
+/// Signs an object of flat texts as a user's key; `serde_json` writes keys in order, which is canonical.
 fn sign(object: &mut Value, user_id: &str, key_id: &str, key: &Ed25519SecretKey) {
     let mut signed = object.clone();
     let fields = signed.as_object_mut().unwrap();
@@ -119,7 +119,7 @@ async fn each_one_time_key_is_handed_out_once() {
         .ok();
     assert_eq!(counts["one_time_key_counts"]["signed_curve25519"], 1000);
     let first = claim(&bob, &alice).await.unwrap().0;
-    assert!(first < "signed_curve25519:1".to_owned(), "the oldest first");
+    assert!(first.as_str() < "signed_curve25519:1", "the oldest first");
     let tasks = (0..64).map(|task| {
         let (alice, bob) = (&alice, &bob);
         async move {

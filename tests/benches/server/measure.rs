@@ -54,19 +54,18 @@ impl Run {
     }
 
     /// Prints one line of the table.
+    #[expect(clippy::cast_precision_loss, reason = "for people to read")]
     pub fn print(mut self, out: &mut impl std::io::Write) {
         self.latencies.sort();
         let at = |part: f64| {
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
-                clippy::cast_precision_loss,
                 reason = "an index"
             )]
             let index = ((self.latencies.len() - 1) as f64 * part) as usize;
             self.latencies[index].as_secs_f64() * 1000.0
         };
-        #[expect(clippy::cast_precision_loss, reason = "for people to read")]
         let per = |amount: u64| amount as f64 / self.operations as f64;
         let cpu = (self.after.cpu - self.before.cpu) * 1000.0 / per(1).recip();
         writeln!(
