@@ -1,5 +1,7 @@
 //! Killed at any moment, the server loses nothing that it acknowledged and doubles nothing that was asked again.
 
+mod devices;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use sotto_tests::{Answer, TestServer, User, escape};
 use vodozemac::{Curve25519PublicKey, Curve25519SecretKey, Ed25519SecretKey};
 
-const UPLOAD: &str = "/_matrix/client/v3/keys/upload";
-const CLAIM: &str = "/_matrix/client/v3/keys/claim";
+pub(crate) const UPLOAD: &str = "/_matrix/client/v3/keys/upload";
+pub(crate) const CLAIM: &str = "/_matrix/client/v3/keys/claim";
 const QUERY: &str = "/_matrix/client/v3/keys/query";
 const CROSS_SIGNING: &str = "/_matrix/client/v3/keys/device_signing/upload";
 const SIGNATURES: &str = "/_matrix/client/v3/keys/signatures/upload";
@@ -39,7 +39,7 @@ fn device_keys(user: &User, key: &Ed25519SecretKey) -> Value {
     keys
 }
 
-fn one_time_key(user: &User, key: &Ed25519SecretKey) -> Value {
+pub(crate) fn one_time_key(user: &User, key: &Ed25519SecretKey) -> Value {
     let curve = Curve25519PublicKey::from(&Curve25519SecretKey::new());
     let mut object = json!({ "key": curve.to_base64() });
     let key_id = format!("ed25519:{}", user.device_id);
@@ -56,7 +56,7 @@ fn cross_signing_key(user: &User, usage: &str, key: &Ed25519SecretKey) -> Value 
     })
 }
 
-async fn upload_device(user: &User) -> Ed25519SecretKey {
+pub(crate) async fn upload_device(user: &User) -> Ed25519SecretKey {
     let key = Ed25519SecretKey::new();
     let body = json!({ "device_keys": device_keys(user, &key) });
     user.post(UPLOAD, &body).await.ok();
