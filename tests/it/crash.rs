@@ -203,6 +203,16 @@ async fn history(user: &User, room_id: &str) -> BTreeMap<usize, Vec<String>> {
     }
 }
 
+async fn shared_rooms(alice: &User, bob: &User) -> Vec<String> {
+    let mut rooms = Vec::new();
+    for _ in 0..3 {
+        let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+        bob.join(&room_id).await.ok();
+        rooms.push(room_id);
+    }
+    rooms
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_or_doubled() {
     let seed = rand::random::<u64>();
@@ -213,12 +223,7 @@ async fn nothing_acknowledged_is_lost_or_doubled() {
     let mut victim = Victim::start(directory.path(), &database).await;
     let alice = register(&victim, "alice").await;
     let bob = register(&victim, "bob").await;
-    let mut rooms = Vec::new();
-    for _ in 0..3 {
-        let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
-        bob.join(&room_id).await.ok();
-        rooms.push(room_id);
-    }
+    let rooms = shared_rooms(&alice, &bob).await;
     let (next, stop) = (
         Arc::new(AtomicUsize::new(0)),
         Arc::new(AtomicBool::new(false)),
