@@ -86,7 +86,11 @@ fn print_encrypted(json: &str) -> Result<(), Failure> {
 
 /// The ways in which something may be written down: as it is, in base64, in hexadecimal digits.
 fn spellings(needle: &[u8]) -> Vec<Vec<u8>> {
-    let hexadecimal: String = needle.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digit = |half: u8| char::from_digit(u32::from(half), 16).unwrap_or('?');
+    let hexadecimal: String = needle
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect();
     let mut spellings = vec![needle.to_vec(), hexadecimal.into_bytes()];
     // In base64 the text depends on where in a group of three bytes it starts.
     for skipped in 0..3 {

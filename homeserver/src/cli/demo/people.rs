@@ -54,13 +54,13 @@ impl Person {
         name: Option<&str>,
         others: &[&Self],
     ) -> Result<OwnedRoomId, Failure> {
-        let mut options = RoomOptions::default();
-        options.name = name.map(ToOwned::to_owned);
-        options.direct = name.is_none();
-        options.invite = others
-            .iter()
-            .filter_map(|other| other.client.user_id().map(ToOwned::to_owned))
-            .collect();
+        let others = others.iter().filter_map(|other| other.client.user_id());
+        let options = RoomOptions {
+            name: name.map(ToOwned::to_owned),
+            direct: name.is_none(),
+            invite: others.map(ToOwned::to_owned).collect(),
+            ..RoomOptions::default()
+        };
         let room = self.client.create_room(options).await?;
         Ok(room.id().to_owned())
     }
