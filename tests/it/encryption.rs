@@ -185,6 +185,33 @@ async fn uploading_again_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_went_does_not_come_back() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let key = upload_device(&alice).await;
+    let (first, second) = ("signed_curve25519:A", "signed_curve25519:B");
+    let keys = json!({
+        "one_time_keys": { first: one_time_key(&alice, &key), second: one_time_key(&alice, &key) },
+    });
+    alice.post(UPLOAD, &keys).await.ok();
+    assert_eq!(claim(&bob, &alice).await.unwrap().0, first);
+    // The answer to the upload got lost.
+    let counts = alice.post(UPLOAD, &keys).await.ok();
+    assert_eq!(counts["one_time_key_counts"]["signed_curve25519"], 1);
+    assert_eq!(claim(&bob, &alice).await.unwrap().0, second);
+    assert_eq!(claim(&bob, &alice).await, None);
+    // A client may count its keys from the beginning again, if only the keys are new.
+    for _ in 0..2 {
+        let keys = json!({ first: one_time_key(&alice, &key) });
+        let body = json!({ "one_time_keys": keys });
+        alice.post(UPLOAD, &body).await.ok();
+        assert_eq!(claim(&bob, &alice).await.unwrap().1, keys[first]);
+        alice.post(UPLOAD, &body).await.ok();
+        assert_eq!(claim(&bob, &alice).await, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_keys_are_refused() {
     let server = TestServer::start().await;
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);

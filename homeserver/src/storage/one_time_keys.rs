@@ -1,8 +1,9 @@
 //! `one_time_keys`, `fallback_keys`: keys with which others open a secure channel to a device
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#one-time-and-fallback-keys)).
 //!
-//! A one-time key is handed out at most once: the statement that finds it deletes it, and the answer
-//! leaves after the commit.
+//! A one-time key is handed out at most once: the statement that finds it marks it, and the answer leaves
+//! after the commit. The marked key stays, because a device whose upload was not answered uploads the same
+//! keys again, when somebody may have them already.
 
 use std::collections::BTreeMap;
 
@@ -23,6 +24,13 @@ pub(crate) struct KeyRow {
     pub(crate) json: String,
 }
 
+/// A key that was uploaded before.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) json: String,
+    pub(crate) claimed: bool,
+}
+
 /// A key that was handed out.
 #[derive(Clone, Debug)]
 pub(crate) struct Claimed {
@@ -31,17 +39,18 @@ pub(crate) struct Claimed {
 }
 
 impl OneTimeKeys<'_> {
-    /// Those of the keys that are there already, by id.
+    /// Those of the keys whose ids were uploaded before, by id.
     pub(crate) async fn existing(
         &mut self,
         user_id: &UserId,
         device_id: &DeviceId,
         keys: &[KeyRow],
-    ) -> Result<BTreeMap<String, String>, StorageError> {
+    ) -> Result<BTreeMap<String, Known>, StorageError> {
         let mut found = BTreeMap::new();
         for piece in dialect::pieces(keys) {
             let mut query = dialect::query(format!(
-                "SELECT key_id, json FROM one_time_keys WHERE user_id = $1 AND device_id = $2 \
+                "SELECT key_id, json, claimed FROM one_time_keys \
+                 WHERE user_id = $1 AND device_id = $2 \
                  AND key_id IN ({})",
                 dialect::numbered(3, piece.len())
             ))
@@ -51,13 +60,17 @@ impl OneTimeKeys<'_> {
                 query = query.bind(&key.key_id);
             }
             for row in query.fetch_all(&mut *self.0).await? {
-                found.insert(row.try_get(0)?, row.try_get(1)?);
+                let known = Known {
+                    json: row.try_get(1)?,
+                    claimed: row.try_get::<i64, _>(2)? != 0,
+                };
+                found.insert(row.try_get(0)?, known);
             }
         }
         Ok(found)
     }
 
-    /// Adds keys that are not there.
+    /// Adds keys, also under the ids of keys that were handed out.
     pub(crate) async fn insert(
         &mut self,
         user_id: &UserId,
@@ -68,7 +81,8 @@ impl OneTimeKeys<'_> {
         for piece in dialect::pieces(keys) {
             let mut query = dialect::query(format!(
                 "INSERT INTO one_time_keys (user_id, device_id, key_id, algorithm, position, json) \
-                 VALUES {}",
+                 VALUES {} ON CONFLICT (user_id, device_id, key_id) DO UPDATE \
+                 SET position = excluded.position, json = excluded.json, claimed = 0",
                 dialect::rows(piece.len(), 6)
             ));
             for key in piece {
@@ -93,7 +107,7 @@ impl OneTimeKeys<'_> {
     ) -> Result<Vec<KeyRow>, StorageError> {
         let rows = sqlx::query(
             "SELECT key_id, algorithm, json FROM one_time_keys
-             WHERE user_id = $1 AND device_id = $2",
+             WHERE user_id = $1 AND device_id = $2 AND claimed = 0",
         )
         .bind(user_id.as_str())
         .bind(device_id.as_str())
@@ -158,9 +172,10 @@ impl OneTimeKeys<'_> {
         algorithm: &OneTimeKeyAlgorithm,
     ) -> Result<Option<Claimed>, StorageError> {
         for statement in [
-            "DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND key_id = (
+            "UPDATE one_time_keys SET claimed = 1
+             WHERE user_id = $1 AND device_id = $2 AND key_id = (
                  SELECT key_id FROM one_time_keys
-                 WHERE user_id = $1 AND device_id = $2 AND algorithm = $3
+                 WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 AND claimed = 0
                  ORDER BY position, key_id LIMIT 1
              ) RETURNING key_id, json",
             "UPDATE fallback_keys SET used = 1
@@ -189,8 +204,8 @@ impl OneTimeKeys<'_> {
         device_id: &DeviceId,
     ) -> Result<BTreeMap<OneTimeKeyAlgorithm, u32>, StorageError> {
         let rows = sqlx::query(
-            "SELECT algorithm, COUNT(*) FROM one_time_keys WHERE user_id = $1 AND device_id = $2
-             GROUP BY algorithm",
+            "SELECT algorithm, COUNT(*) FROM one_time_keys
+             WHERE user_id = $1 AND device_id = $2 AND claimed = 0 GROUP BY algorithm",
         )
         .bind(user_id.as_str())
         .bind(device_id.as_str())

@@ -23,10 +23,6 @@ use crate::encryption::{CLAIM, UPLOAD, one_time_key, upload_device};
 const TASKS: usize = 3;
 /// How many keys one upload has.
 const KEYS: usize = 5;
-/// With so many keys in stock the device uploads no more. It is small so that claimers soon reach keys
-/// whose upload was not acknowledged.
-const STOCK: u64 = 20;
-
 /// What the tasks share.
 #[derive(Default)]
 struct Course {
@@ -55,7 +51,7 @@ impl Course {
         }
     }
 
-    /// Uploads keys as they are used up.
+    /// Uploads keys when all are gone: claimers are quick to reach those whose upload was not acknowledged.
     async fn upload(&self, user: &User, key: &Ed25519SecretKey) {
         let mut batch = 0;
         while self.goes_on() {
@@ -70,9 +66,7 @@ impl Course {
             self.uploaded.lock().unwrap().extend(keys.clone());
             let body = json!({ "one_time_keys": keys });
             let mut answer = insist(user, Method::POST, UPLOAD, &body).await;
-            while self.goes_on()
-                && answer["one_time_key_counts"]["signed_curve25519"].as_u64() > Some(STOCK)
-            {
+            while self.goes_on() && stock(&answer) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 answer = insist(user, Method::POST, UPLOAD, &json!({})).await;
             }
@@ -115,6 +109,11 @@ impl Course {
         }
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+fn stock(answer: &Value) -> u64 {
+    let count = &answer["one_time_key_counts"]["signed_curve25519"];
+    count.as_u64().unwrap_or_default()
 }
 
 /// Syncs until nothing more can come; how often each number came. The token moves on only with an answer.

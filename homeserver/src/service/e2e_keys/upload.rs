@@ -336,16 +336,22 @@ async fn store_keys(
         .await?;
     for key in &one_time_keys {
         if let Some(old) = existing.get(&key.key_id)
-            && *old != key.json
+            && !old.claimed
+            && old.json != key.json
         {
             return Err(UploadError::Exists {
                 key_id: key.key_id.clone(),
-                old: old.clone(),
+                old: old.json.clone(),
                 new: key.json.clone(),
             });
         }
     }
-    one_time_keys.retain(|key| !existing.contains_key(&key.key_id));
+    // A key that went does not come back; another one may have its id.
+    one_time_keys.retain(|key| {
+        existing
+            .get(&key.key_id)
+            .is_none_or(|old| old.json != key.json)
+    });
     let mut changed = !one_time_keys.is_empty();
     for key in &fallback_keys {
         changed |= tx
