@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use axum::Router;
 use sotto_federation::room::signing::SigningKey;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -106,7 +107,13 @@ impl Homeserver {
         })?;
         let key = Arc::new(signing_key(data_dir)?);
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let storage = Storage::open(&config.database_url(), &config.server_name, &tasks).await?;
+        let storage = Storage::open(
+            &config.database_url(),
+            data_dir,
+            &config.server_name,
+            &tasks,
+        )
+        .await?;
         let federation = Federation::new(&config, &clock, &key)?;
         let sender = FederationSender::new(
             storage.clone(),
@@ -135,20 +142,7 @@ impl Homeserver {
             router.clone(),
             stopping.clone(),
         ));
-        let settings = &config.federation;
-        let federation_address = match (
-            &settings.listen,
-            &settings.certificate,
-            &settings.private_key,
-        ) {
-            (Some(at), Some(certificate), Some(private_key)) => {
-                let tls = listen::tls_acceptor(certificate, private_key)?;
-                let (listener, address) = bind(*at).await?;
-                tasks.spawn(listen::serve(listener, Some(tls), router, stopping.clone()));
-                Some(address)
-            }
-            _ => None,
-        };
+        let federation_address = listen_tls(&config, router, &stopping, &tasks).await?;
         Ok(Self {
             address,
             federation_address,
@@ -187,6 +181,27 @@ impl Homeserver {
             tracing::warn!("some tasks did not end in time");
         }
     }
+}
+
+/// Listens for other servers with TLS, if the configuration says so; where.
+async fn listen_tls(
+    config: &Config,
+    router: Router,
+    stopping: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<Option<SocketAddr>, StartError> {
+    let settings = &config.federation;
+    let (Some(at), Some(certificate), Some(private_key)) = (
+        settings.listen,
+        &settings.certificate,
+        &settings.private_key,
+    ) else {
+        return Ok(None);
+    };
+    let tls = listen::tls_acceptor(certificate, private_key)?;
+    let (listener, address) = bind(at).await?;
+    tasks.spawn(listen::serve(listener, Some(tls), router, stopping.clone()));
+    Ok(Some(address))
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {

@@ -24,6 +24,7 @@ pub(crate) mod log;
 pub(crate) mod media;
 pub(crate) mod memberships;
 pub(crate) mod one_time_keys;
+pub(crate) mod otk_epoch;
 pub(crate) mod receipts;
 pub(crate) mod rooms;
 pub(crate) mod roster;
@@ -33,7 +34,10 @@ pub(crate) mod state_nodes;
 pub(crate) mod to_device;
 pub(crate) mod writer;
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use futures_util::future::BoxFuture;
@@ -47,6 +51,7 @@ use self::{
     counters::Counters,
     dialect::Dialect,
     log::Log,
+    otk_epoch::OtkEpoch,
     roster::Roster,
     state_nodes::StateNodes,
     writer::{Closure, Job, Tx, Writer},
@@ -78,6 +83,14 @@ pub enum StorageError {
         found: String,
         /// Whose it should be.
         expected: String,
+    },
+    /// The file beside the database that says how far it was cannot be used.
+    #[error("cannot use {path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: Arc<std::io::Error>,
     },
     /// The server is stopping, or the transaction that this was part of was lost.
     #[error("the write was not carried out")]
@@ -125,12 +138,15 @@ struct Inner {
     log: Arc<Log>,
     states: StateNodes,
     events: event_cache::EventCache,
+    otk_epoch: Arc<OtkEpoch>,
 }
 
 impl Storage {
-    /// Opens the database, brings it up to date, and starts its writer on `tasks`.
+    /// Opens the database, brings it up to date, and starts its writer on `tasks`. In `data_dir` is
+    /// what must not be restored together with the database.
     pub(crate) async fn open(
         url: &str,
+        data_dir: &Path,
         server_name: &ServerName,
         tasks: &TaskTracker,
     ) -> Result<Self, StorageError> {
@@ -149,6 +165,7 @@ impl Storage {
             .map_err(|error| StorageError::Migration(Arc::new(error)))?;
         let mut connection = pool.acquire().await?;
         let secret = claim(&mut connection, server_name).await?;
+        let otk_epoch = Arc::new(OtkEpoch::begin(&mut connection, data_dir).await?);
         let counters = Arc::new(Counters::load(&mut connection).await?);
         let rows = memberships::Memberships(&mut connection).all().await?;
         drop(connection);
@@ -173,6 +190,7 @@ impl Storage {
             log,
             states,
             events,
+            otk_epoch,
         })))
     }
 
@@ -192,6 +210,11 @@ impl Storage {
 
     pub(crate) fn event_cache(&self) -> &event_cache::EventCache {
         &self.0.events
+    }
+
+    /// What keeps one-time keys from being handed out again after a restore.
+    pub(crate) fn otk_epoch(&self) -> &Arc<OtkEpoch> {
+        &self.0.otk_epoch
     }
 
     /// A connection to read with.

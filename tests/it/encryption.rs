@@ -63,7 +63,7 @@ pub(crate) async fn upload_device(user: &User) -> Ed25519SecretKey {
     key
 }
 
-async fn claim(user: &User, of: &User) -> Option<(String, Value)> {
+pub(crate) async fn claim(user: &User, of: &User) -> Option<(String, Value)> {
     let body = json!({ "one_time_keys": { &of.user_id: { &of.device_id: "signed_curve25519" } } });
     let answer = user.post(CLAIM, &body).await.ok();
     let keys = answer["one_time_keys"][&of.user_id][&of.device_id].as_object()?;

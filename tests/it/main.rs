@@ -15,6 +15,7 @@ mod federation_out;
 mod federation_pair;
 mod hostile;
 mod media;
+mod restore;
 mod sdk;
 mod tidy;
 mod user_data;

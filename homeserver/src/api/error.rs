@@ -135,7 +135,8 @@ impl From<StorageError> for MatrixError {
             StorageError::Database(_)
             | StorageError::Migration(_)
             | StorageError::Inconsistent { .. }
-            | StorageError::OtherServer { .. } => Self::internal(&error),
+            | StorageError::OtherServer { .. }
+            | StorageError::File { .. } => Self::internal(&error),
         }
     }
 }

@@ -23,6 +23,7 @@ impl E2eKeys {
     /// Hands out keys of local devices, each at most once, oldest first, then the fallback key. A device
     /// without any is left out. The answer may get lost; the keys are gone all the same.
     pub(crate) async fn claim_local(&self, claims: Claims) -> Result<Claimed, StorageError> {
+        let epoch = self.storage.otk_epoch().clone();
         let write = self.storage.write(move |tx| {
             async move {
                 let mut claimed = Claimed::new();
@@ -49,10 +50,19 @@ impl E2eKeys {
                             .insert(id, Raw::from_json(json));
                     }
                 }
-                Ok(claimed)
+                let number = if claimed.is_empty() {
+                    None
+                } else {
+                    Some(epoch.count(tx).await?)
+                };
+                Ok::<_, StorageError>((claimed, number))
             }
             .boxed()
         });
-        write.await
+        let (claimed, number) = write.await?;
+        if let Some(number) = number {
+            self.storage.otk_epoch().reached(number)?;
+        }
+        Ok(claimed)
     }
 }

@@ -113,7 +113,7 @@ impl Place {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}/t.db?mode=rwc", directory.path().display());
         let name = owned_server_name!("a.test");
-        let storage = Storage::open(&url, &name, &TaskTracker::new())
+        let storage = Storage::open(&url, directory.path(), &name, &TaskTracker::new())
             .await
             .unwrap();
         let events = Events::new(storage.clone());
