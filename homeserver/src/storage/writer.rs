@@ -299,3 +299,6 @@ impl Done {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
