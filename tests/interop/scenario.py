@@ -7,7 +7,7 @@ import secrets
 
 from servers import files_with
 
-SECONDS = 60
+SECONDS = 30
 PASSWORD = secrets.token_urlsafe(16)
 
 
