@@ -71,10 +71,31 @@ async fn messages_sent_at_the_same_time_reach_both_sides() {
         // Bob has no power to set the topic; his own server says so.
         assert_eq!(answer.refused().0, 403);
     }
-    for round in 0..5 {
-        hears(&alice, &room_id, &format!("b{round}")).await;
-        hears(&bob, &room_id, &format!("a{round}")).await;
+    for user in [&alice, &bob] {
+        has_all(user, &room_id, 5).await;
     }
+}
+
+/// Waits until the history of a room has the messages of both sides, of all rounds.
+async fn has_all(user: &User, room_id: &str, rounds: usize) {
+    for _ in 0..100 {
+        let page = user
+            .get(&room(room_id, "messages?dir=b&limit=100"))
+            .await
+            .ok();
+        let texts: Vec<_> = page["chunk"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|event| event["content"]["body"].as_str())
+            .collect();
+        let has = |text: String| texts.contains(&text.as_str());
+        if (0..rounds).all(|round| has(format!("a{round}")) && has(format!("b{round}"))) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("{} does not get what was said", user.user_id);
 }
 
 #[tokio::test]
