@@ -1,7 +1,7 @@
 //! Two servers of ours, and people on both in one room.
 
 use serde_json::{Value, json};
-use sotto_tests::{TestServer, User, room};
+use sotto_tests::{Setup, TestServer, User, room};
 
 /// Waits until a message with this text is in the user's timeline.
 async fn hears(user: &User, since: &mut Option<String>, room_id: &str, text: &str) {
@@ -85,4 +85,34 @@ async fn people_on_two_servers_talk() {
             })
             .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_third_server_learns_who_joined_and_who_left() {
+    let servers = Setup::default().federation(3).await;
+    let [a, b, c] = servers.as_slice() else {
+        panic!("three servers")
+    };
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    let carol = c.register("carol").await;
+    let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    bob.join_via(&room_id, "a.test").await.ok();
+    let mut bobs = place(&bob).await;
+    carol.join_via(&room_id, "a.test").await.ok();
+    let mut carols = place(&carol).await;
+    let says = |sync: &Value, membership: &str| {
+        let room = sync["rooms"]["join"].get(&room_id)?;
+        let events = room["timeline"]["events"].as_array()?;
+        let found = events.iter().any(|event| {
+            event["state_key"] == carol.user_id && event["content"]["membership"] == membership
+        });
+        found.then_some(())
+    };
+    bob.sync_until(&mut bobs, |sync| says(sync, "join")).await;
+    bob.send(&room_id, "hello Carol").await;
+    hears(&carol, &mut carols, &room_id, "hello Carol").await;
+    carol.send(&room_id, "hello Bob").await;
+    hears(&bob, &mut bobs, &room_id, "hello Bob").await;
+    carol.post(&room(&room_id, "leave"), &json!({})).await.ok();
+    bob.sync_until(&mut bobs, |sync| says(sync, "leave")).await;
 }

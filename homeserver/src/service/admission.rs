@@ -28,7 +28,7 @@ use sotto_federation::room::{
 };
 
 use super::{
-    incoming::{Incoming, Refused},
+    incoming::{Errand, Incoming, Refused},
     shared_history::{ShareError, SharedHistory},
     timeline::{SendError, Timeline, membership},
 };
@@ -254,8 +254,9 @@ impl Admission {
             self.sign_join(parsed, &signed, &rules).await?
         };
         let incoming = &self.0.incoming;
+        let errand = Errand::HandedIn(signed.event_id);
         let mut outcomes = incoming
-            .receive_in_room(signed.origin, signed.room_id, &[&json])
+            .receive_in_room(signed.origin, signed.room_id, &[&json], errand)
             .await;
         match outcomes.remove(signed.event_id) {
             Some(Ok(())) => {}

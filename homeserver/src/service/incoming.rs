@@ -23,7 +23,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use quick_cache::sync::Cache;
-use ruma::{OwnedEventId, OwnedRoomId, RoomId, ServerName, room_version_rules::RoomVersionRules};
+use ruma::{
+    EventId, OwnedEventId, OwnedRoomId, RoomId, ServerName, room_version_rules::RoomVersionRules,
+};
 use serde_json::value::RawValue;
 use sotto_federation::room::{
     auth::Rejection,
@@ -35,7 +37,7 @@ use tokio::sync::Mutex;
 
 pub(crate) use self::{remote::Remote, source::Source};
 use super::{server_acl::ServerAcls, timeline::Timeline};
-use crate::storage::{Storage, StorageError, append::Placement, rooms::Room};
+use crate::storage::{Storage, StorageError, rooms::Room};
 
 /// Takes in events of other servers.
 #[derive(Clone)]
@@ -91,6 +93,18 @@ pub(crate) enum Refused {
     Storage,
 }
 
+/// On what errand events come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Errand<'a> {
+    /// A server that is in the room tells everybody in it.
+    Told,
+    /// A server hands in this event, its part in joining or leaving, for us to tell everybody
+    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#joining-rooms)).
+    HandedIn(&'a EventId),
+    /// We asked for what was before.
+    History,
+}
+
 impl Incoming {
     pub(crate) fn new(
         storage: Storage,
@@ -123,7 +137,12 @@ impl Incoming {
         }
         let mut work: Vec<BoxFuture<'_, Outcomes>> = Vec::with_capacity(rooms.len());
         for (room_id, pdus) in &rooms {
-            work.push(Box::pin(self.receive_in_room(origin, room_id, pdus)));
+            work.push(Box::pin(self.receive_in_room(
+                origin,
+                room_id,
+                pdus,
+                Errand::Told,
+            )));
         }
         futures_util::future::join_all(work)
             .await
@@ -138,10 +157,11 @@ impl Incoming {
         origin: &ServerName,
         room_id: &RoomId,
         pdus: &[&RawValue],
+        errand: Errand<'_>,
     ) -> Outcomes {
         let mut outcomes = Outcomes::new();
         match self
-            .take_in(origin, room_id, pdus, Placement::Timeline, &mut outcomes)
+            .take_in(origin, room_id, pdus, errand, &mut outcomes)
             .await
         {
             Ok(()) => {}
@@ -165,7 +185,7 @@ impl Incoming {
         pdus: &[&RawValue],
     ) -> Result<Outcomes, StorageError> {
         let mut outcomes = Outcomes::new();
-        self.take_in(origin, room_id, pdus, Placement::Past, &mut outcomes)
+        self.take_in(origin, room_id, pdus, Errand::History, &mut outcomes)
             .await?;
         Ok(outcomes)
     }
@@ -175,7 +195,7 @@ impl Incoming {
         origin: &ServerName,
         room_id: &RoomId,
         pdus: &[&RawValue],
-        placement: Placement,
+        errand: Errand<'_>,
         outcomes: &mut Outcomes,
     ) -> Result<(), StorageError> {
         let Some((room, rules)) = self.room(room_id).await? else {
@@ -211,7 +231,7 @@ impl Incoming {
             return Ok(());
         }
         let gathered = self.gather(origin, &room, &rules, wanted).await?;
-        outcomes.extend(self.place(room_id, &rules, &gathered, placement).await?);
+        outcomes.extend(self.place(room_id, &rules, &gathered, errand).await?);
         Ok(())
     }
 

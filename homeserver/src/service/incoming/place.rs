@@ -16,7 +16,7 @@ use sotto_federation::room::{
 };
 
 use super::{
-    Incoming, Outcomes, Refused,
+    Errand, Incoming, Outcomes, Refused,
     bench::{Bench, Item},
     gather::Gathered,
     order::order,
@@ -29,6 +29,7 @@ use crate::{
     storage::{
         Families, Storage, StorageError,
         append::{Append, AppendError, NewEvent, NewOutlier, Placement, Redaction},
+        events::{Txn, TxnScope},
         rooms::{Head, Room},
         state_map::{EventNid, Node, NodeId, StateKeyId},
         state_nodes::pair,
@@ -44,7 +45,7 @@ pub(super) struct Placing<'a> {
     pub(super) room: &'a Room,
     pub(super) rules: &'a RoomVersionRules,
     pub(super) bench: Bench,
-    pub(super) placement: Placement,
+    pub(super) errand: Errand<'a>,
     /// The head as the events so far make it.
     pub(super) head: Head,
     pub(super) events: Vec<NewEvent>,
@@ -70,7 +71,7 @@ impl Incoming {
         room_id: &RoomId,
         rules: &RoomVersionRules,
         gathered: &Gathered,
-        placement: Placement,
+        errand: Errand<'_>,
     ) -> Result<Outcomes, StorageError> {
         for _ in 0..ATTEMPTS {
             let slot = self.0.timeline.heads.hold(room_id).await?;
@@ -79,7 +80,7 @@ impl Incoming {
             };
             let Some(head) = room.head.clone() else { break };
             let bench = Bench::new(room.nid, self.0.timeline.events.clone());
-            let mut placing = Placing::new(&self.0.storage, &room, head, rules, bench, placement);
+            let mut placing = Placing::new(&self.0.storage, &room, head, rules, bench, errand);
             if !placing.load(gathered).await? {
                 drop(slot);
                 continue;
@@ -103,14 +104,14 @@ impl<'a> Placing<'a> {
         head: Head,
         rules: &'a RoomVersionRules,
         bench: Bench,
-        placement: Placement,
+        errand: Errand<'a>,
     ) -> Self {
         Self {
             storage,
             room,
             rules,
             bench,
-            placement,
+            errand,
             head,
             events: Vec::new(),
             outliers: Vec::new(),
@@ -344,8 +345,13 @@ impl<'a> Placing<'a> {
             after: Some(after),
             stored: None,
         });
+        let handed_in = self.errand == Errand::HandedIn(pdu.event_id());
+        let txn = handed_in.then(|| Txn {
+            scope: TxnScope::handed_in(),
+            id: pdu.event_id().as_str().into(),
+        });
         let head_before = self.head.state;
-        let behind = self.behind.contains(pdu.event_id()) || self.placement == Placement::Past;
+        let behind = self.behind.contains(pdu.event_id()) || self.errand == Errand::History;
         if judged.verdict().is_accepted() && !behind {
             self.advance(&pdu).await?;
         }
@@ -364,7 +370,7 @@ impl<'a> Placing<'a> {
             head_state: self.head.state,
             replaces,
             memberships,
-            txn: None,
+            txn,
         });
         Ok(nid)
     }
@@ -412,7 +418,7 @@ impl<'a> Placing<'a> {
 
     /// Appends what was decided; `None` if it has to be decided again.
     async fn append(mut self, slot: Slot) -> Result<Option<Outcomes>, StorageError> {
-        if self.placement == Placement::Past {
+        if self.errand == Errand::History {
             // Places in the past are given out from the newest to the oldest.
             self.events.reverse();
         }
