@@ -42,26 +42,18 @@ impl Sync {
         around: Around,
     ) -> Result<Vec<Raw<AnySyncStateEvent>>, StorageError> {
         let lazy = !look.ask.filter.room.state.lazy_load_options.is_disabled();
-        let to = if look.ask.use_state_after {
-            around.end
-        } else {
-            around.start
-        };
+        let to = around.end;
         let mut nids: BTreeMap<StateKeyId, EventNid> = match around.known {
             None if lazy => self.lazy_state(to, &look.ask.requester.user_id).await?,
             None => self.storage.state_entries(to).await?,
             Some(known) => self.changed(known, to).await?,
         };
-        if !look.ask.use_state_after
-            && let Some(known) = around.known
-        {
-            // What changed by state resolution and not by an event of the timeline.
-            let told: BTreeSet<_> = news.events.iter().map(|event| event.nid).collect();
-            let rest = self.changed(known, around.end).await?;
-            nids.extend(rest.into_iter().filter(|(_, nid)| !told.contains(nid)));
-        }
         if lazy {
             nids.extend(self.senders(news, to).await?);
+        }
+        if !look.ask.use_state_after {
+            let known = around.known.filter(|_| !lazy);
+            self.rewind(&mut nids, news, around.start, known).await?;
         }
         let nids: Vec<_> = nids.into_values().collect();
         let events = self.events.by_nids(&nids).await?;
@@ -75,6 +67,43 @@ impl Sync {
             state.push(json.cast_unchecked());
         }
         Ok(state)
+    }
+
+    /// Takes what the timeline changes, and only that, back to what it was before the timeline.
+    ///
+    /// Where the room forked, the state before the first event may be older than what the client has: what
+    /// it learned of the other branch must stay, and nothing in the timeline would tell it again.
+    async fn rewind(
+        &self,
+        nids: &mut BTreeMap<StateKeyId, EventNid>,
+        news: &RoomNews,
+        start: NodeId,
+        known: Option<NodeId>,
+    ) -> Result<(), StorageError> {
+        for event in &news.events {
+            let Some(state_key) = event.pdu.state_key() else {
+                continue;
+            };
+            let event_type = event.pdu.event_type().to_string().into();
+            let key = self.storage.states().key(&event_type, state_key);
+            if nids.remove(&key).is_none() {
+                continue;
+            }
+            let before = self
+                .storage
+                .state_get(start, &event_type, state_key)
+                .await?;
+            let had = match known {
+                Some(known) => {
+                    self.storage
+                        .state_get(known, &event_type, state_key)
+                        .await?
+                }
+                None => None,
+            };
+            nids.extend(before.filter(|_| before != had).map(|nid| (key, nid)));
+        }
+        Ok(())
     }
 
     async fn changed(
