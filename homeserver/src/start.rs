@@ -1,6 +1,7 @@
 //! Putting a server together, and taking it apart.
 
 use std::{
+    fs::{File, TryLockError},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -57,11 +58,19 @@ pub struct Homeserver {
     first_token: Option<String>,
     stopping: CancellationToken,
     tasks: TaskTracker,
+    /// Locked for as long as the server runs.
+    _lock: File,
 }
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// Another server runs on the same data.
+    #[error("another sotto is running on {path}; stop it first, or choose another `data_dir`")]
+    InUse {
+        /// The data directory.
+        path: PathBuf,
+    },
     /// The data directory or a file in it cannot be used.
     #[error("cannot use {path}: {source}")]
     File {
@@ -105,6 +114,7 @@ impl Homeserver {
             path: data_dir.clone(),
             source,
         })?;
+        let lock = lock(data_dir)?;
         let key = Arc::new(signing_key(data_dir)?);
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let storage = Storage::open(
@@ -149,6 +159,7 @@ impl Homeserver {
             first_token,
             stopping,
             tasks,
+            _lock: lock,
         })
     }
 
@@ -343,6 +354,23 @@ fn services(
         typing,
         to_device,
         uia: Uia::new(clock.clone()),
+    }
+}
+
+/// Takes the data directory for this process alone: two writers would give out the same positions.
+fn lock(data_dir: &Path) -> Result<File, StartError> {
+    let path = data_dir.join("lock");
+    let failed = |source| StartError::File {
+        path: path.clone(),
+        source,
+    };
+    let file = File::create(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::InUse {
+            path: data_dir.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
     }
 }
 

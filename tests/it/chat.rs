@@ -240,3 +240,14 @@ async fn rooms_made_in_the_same_moment_are_different_rooms() {
         .collect();
     assert_eq!(ids.len(), 16);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_never_share_their_data() {
+    use sotto_homeserver::{Homeserver, StartError, clock::Clock, config::Config};
+    let server = TestServer::start().await;
+    let mut config = Config::new(server.name().to_owned());
+    config.data_dir = server.data_dir().to_owned();
+    config.listen = ([127, 0, 0, 1], 0).into();
+    let second = Homeserver::start(config, Clock::system()).await;
+    assert!(matches!(second, Err(StartError::InUse { .. })));
+}
