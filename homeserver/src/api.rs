@@ -4,12 +4,12 @@
 pub(crate) mod client;
 pub(crate) mod error;
 pub(crate) mod extract;
+mod leftover;
 pub(crate) mod routes;
 pub(crate) mod server;
 
 use axum::{
     Router,
-    body::Body,
     extract::FromRef,
     response::{IntoResponse, Response},
     routing::get,
@@ -70,9 +70,10 @@ pub(crate) fn router(edge: Edge) -> Router {
     routes
         .router
         .route("/health", get(async || "ok"))
-        .fallback(unrecognized)
-        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(async || MatrixError::unrecognized())
+        .method_not_allowed_fallback(async || MatrixError::method_not_allowed())
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(axum::middleware::from_fn(leftover::read))
         .layer(cors)
         .with_state(edge)
 }
@@ -81,16 +82,6 @@ pub(crate) fn router(edge: Edge) -> Router {
 #[must_use]
 pub fn endpoints() -> Vec<(String, String)> {
     server::routes(client::routes(Routes::new())).endpoints
-}
-
-async fn unrecognized(body: Body) -> MatrixError {
-    extract::drain(body).await;
-    MatrixError::unrecognized()
-}
-
-async fn method_not_allowed(body: Body) -> MatrixError {
-    extract::drain(body).await;
-    MatrixError::method_not_allowed()
 }
 
 /// A handler that panicked answers like any fault of ours; the log has the reason.

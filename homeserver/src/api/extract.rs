@@ -7,7 +7,6 @@ use axum::{
     extract::{FromRef, FromRequest, FromRequestParts, RawPathParams, Request},
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use ruma::api::{
     IncomingRequest, IncomingRequestExt, OutgoingResponse, OutgoingResponseExt,
@@ -25,9 +24,6 @@ const MAX_BODY: usize = 10 * 1024 * 1024;
 /// How deep the JSON of a request may be nested. Much of it is kept as it came and given to others, whose
 /// parsers have limits of their own (often 128).
 const MAX_NESTING: usize = 100;
-
-/// How much of the body of a refused request is read, in bytes.
-const MAX_DRAINED: usize = 256 * 1024;
 
 /// A request that needs no authentication.
 pub(crate) struct Anonymous<T>(pub(crate) T);
@@ -72,36 +68,15 @@ where
     type Rejection = MatrixError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
-        let requester = match AccessToken::extract_authentication(&request) {
-            Err(_) => Err(MatrixError::missing_token()),
-            Ok(token) => {
-                let found = Accounts::from_ref(state).authenticate(&token).await?;
-                found.ok_or_else(MatrixError::unknown_token)
-            }
-        };
-        let requester = match requester {
-            Ok(requester) => requester,
-            Err(error) => {
-                drain(request.into_body()).await;
-                return Err(error);
-            }
-        };
+        let token = AccessToken::extract_authentication(&request)
+            .map_err(|_| MatrixError::missing_token())?;
+        let requester = Accounts::from_ref(state).authenticate(&token).await?;
+        let requester = requester.ok_or_else(MatrixError::unknown_token)?;
         let (request, path) = read(request, state).await?;
         Ok(Self {
             requester,
             body: parse(&request, &path)?,
         })
-    }
-}
-
-/// Reads a body that nobody wants, so that the connection can be used again; a long one is cut off.
-pub(super) async fn drain(mut body: Body) {
-    let mut left = MAX_DRAINED;
-    while let Some(Ok(frame)) = body.frame().await {
-        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-        if left == 0 {
-            return;
-        }
     }
 }
 
