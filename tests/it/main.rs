@@ -10,6 +10,7 @@
 mod chat;
 mod crash;
 mod encryption;
+mod endpoints;
 mod federation_fork;
 mod federation_inbound;
 mod federation_out;
