@@ -1,6 +1,8 @@
 //! Appending events to rooms: the head of each room is compared and swapped, and what many appends have in
 //! common is written with one statement.
 
+pub(super) mod lone;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
@@ -303,8 +305,8 @@ struct Rows {
 
 impl Rows {
     async fn insert(self, tx: &mut Tx) -> Result<(), StorageError> {
-        events::insert_outliers(&mut tx.connection, &self.outliers).await?;
-        events::insert(&mut tx.connection, &self.events).await?;
+        events::rows::insert_outliers(&mut tx.connection, &self.outliers).await?;
+        events::rows::insert(&mut tx.connection, &self.events).await?;
         for piece in dialect::pieces(&self.nodes) {
             let sql = format!(
                 "INSERT INTO state_nodes (id, node) VALUES {} ON CONFLICT (id) DO NOTHING",
@@ -326,7 +328,7 @@ impl Rows {
             query.execute(&mut *tx.connection).await?;
         }
         for redaction in &self.redactions {
-            events::redact(&mut tx.connection, redaction).await?;
+            events::rows::redact(&mut tx.connection, redaction).await?;
         }
         // A user may change twice in one batch: the last one counts, and one statement must not touch
         // a row twice.

@@ -57,6 +57,11 @@ impl Counters {
         StreamPosition(self.position.last.load(Ordering::Acquire))
     }
 
+    /// Whether everything given out so far is reserved, and the next place in the log as well.
+    pub(super) fn have_reserves(&self) -> bool {
+        self.position.reserves(1) && self.nid.reserves(0) && self.past.reserves(0)
+    }
+
     /// After a commit that failed: what it reserved is not reserved.
     pub(super) fn forget_reservations(&self) {
         for counter in [&self.position, &self.nid, &self.past] {
@@ -92,6 +97,11 @@ impl Counter {
 
     fn next(&self) -> i64 {
         self.last.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// Whether what was given out is reserved, and so many more.
+    fn reserves(&self, more: i64) -> bool {
+        self.last.load(Ordering::Acquire) + more <= self.reserved.load(Ordering::Acquire)
     }
 
     async fn reserve(&self, connection: &mut AnyConnection) -> Result<(), StorageError> {

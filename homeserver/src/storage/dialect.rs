@@ -44,6 +44,40 @@ impl Dialect {
             Self::Postgres => "BEGIN",
         }
     }
+
+    /// One whole transaction in one trip: an update that must change one row, and then an insert of
+    /// `values` that gives back `returning`. Nothing changes if the update finds no row.
+    pub(super) fn update_then_insert(self, update: &str, insert: &Insert) -> String {
+        let Insert {
+            into,
+            values,
+            conflict,
+            returning,
+        } = insert;
+        match self {
+            Self::Sqlite => format!(
+                "{}; {update}; INSERT INTO {into} SELECT {values} WHERE changes() = 1 {conflict} \
+                 RETURNING {returning}; COMMIT",
+                self.begin()
+            ),
+            Self::Postgres => format!(
+                "WITH updated AS ({update} RETURNING 1) INSERT INTO {into} SELECT {values} \
+                 FROM updated {conflict} RETURNING {returning}"
+            ),
+        }
+    }
+}
+
+/// The parts of an `INSERT … SELECT`.
+pub(super) struct Insert<'t> {
+    /// The table and its columns.
+    pub(super) into: &'t str,
+    /// A value for each column.
+    pub(super) values: &'t str,
+    /// The `ON CONFLICT` clause.
+    pub(super) conflict: &'t str,
+    /// The column that is given back.
+    pub(super) returning: &'t str,
 }
 
 /// A query whose text was made by the functions below: placeholders and names from our own source, never

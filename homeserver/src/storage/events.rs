@@ -1,5 +1,7 @@
 //! `events`: every event once, with the state around it.
 
+pub(super) mod rows;
+
 use std::sync::{Arc, OnceLock};
 
 use ruma::{
@@ -12,7 +14,7 @@ use sqlx::{AnyConnection, Row, any::AnyRow};
 
 use super::{
     StorageError,
-    append::{NewEvent, NewOutlier, Redaction},
+    append::{NewEvent, NewOutlier},
     dialect,
     log::StreamPosition,
     rooms::RoomNid,
@@ -341,84 +343,6 @@ pub(super) async fn by_txns(
         }
     }
     Ok(found)
-}
-
-/// Replaces an event by its redacted form.
-pub(super) async fn redact(
-    connection: &mut AnyConnection,
-    redaction: &Redaction,
-) -> Result<(), StorageError> {
-    sqlx::query("UPDATE events SET json = $1, redacted_by = $2 WHERE nid = $3")
-        .bind(redaction.pruned.json().get().to_owned())
-        .bind(redaction.by.to_string())
-        .bind(redaction.target.0)
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-/// Inserts events; one that was an outlier so far gets its place.
-pub(super) async fn insert(
-    connection: &mut AnyConnection,
-    events: &[Arc<StoredEvent>],
-) -> Result<(), StorageError> {
-    let conflict = "ON CONFLICT (nid) DO UPDATE SET position = excluded.position, \
-         verdict = excluded.verdict, state_before = excluded.state_before, \
-         state_after = excluded.state_after, head_state = excluded.head_state, \
-         replaces = excluded.replaces";
-    insert_with(connection, events, conflict).await
-}
-
-/// Inserts outliers; what is there already stays as it is.
-pub(super) async fn insert_outliers(
-    connection: &mut AnyConnection,
-    events: &[Arc<StoredEvent>],
-) -> Result<(), StorageError> {
-    insert_with(connection, events, "ON CONFLICT (event_id) DO NOTHING").await
-}
-
-async fn insert_with(
-    connection: &mut AnyConnection,
-    events: &[Arc<StoredEvent>],
-    conflict: &str,
-) -> Result<(), StorageError> {
-    for piece in dialect::pieces(events) {
-        let sql = format!(
-            "INSERT INTO events (nid, event_id, room_nid, position, json, verdict, state_before, \
-             state_after, head_state, replaces, txn_scope, txn_id) VALUES {} {conflict}",
-            dialect::rows(piece.len(), 12)
-        );
-        let query = piece.iter().fold(dialect::query(sql), |query, event| {
-            let before = event.state.map(|state| state.before);
-            let after = event
-                .state
-                .filter(|s| s.after != s.before)
-                .map(|state| state.after);
-            let head = event
-                .state
-                .filter(|s| s.head != s.after)
-                .map(|state| state.head);
-            query
-                .bind(event.nid.0)
-                .bind(event.pdu.event_id().to_string())
-                .bind(event.room_nid.0)
-                .bind(event.position)
-                .bind(event.pdu.json().get().to_owned())
-                .bind(match event.verdict {
-                    StoredVerdict::Accepted => 0_i64,
-                    StoredVerdict::SoftFailed => 1,
-                    StoredVerdict::Rejected => 2,
-                })
-                .bind(before.map(|id| id.0.to_vec()))
-                .bind(after.map(|id| id.0.to_vec()))
-                .bind(head.map(|id| id.0.to_vec()))
-                .bind(event.replaces.map(|nid| nid.0))
-                .bind(event.txn.as_ref().map(|txn| txn.scope.0.clone()))
-                .bind(event.txn.as_ref().map(|txn| txn.id.to_string()))
-        });
-        query.execute(&mut *connection).await?;
-    }
-    Ok(())
 }
 
 fn read(row: &AnyRow) -> Result<StoredEvent, StorageError> {

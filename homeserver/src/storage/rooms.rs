@@ -169,7 +169,8 @@ pub(super) async fn swap_heads(
     Ok(swapped)
 }
 
-fn joined(ids: &[OwnedEventId]) -> String {
+/// Event ids in one column.
+pub(super) fn joined(ids: &[OwnedEventId]) -> String {
     ids.iter()
         .map(|id| id.as_str())
         .collect::<Vec<_>>()

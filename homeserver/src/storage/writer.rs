@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     StorageError,
-    append::{Append, AppendError, Appended},
+    append::{self, Append, AppendError, Appended},
     counters::Counters,
     dialect::Dialect,
     log::{Change, Entry, Log, StreamPosition},
@@ -43,6 +43,11 @@ impl Tx {
     /// Fills a place that [`Tx::next_position`] gave.
     pub(crate) fn log_at(&mut self, position: StreamPosition, change: Change) {
         self.entries.push(Entry { position, change });
+    }
+
+    /// Takes back what this transaction logged.
+    pub(super) fn forget_entries(&mut self) {
+        self.entries.clear();
     }
 
     async fn run(&mut self, sql: &'static str) -> Result<(), StorageError> {
@@ -186,9 +191,18 @@ impl Writer {
     async fn transaction(
         &self,
         tx: &mut Tx,
-        jobs: Vec<Job>,
+        mut jobs: Vec<Job>,
         done: &mut Vec<Done>,
     ) -> Result<(), StorageError> {
+        if let Some((append, reply)) = lone(tx, &mut jobs) {
+            let result = append::lone::apply(tx, self.dialect, append).await;
+            let (result, outcome) = match result {
+                Ok(result) => (result, Ok(())),
+                Err(error) => (Err(error.clone().into()), Err(error)),
+            };
+            done.push(Done::Append(reply, result));
+            return outcome;
+        }
         let alone = jobs.len() == 1;
         tx.run(self.dialect.begin()).await?;
         let mut appends = Vec::new();
@@ -216,7 +230,7 @@ impl Writer {
             return Ok(());
         }
         let (appends, replies): (Vec<_>, Vec<_>) = appends.into_iter().unzip();
-        let results = super::append::apply(tx, appends).await;
+        let results = append::apply(tx, appends).await;
         match results {
             Ok(results) => {
                 done.extend(
@@ -277,6 +291,18 @@ impl Writer {
         } else {
             tx.run("RELEASE SAVEPOINT job").await
         }
+    }
+}
+
+/// Takes out the only job if it is an append that needs no transaction of several statements.
+fn lone(tx: &Tx, jobs: &mut Vec<Job>) -> Option<(Append, Reply)> {
+    match jobs.as_slice() {
+        [Job::Append(append, _)] if append::lone::is_lone(tx, append) => {}
+        _ => return None,
+    }
+    match jobs.pop() {
+        Some(Job::Append(append, reply)) => Some((*append, reply)),
+        _ => None,
     }
 }
 
