@@ -24,11 +24,12 @@ pub(crate) use self::routes::Routes;
 use crate::{
     clock::Clock,
     service::{
-        account_data::AccountData, accounts::Accounts, admission::Admission, backfill::Backfill,
-        devices::Devices, e2e_keys::E2eKeys, filter::Filters, media::Media, membership::Membership,
-        profiles::Profiles, push_rules::PushRules, receipts::Receipts, rooms::Rooms,
-        server_keys::ServerKeys, shared_history::SharedHistory, sync::Sync, timeline::Timeline,
-        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
+        account_data::AccountData, accounts::Accounts, admission::Admission, aliases::Aliases,
+        backfill::Backfill, devices::Devices, directory::Directory, e2e_keys::E2eKeys,
+        filter::Filters, media::Media, membership::Membership, profiles::Profiles,
+        push_rules::PushRules, receipts::Receipts, rooms::Rooms, server_keys::ServerKeys,
+        shared_history::SharedHistory, sync::Sync, timeline::Timeline, to_device::ToDevice,
+        transactions::Transactions, typing::Typing, uia::Uia,
     },
 };
 
@@ -38,9 +39,11 @@ pub(crate) struct Edge {
     pub(crate) account_data: AccountData,
     pub(crate) accounts: Accounts,
     pub(crate) admission: Admission,
+    pub(crate) aliases: Aliases,
     pub(crate) clock: Clock,
     pub(crate) backfill: Backfill,
     pub(crate) devices: Devices,
+    pub(crate) directory: Directory,
     pub(crate) filters: Filters,
     pub(crate) e2e_keys: E2eKeys,
     pub(crate) media: Media,

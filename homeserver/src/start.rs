@@ -23,8 +23,10 @@ use crate::{
         account_data::AccountData,
         accounts::Accounts,
         admission::{self, Admission},
+        aliases::Aliases,
         backfill::Backfill,
         devices::Devices,
+        directory::Directory,
         e2e_keys::E2eKeys,
         events::Events,
         federation::{Federation, FederationError},
@@ -35,6 +37,7 @@ use crate::{
         profiles::Profiles,
         push_rules::PushRules,
         receipts::Receipts,
+        room_summaries::RoomSummaries,
         rooms::Rooms,
         server_acl::ServerAcls,
         server_keys::ServerKeys,
@@ -291,7 +294,20 @@ fn services(
         clock: clock.clone(),
         key: key.clone(),
     });
-    let rooms = Rooms::new(storage.clone(), timeline.clone(), federation.clone());
+    let summaries = RoomSummaries::new(storage.clone(), events.clone());
+    let aliases = Aliases::new(
+        storage.clone(),
+        timeline.clone(),
+        summaries.clone(),
+        federation.clone(),
+    );
+    let directory = Directory::new(
+        storage.clone(),
+        timeline.clone(),
+        summaries,
+        federation.clone(),
+    );
+    let rooms = Rooms::new(storage.clone(), timeline.clone(), aliases.clone());
     let remote = Remote::new(
         storage.clone(),
         timeline.clone(),
@@ -335,9 +351,11 @@ fn services(
         account_data: AccountData::new(storage.clone()),
         accounts,
         admission,
+        aliases,
         clock: clock.clone(),
         backfill,
         devices,
+        directory,
         filters: Filters::new(storage.clone()),
         e2e_keys,
         media,

@@ -14,6 +14,7 @@ pub(crate) mod device_keys;
 pub(crate) mod device_lists;
 pub(crate) mod devices;
 pub(crate) mod dialect;
+pub(crate) mod directory;
 pub(crate) mod event_cache;
 pub(crate) mod events;
 pub(crate) mod federation_edus;
@@ -294,6 +295,9 @@ pub(crate) trait Families {
     }
     fn devices(&mut self) -> devices::Devices<'_> {
         devices::Devices(self.connection())
+    }
+    fn directory(&mut self) -> directory::Directory<'_> {
+        directory::Directory(self.connection())
     }
     fn events(&mut self) -> events::Events<'_> {
         events::Events(self.connection())

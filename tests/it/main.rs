@@ -9,6 +9,7 @@
 
 mod chat;
 mod crash;
+mod directory;
 mod encryption;
 mod endpoints;
 mod federation_fork;

@@ -1,9 +1,9 @@
 //! The client-server API, a file for each chapter.
 
+mod aliases;
 mod capabilities;
 mod client_config;
 mod devices;
-mod directory;
 mod discovery;
 mod end_to_end_encryption;
 mod filtering;
@@ -11,6 +11,7 @@ mod media;
 mod membership;
 mod messages;
 mod profiles;
+mod published_rooms;
 mod push_rules;
 mod reauthentication;
 mod receipts;
@@ -33,10 +34,10 @@ use crate::service::accounts::Requester;
 /// Adds every endpoint.
 pub(super) fn routes(routes: Routes) -> Routes {
     [
+        aliases::routes,
         capabilities::routes,
         client_config::routes,
         devices::routes,
-        directory::routes,
         discovery::routes,
         end_to_end_encryption::routes,
         filtering::routes,
@@ -44,6 +45,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         membership::routes,
         messages::routes,
         profiles::routes,
+        published_rooms::routes,
         push_rules::routes,
         receipts::routes,
         registration::routes,

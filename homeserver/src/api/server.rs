@@ -5,6 +5,7 @@ mod end_to_end_encryption;
 mod inviting;
 mod joining_rooms;
 mod media;
+mod published_rooms;
 mod querying;
 mod retrieving_events;
 mod server_discovery;
@@ -20,6 +21,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         inviting::routes,
         joining_rooms::routes,
         media::routes,
+        published_rooms::routes,
         querying::routes,
         retrieving_events::routes,
         server_discovery::routes,

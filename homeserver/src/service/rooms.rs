@@ -2,21 +2,20 @@
 
 mod create;
 
-use ruma::{
-    OwnedRoomId, OwnedServerName, RoomAliasId, RoomVersionId,
-    api::federation::query::get_room_information::v1 as get_room_information,
-};
+use ruma::RoomVersionId;
 
-use super::federation::Federation;
-use super::timeline::{SendError, Timeline};
-use crate::storage::{Families, Storage, StorageError};
+use super::{
+    aliases::Aliases,
+    timeline::{SendError, Timeline},
+};
+use crate::storage::{Storage, StorageError};
 
 /// Makes rooms.
 #[derive(Clone)]
 pub(crate) struct Rooms {
     storage: Storage,
     timeline: Timeline,
-    federation: Federation,
+    aliases: Aliases,
 }
 
 /// Why a room was not made.
@@ -38,46 +37,11 @@ pub(crate) enum CreateRoomError {
 }
 
 impl Rooms {
-    pub(crate) fn new(storage: Storage, timeline: Timeline, federation: Federation) -> Self {
+    pub(crate) fn new(storage: Storage, timeline: Timeline, aliases: Aliases) -> Self {
         Self {
             storage,
             timeline,
-            federation,
+            aliases,
         }
-    }
-
-    /// The room that an alias names, and servers to join it through. Its own server is asked about an
-    /// alias of another
-    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1querydirectory)).
-    pub(crate) async fn resolve(
-        &self,
-        alias: &RoomAliasId,
-    ) -> Result<Option<(OwnedRoomId, Vec<OwnedServerName>)>, StorageError> {
-        let (server, own) = (alias.server_name(), &self.timeline.server_name);
-        if server == own {
-            let found = self.resolve_local(alias).await?;
-            return Ok(found.map(|room_id| (room_id, vec![own.clone()])));
-        }
-        let request = get_room_information::Request::new(alias.to_owned());
-        match self.federation.send(server, request).await {
-            Ok(mut found) => {
-                if !found.servers.iter().any(|known| known == server) {
-                    found.servers.push(server.to_owned());
-                }
-                Ok(Some((found.room_id, found.servers)))
-            }
-            Err(error) => {
-                tracing::debug!(%server, %error, "an alias was not resolved");
-                Ok(None)
-            }
-        }
-    }
-
-    /// The room that a local alias names.
-    pub(crate) async fn resolve_local(
-        &self,
-        alias: &RoomAliasId,
-    ) -> Result<Option<OwnedRoomId>, StorageError> {
-        self.storage.read().await?.rooms().by_alias(alias).await
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomAliasId, RoomId, RoomVersionId, UserId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, RoomVersionId};
 use sqlx::{AnyConnection, Row, any::AnyRow};
 
 use super::{StorageError, append::Append, dialect, state_map::NodeId};
@@ -41,7 +41,7 @@ pub(crate) struct Head {
 #[derive(Debug)]
 pub(crate) struct Rooms<'t>(pub(super) &'t mut AnyConnection);
 
-const COLUMNS: &str =
+pub(super) const COLUMNS: &str =
     "room_nid, room_id, version, head_version, head_extremities, head_state, head_depth";
 
 impl Rooms<'_> {
@@ -52,41 +52,6 @@ impl Rooms<'_> {
             .fetch_optional(&mut *self.0)
             .await?;
         row.as_ref().map(read).transpose()
-    }
-
-    /// The room that a local alias names.
-    pub(crate) async fn by_alias(
-        &mut self,
-        alias: &RoomAliasId,
-    ) -> Result<Option<OwnedRoomId>, StorageError> {
-        let found: Option<String> =
-            sqlx::query_scalar("SELECT room_id FROM room_aliases WHERE alias = $1")
-                .bind(alias.as_str())
-                .fetch_optional(&mut *self.0)
-                .await?;
-        let wrong = |_| StorageError::inconsistent("room_aliases", "room_id", alias.as_str());
-        found
-            .map(|id| RoomId::parse(&id).map_err(wrong))
-            .transpose()
-    }
-
-    /// Gives a room an alias; whether it was free.
-    pub(crate) async fn insert_alias(
-        &mut self,
-        alias: &RoomAliasId,
-        room_id: &RoomId,
-        creator: &UserId,
-    ) -> Result<bool, StorageError> {
-        let done = sqlx::query(
-            "INSERT INTO room_aliases (alias, room_id, creator) VALUES ($1, $2, $3)
-             ON CONFLICT (alias) DO NOTHING",
-        )
-        .bind(alias.as_str())
-        .bind(room_id.as_str())
-        .bind(creator.as_str())
-        .execute(&mut *self.0)
-        .await?;
-        Ok(done.rows_affected() == 1)
     }
 
     /// Makes a room known of which the server has no event in a timeline: the target of an invite.
@@ -177,7 +142,7 @@ pub(super) fn joined(ids: &[OwnedEventId]) -> String {
         .join(" ")
 }
 
-fn read(row: &AnyRow) -> Result<Room, StorageError> {
+pub(super) fn read(row: &AnyRow) -> Result<Room, StorageError> {
     let room_id: String = row.try_get(1)?;
     let wrong = |column| StorageError::inconsistent("rooms", column, &room_id);
     let version: String = row.try_get(2)?;

@@ -63,6 +63,8 @@ pub(crate) struct Membership {
 struct Inner {
     users: HashMap<OwnedUserId, BTreeMap<OwnedRoomId, Place>>,
     rooms: HashMap<OwnedRoomId, Room>,
+    /// The rooms of each other server.
+    servers: HashMap<OwnedServerName, BTreeSet<OwnedRoomId>>,
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +121,16 @@ impl Roster {
         })
     }
 
+    /// How many members are joined to a room, local and remote.
+    #[must_use]
+    pub(crate) fn member_count(&self, room_id: &RoomId) -> usize {
+        self.read(|inner| {
+            let room = inner.rooms.get(room_id)?;
+            let remote = room.remote.values().map(BTreeSet::len).sum::<usize>();
+            Some(room.local.len() + remote)
+        })
+    }
+
     /// The joined local members of a room.
     #[must_use]
     pub(crate) fn local_members(&self, room_id: &RoomId) -> BTreeSet<OwnedUserId> {
@@ -134,13 +146,7 @@ impl Roster {
     /// The rooms in which another server has a joined member.
     #[must_use]
     pub(crate) fn rooms_with(&self, server: &ServerName) -> BTreeSet<OwnedRoomId> {
-        self.read(|inner| {
-            let with = inner
-                .rooms
-                .iter()
-                .filter(|(_, room)| room.remote.contains_key(server));
-            Some(with.map(|(room_id, _)| room_id.clone()).collect())
-        })
+        self.read(|inner| inner.servers.get(server).cloned())
     }
 
     /// The other servers in a room that learn from this one what a user does there: all of them for a
@@ -169,11 +175,12 @@ impl Roster {
                     .filter(|p| p.1.membership == MembershipState::Join);
                 Some(joined.map(|(room_id, _)| room_id.clone()).collect())
             } else {
-                let shared = inner
-                    .rooms
-                    .iter()
-                    .filter(|(_, room)| room.contains(user_id));
-                Some(shared.map(|(room_id, _)| room_id.clone()).collect())
+                let of_server = inner.servers.get(user_id.server_name())?.iter();
+                let shared = of_server.filter(|room_id| {
+                    let room = inner.rooms.get(*room_id);
+                    room.is_some_and(|room| room.contains(user_id))
+                });
+                Some(shared.cloned().collect())
             }
         })
     }
@@ -260,6 +267,8 @@ impl Inner {
                 },
             );
         } else if joined {
+            let rooms = self.servers.entry(home.to_owned()).or_default();
+            rooms.insert(room_id);
             room.remote
                 .entry(home.to_owned())
                 .or_default()
@@ -267,7 +276,13 @@ impl Inner {
         } else if let Some(members) = room.remote.get_mut(home) {
             members.remove(&user_id);
             if members.is_empty() {
-                room.remote.remove(user_id.server_name());
+                room.remote.remove(home);
+                if let Some(rooms) = self.servers.get_mut(home) {
+                    rooms.remove(&room_id);
+                    if rooms.is_empty() {
+                        self.servers.remove(home);
+                    }
+                }
             }
         }
     }

@@ -20,8 +20,8 @@ use crate::{
     },
     service::{
         accounts::{Accounts, Requester},
+        aliases::Aliases,
         membership::{AnswerError, Change, Membership, MembershipError, RemoteError},
-        rooms::Rooms,
     },
 };
 
@@ -130,14 +130,14 @@ async fn join_room_by_id(
 /// `POST /_matrix/client/v3/join/{roomIdOrAlias}`
 async fn join_room_by_id_or_alias(
     State(membership): State<Membership>,
-    State(rooms): State<Rooms>,
+    State(aliases): State<Aliases>,
     Authenticated { requester, body }: Authenticated<join_room_by_id_or_alias::v3::Request>,
 ) -> Result<Matrix<join_room_by_id_or_alias::v3::Response>, MatrixError> {
     let mut via = body.via;
     let room_id = match OwnedRoomId::try_from(body.room_id_or_alias) {
         Ok(room_id) => room_id,
         Err(alias) => {
-            let found = rooms.resolve(&alias).await?;
+            let found = aliases.resolve(&alias).await?;
             let (room_id, servers) =
                 found.ok_or_else(|| MatrixError::not_found("There is no such alias"))?;
             via.extend(servers);

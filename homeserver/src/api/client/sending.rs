@@ -18,7 +18,10 @@ use crate::{
         error::MatrixError,
         extract::{Authenticated, Matrix},
     },
-    service::timeline::{SendError, Timeline},
+    service::{
+        aliases::{Aliases, CanonicalError},
+        timeline::{SendError, Timeline},
+    },
 };
 
 pub(super) fn routes(routes: Routes) -> Routes {
@@ -58,6 +61,18 @@ impl From<SendError> for MatrixError {
     }
 }
 
+impl From<CanonicalError> for MatrixError {
+    fn from(error: CanonicalError) -> Self {
+        match error {
+            CanonicalError::Malformed => Self::invalid_param("An alias is malformed"),
+            CanonicalError::BadAlias => {
+                Self::bad_request(ErrorKind::BadAlias, "An alias does not lead to this room")
+            }
+            CanonicalError::Storage(error) => error.into(),
+        }
+    }
+}
+
 /// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`
 async fn send_message_event(
     State(timeline): State<Timeline>,
@@ -77,6 +92,7 @@ async fn send_message_event(
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`
 async fn send_state_event(
+    State(aliases): State<Aliases>,
     State(timeline): State<Timeline>,
     Authenticated { requester, body }: Authenticated<send_state_event::v3::Request>,
 ) -> Result<Matrix<send_state_event::v3::Response>, MatrixError> {
@@ -88,6 +104,10 @@ async fn send_state_event(
         ..
     } = body;
     let content = body.into_json();
+    let key = (&event_type, state_key.as_str());
+    aliases
+        .check_canonical(&requester.user_id, &room_id, key, &content)
+        .await?;
     let event_id = timeline
         .set_state(&requester.user_id, &room_id, event_type, state_key, content)
         .await?;

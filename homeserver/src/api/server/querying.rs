@@ -6,7 +6,7 @@ use ruma::api::federation::query::{get_profile_information, get_room_information
 use super::authentication::Signed;
 use crate::{
     api::{Routes, error::MatrixError, extract::Matrix},
-    service::{profiles::Profiles, rooms::Rooms, transactions::Transactions},
+    service::{aliases::Aliases, profiles::Profiles},
 };
 
 pub(super) fn routes(routes: Routes) -> Routes {
@@ -32,13 +32,12 @@ async fn get_profile_information(
 
 /// `GET /_matrix/federation/v1/query/directory`
 async fn get_room_information(
-    State(rooms): State<Rooms>,
-    State(us): State<Transactions>,
+    State(aliases): State<Aliases>,
     Signed { body, .. }: Signed<get_room_information::v1::Request>,
 ) -> Result<Matrix<get_room_information::v1::Response>, MatrixError> {
-    let found = rooms.resolve_local(&body.room_alias).await?;
-    let room_id = found.ok_or_else(|| MatrixError::not_found("There is no such alias"))?;
-    let servers = vec![us.server_name().to_owned()];
+    let found = aliases.resolve_local(&body.room_alias).await?;
+    let (room_id, servers) =
+        found.ok_or_else(|| MatrixError::not_found("There is no such alias"))?;
     Ok(Matrix(get_room_information::v1::Response::new(
         room_id, servers,
     )))

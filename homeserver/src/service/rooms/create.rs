@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use ruma::{
-    OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomVersionId,
+    OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomVersionId,
     api::client::room::{
         Visibility,
         create_room::v3::{Request, RoomPreset},
@@ -19,6 +19,7 @@ use super::{CreateRoomError, Rooms};
 use crate::{
     service::{
         accounts::{Requester, random_id},
+        aliases::is_proper,
         timeline::{Draft, SendError},
     },
     storage::{Families, append::AppendError},
@@ -72,10 +73,9 @@ impl Rooms {
             let room_id = append.room_id.clone();
             match self.storage.append(append).await {
                 Ok(_) => {
-                    if let Some(alias) = alias {
-                        self.publish(alias, room_id.clone(), creator.clone())
-                            .await?;
-                    }
+                    let listed = request.visibility == Visibility::Public;
+                    self.publish(alias, listed, room_id.clone(), creator.clone())
+                        .await?;
                     return Ok(room_id);
                 }
                 // The id of a room is the hash of its create event, and the same user made the same
@@ -121,38 +121,48 @@ impl Rooms {
         Ok(draft)
     }
 
-    async fn alias(
-        &self,
-        request: &Request,
-    ) -> Result<Option<ruma::OwnedRoomAliasId>, CreateRoomError> {
+    async fn alias(&self, request: &Request) -> Result<Option<OwnedRoomAliasId>, CreateRoomError> {
         let Some(name) = &request.room_alias_name else {
             return Ok(None);
         };
         let text = format!("#{name}:{}", self.timeline.server_name);
         let alias = RoomAliasId::parse(text).map_err(|_| CreateRoomError::InvalidAlias)?;
-        if name.is_empty() || name.contains([':', ' ', '\t', '\n']) {
+        if name.contains(':') || !is_proper(&alias) {
             return Err(CreateRoomError::InvalidAlias);
         }
-        match self.resolve_local(&alias).await? {
+        match self.aliases.resolve_local(&alias).await? {
             None => Ok(Some(alias)),
             Some(_) => Err(CreateRoomError::AliasTaken),
         }
     }
 
+    /// Makes the room known under its alias, and in the directory.
     async fn publish(
         &self,
-        alias: ruma::OwnedRoomAliasId,
+        alias: Option<OwnedRoomAliasId>,
+        listed: bool,
         room_id: OwnedRoomId,
         creator: OwnedUserId,
     ) -> Result<(), CreateRoomError> {
-        let write = self.storage.write(move |tx| {
-            async move { tx.rooms().insert_alias(&alias, &room_id, &creator).await }.boxed()
-        });
-        if write.await? {
-            Ok(())
-        } else {
-            Err(CreateRoomError::AliasTaken)
+        if alias.is_none() && !listed {
+            return Ok(());
         }
+        let write = self.storage.write(move |tx| {
+            async move {
+                let mut directory = tx.directory();
+                if let Some(alias) = alias
+                    && !directory.insert_alias(&alias, &room_id, &creator).await?
+                {
+                    return Err(CreateRoomError::AliasTaken);
+                }
+                if listed {
+                    directory.publish(&room_id, "").await?;
+                }
+                Ok(())
+            }
+            .boxed()
+        });
+        write.await
     }
 }
 

@@ -4,6 +4,7 @@ use ruma::{
     OwnedEventId, RoomId, RoomVersionId, UserId, events::StateEventType,
     room_version_rules::RoomVersionRules,
 };
+use serde_json::value::RawValue;
 use sotto_federation::room::{
     auth::{self, Verdict},
     builder::Template,
@@ -12,7 +13,7 @@ use sotto_federation::room::{
 };
 
 use super::{Draft, SendError, Timeline};
-use crate::storage::state_map::NodeId;
+use crate::storage::{StorageError, state_map::NodeId};
 
 /// An event on top of the head of a room, not appended yet.
 #[derive(Debug)]
@@ -47,6 +48,26 @@ impl Timeline {
             state,
             head_version: room.head_version,
         })
+    }
+
+    /// Whether the rules of a room let a local user set a part of its state.
+    pub(crate) async fn may_set_state(
+        &self,
+        user_id: &UserId,
+        room_id: &RoomId,
+        event_type: &StateEventType,
+    ) -> Result<bool, StorageError> {
+        let template = Template {
+            event_type: event_type.to_string().into(),
+            content: RawValue::from_string("{}".to_owned()).unwrap_or_default(),
+            state_key: Some(String::new()),
+            redacts: None,
+        };
+        match self.propose(user_id, room_id, template).await {
+            Ok(_) => Ok(true),
+            Err(SendError::Storage(error)) => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Appends a proposed event, which has got signatures meanwhile. `None` if the room went on, so that
