@@ -20,5 +20,6 @@ mod hostile;
 mod media;
 mod restore;
 mod sdk;
+mod sync;
 mod tidy;
 mod user_data;

@@ -4,7 +4,7 @@
 //! builds on the head that this one will make. Should the commit fail, whatever was built on it fails too,
 //! because the database compares heads before it swaps them.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use quick_cache::sync::Cache;
 use ruma::{OwnedRoomId, RoomId};
@@ -41,15 +41,7 @@ impl Heads {
 
     /// Takes hold of a room; the room is `None` if the server does not know it.
     pub(crate) async fn hold(&self, room_id: &RoomId) -> Result<Slot, StorageError> {
-        let slot = if let Some(slot) = self.slots.get(room_id) {
-            slot
-        } else {
-            let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
-            match self.slots.get_or_insert_with(room_id, fresh) {
-                Ok(slot) => slot,
-                Err(never) => match never {},
-            }
-        };
+        let slot = self.slot(room_id);
         let mut guard = slot.clone().lock_owned().await;
         if guard.is_none() {
             *guard = self.storage.read().await?.rooms().by_id(room_id).await?;
@@ -59,6 +51,51 @@ impl Heads {
             shared: slot,
             guard,
         })
+    }
+
+    fn slot(&self, room_id: &RoomId) -> Arc<Mutex<Option<Room>>> {
+        if let Some(slot) = self.slots.get(room_id) {
+            return slot;
+        }
+        let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
+        match self.slots.get_or_insert_with(room_id, fresh) {
+            Ok(slot) => slot,
+            Err(never) => match never {},
+        }
+    }
+
+    /// Many rooms as [`Heads::room`] finds them. Those that memory does not have are read together.
+    pub(crate) async fn rooms(
+        &self,
+        room_ids: &[OwnedRoomId],
+    ) -> Result<BTreeMap<OwnedRoomId, Room>, StorageError> {
+        let mut guards = Vec::new();
+        for room_id in room_ids {
+            // One that is held right now is waited for below.
+            if let Ok(guard) = self.slot(room_id).try_lock_owned()
+                && guard.is_none()
+            {
+                guards.push((room_id.clone(), guard));
+            }
+        }
+        if !guards.is_empty() {
+            let missing: Vec<_> = guards.iter().map(|(room_id, _)| room_id.clone()).collect();
+            let read = self.storage.read().await?.rooms().by_ids(&missing).await?;
+            let mut read: BTreeMap<_, _> = read
+                .into_iter()
+                .map(|room| (room.room_id.clone(), room))
+                .collect();
+            for (room_id, mut guard) in guards {
+                *guard = read.remove(&room_id);
+            }
+        }
+        let mut rooms = BTreeMap::new();
+        for room_id in room_ids {
+            if let Some(room) = self.room(room_id).await? {
+                rooms.insert(room_id.clone(), room);
+            }
+        }
+        Ok(rooms)
     }
 
     /// The room as the next event would find it, without holding it.

@@ -6,14 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use ruma::{EventId, OwnedEventId, RoomId, ServerName, events::room::member::MembershipState};
+use ruma::{EventId, OwnedEventId, RoomId, ServerName};
 use serde_json::value::RawValue;
 use sotto_federation::room::{redaction, version};
 
-use super::{events::Events, server_acl::ServerAcls, timeline::Timeline, visibility::Visibility};
-use crate::storage::{
-    Families, Storage, StorageError, events::StoredEvent, rooms::Room, state_map::NodeId,
-};
+use super::{events::Events, server_acl::ServerAcls, timeline::Timeline};
+use crate::storage::{Storage, StorageError, events::StoredEvent, rooms::Room, state_map::NodeId};
 
 /// The most events that are given at once.
 const MOST_EVENTS: usize = 100;
@@ -100,7 +98,13 @@ impl SharedHistory {
             ShareError::Storage(error) => ShareError::Storage(error),
             _ => ShareError::UnknownEvent,
         })?;
-        if event.pdu.is_state() || self.visible(origin, &event).await? {
+        if event.pdu.is_state()
+            || self
+                .timeline
+                .visibility
+                .allows_server(origin, &event)
+                .await?
+        {
             Ok(event.pdu.json().to_owned())
         } else {
             Err(ShareError::UnknownEvent)
@@ -215,46 +219,19 @@ impl SharedHistory {
         origin: &ServerName,
         event: &StoredEvent,
     ) -> Result<Box<RawValue>, StorageError> {
-        if event.pdu.is_state() || self.visible(origin, event).await? {
+        if event.pdu.is_state()
+            || self
+                .timeline
+                .visibility
+                .allows_server(origin, event)
+                .await?
+        {
             return Ok(event.pdu.json().to_owned());
         }
         let wrong = || StorageError::inconsistent("events", "json", event.pdu.event_id().as_str());
         let rules = version::rules(&event.version).ok_or_else(wrong)?;
         let redacted = redaction::redact(&event.pdu, &rules).map_err(|_| wrong())?;
         Ok(redacted.json().to_owned())
-    }
-
-    /// A server may see what one of its users may see.
-    async fn visible(
-        &self,
-        origin: &ServerName,
-        event: &StoredEvent,
-    ) -> Result<bool, StorageError> {
-        let Some(state) = event.state else {
-            return Ok(false);
-        };
-        let visibility = Visibility::new(self.storage.clone(), self.events().clone());
-        let shared = visibility.is_open(state.after).await?;
-        if shared {
-            let servers = self
-                .storage
-                .log()
-                .roster()
-                .remote_servers(event.pdu.room_id());
-            return Ok(servers.contains(origin));
-        }
-        let mut reader = self.storage.read().await?;
-        let users = reader.inbound().users_of(event.room_nid, origin).await?;
-        drop(reader);
-        for user_id in users {
-            let membership = visibility.membership(state.after, &user_id).await?;
-            let invited = membership == MembershipState::Invite
-                && visibility.is_open_to_invited(state.after).await?;
-            if membership == MembershipState::Join || invited {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     async fn in_room(

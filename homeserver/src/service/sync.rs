@@ -8,10 +8,14 @@
 mod account_data;
 mod encryption;
 mod ephemeral;
+mod format;
 mod joined;
+mod members;
 mod news;
 pub(crate) mod outside;
 mod state;
+mod stretch;
+mod summary;
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -22,10 +26,13 @@ use ruma::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{account_data::AccountDataNews, encryption::Told, ephemeral::EphemeralNews, news::News};
+use self::{
+    account_data::AccountDataNews, encryption::Told, ephemeral::EphemeralNews,
+    members::KnownMembers, news::News, summary::Summaries,
+};
 use super::{
     accounts::Requester, e2e_keys::E2eKeys, events::Events, filter, timeline::Timeline,
-    typing::Typing, visibility::Visibility,
+    typing::Typing,
 };
 use crate::storage::{
     Storage, StorageError,
@@ -44,7 +51,7 @@ pub(crate) struct Sync {
     keys: E2eKeys,
     timeline: Timeline,
     typing: Typing,
-    visibility: Visibility,
+    members: KnownMembers,
     told: Told,
     stopping: CancellationToken,
 }
@@ -120,6 +127,7 @@ struct Gathered {
     timeline: News,
     account_data: AccountDataNews,
     ephemeral: EphemeralNews,
+    summaries: Summaries,
 }
 
 impl Look<'_> {
@@ -129,7 +137,21 @@ impl Look<'_> {
 
     /// Whether the client must learn of a room as if it had never heard of it.
     fn is_new(&self, place: &Place) -> bool {
-        self.is_first() || self.ask.full_state || place.since > self.since
+        self.is_fresh(place) || self.ask.full_state
+    }
+
+    /// Whether the client has no event of a room that the user is in now.
+    fn is_fresh(&self, place: &Place) -> bool {
+        self.is_first() || place.since > self.since
+    }
+
+    /// Whether the client hears of a room in which the user was all the time.
+    fn follows(&self, room_id: &RoomId) -> bool {
+        let place = self.places.get(room_id);
+        let joined = place.is_some_and(|place| {
+            place.membership == MembershipState::Join && !self.is_fresh(place)
+        });
+        joined && self.wants(room_id)
     }
 
     /// Whether the client wants to hear of a room.
@@ -139,8 +161,11 @@ impl Look<'_> {
 
     /// Whether the client must learn of a room that the user is not in any more.
     fn wants_left(&self, place: &Place) -> bool {
-        let asked = !self.is_first() || self.ask.filter.room.include_leave;
-        place.since > self.since && asked && !place.forgotten
+        if self.is_first() {
+            return self.ask.filter.room.include_leave && !place.forgotten;
+        }
+        // Also of one that is forgotten: other devices may not know yet.
+        place.since > self.since
     }
 }
 
@@ -153,14 +178,13 @@ impl Sync {
         typing: Typing,
         stopping: CancellationToken,
     ) -> Self {
-        let visibility = Visibility::new(storage.clone(), events.clone());
         Self {
             storage,
             events,
             keys,
             timeline,
             typing,
-            visibility,
+            members: KnownMembers::new(),
             told: Told::default(),
             stopping,
         }
@@ -174,6 +198,9 @@ impl Sync {
         let mut deadline = std::pin::pin!(deadline);
         let mut last = !patient || ask.wait.is_zero();
         self.confirm_to_device(ask).await?;
+        if ask.since.is_none() {
+            self.members.forget(&ask.requester);
+        }
         loop {
             let mut changed = std::pin::pin!(watch.changed());
             // From here on nothing is missed, whatever the look below sees.
@@ -198,8 +225,10 @@ impl Sync {
         if look.entries.as_ref().is_some_and(Vec::is_empty) && !look.ask.full_state {
             return Ok((response, for_device));
         }
+        let timeline = News::gather(self, &look).await?;
         let news = Gathered {
-            timeline: News::gather(self, &look).await?,
+            summaries: Summaries::gather(self, &look, &timeline).await?,
+            timeline,
             account_data: AccountDataNews::gather(self, &look).await?,
             ephemeral: EphemeralNews::gather(self, &look).await?,
         };
@@ -217,8 +246,9 @@ impl Sync {
                     }
                 }
                 MembershipState::Invite if look.is_new(place) => {
-                    let invite = self.invited(&look, room_id).await?;
-                    response.rooms.invite.insert(room_id.clone(), invite);
+                    if let Some(invite) = self.invited(&look, room_id).await? {
+                        response.rooms.invite.insert(room_id.clone(), invite);
+                    }
                 }
                 MembershipState::Knock if look.is_new(place) => {
                     let knock = self.knocked(&look, room_id).await?;

@@ -23,7 +23,7 @@ pub(crate) use self::{
     proposal::Proposal,
     read::{Direction, PageAsk, PageToken, ReadError},
 };
-use super::{accounts::Requester, events::Events, heads::Heads};
+use super::{accounts::Requester, events::Events, heads::Heads, visibility::Visibility};
 use crate::{
     clock::Clock,
     storage::{
@@ -42,6 +42,7 @@ pub(crate) struct Timeline {
     storage: Storage,
     pub(crate) heads: Heads,
     pub(crate) events: Events,
+    pub(crate) visibility: Visibility,
     clock: Clock,
     pub(crate) server_name: OwnedServerName,
     key: Arc<SigningKey>,
@@ -115,10 +116,12 @@ impl Timeline {
         key: Arc<SigningKey>,
     ) -> Self {
         let heads = Heads::new(storage.clone());
+        let visibility = Visibility::new(storage.clone(), events.clone());
         Self {
             storage,
             heads,
             events,
+            visibility,
             clock,
             server_name,
             key,

@@ -1,8 +1,14 @@
 //! Who may see what: the one function that decides for every way of reading
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#room-history-visibility)).
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use quick_cache::sync::Cache;
 use ruma::{
-    UserId,
+    OwnedUserId, ServerName, UserId,
     events::{
         StateEventType, TimelineEventType,
         room::{history_visibility::HistoryVisibility, member::MembershipState},
@@ -10,20 +16,39 @@ use ruma::{
     room_version_rules::RoomVersionRules,
     state_res::events::{RoomCreateEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField},
 };
+use serde_json::value::RawValue;
 
 use super::{events::Events, timeline::AuthState};
-use crate::storage::{Storage, StorageError, events::StoredEvent, state_map::NodeId};
+use crate::storage::{
+    Families, Storage, StorageError,
+    events::StoredEvent,
+    log::{Change, StreamPosition},
+    state_map::NodeId,
+};
+
+/// Whom a user does not want to hear
+/// ([spec](https://spec.matrix.org/v1.19/client-server-api/#ignoring-users)).
+const IGNORED: &str = "m.ignored_user_list";
+
+/// The users that somebody ignores, as of a position of the log.
+type Ignored = (StreamPosition, Arc<BTreeSet<OwnedUserId>>);
 
 /// Decides who may see what.
 #[derive(Clone, Debug)]
 pub(crate) struct Visibility {
     storage: Storage,
     events: Events,
+    ignored: Arc<Cache<OwnedUserId, Ignored>>,
 }
 
 impl Visibility {
     pub(crate) fn new(storage: Storage, events: Events) -> Self {
-        Self { storage, events }
+        let ignored = Arc::new(Cache::new(10_000));
+        Self {
+            storage,
+            events,
+            ignored,
+        }
     }
 
     /// Whether a local user may see an event.
@@ -36,6 +61,10 @@ impl Visibility {
         let (Some(state), Some(position)) = (event.state, event.position) else {
             return Ok(false);
         };
+        let sender = event.pdu.sender();
+        if !event.pdu.is_state() && self.ignored(user_id).await?.contains(sender) {
+            return Ok(false);
+        }
         let mut best = self.history_visibility(state.after).await?;
         if *event.pdu.event_type() == TimelineEventType::RoomHistoryVisibility {
             // The more generous of the two sides of a change.
@@ -47,47 +76,104 @@ impl Visibility {
         if best == HistoryVisibility::WorldReadable {
             return Ok(true);
         }
+        let roster = self.storage.log().roster();
+        let Some(place) = roster.place(user_id, event.pdu.room_id()) else {
+            return Ok(false);
+        };
+        if place.forgotten {
+            return Ok(false);
+        }
+        let own = event.pdu.membership_target() == Some(user_id);
         let after = self.membership(state.after, user_id).await?;
-        let before = if event.pdu.membership_target() == Some(user_id) {
+        let before = if own {
             self.membership(state.before, user_id).await?
         } else {
             after.clone()
         };
         let was = |membership| before == membership || after == membership;
-        if was(MembershipState::Join) {
+        let invited = best == HistoryVisibility::Invited && was(MembershipState::Invite);
+        if own || invited || was(MembershipState::Join) {
             return Ok(true);
         }
-        let invited = best != HistoryVisibility::Joined && was(MembershipState::Invite);
-        let own = event.pdu.membership_target() == Some(user_id);
-        if invited || own {
-            return Ok(true);
+        // Whether the user was joined at some time after the event.
+        let joined_since = place.membership == MembershipState::Join
+            || place.joined_until.is_some_and(|until| position < until.0);
+        Ok(best == HistoryVisibility::Shared && joined_since)
+    }
+
+    /// Whether another server may see an event: one of its users may.
+    pub(crate) async fn allows_server(
+        &self,
+        server: &ServerName,
+        event: &StoredEvent,
+    ) -> Result<bool, StorageError> {
+        let Some(state) = event.state else {
+            return Ok(false);
+        };
+        let visibility = self.history_visibility(state.after).await?;
+        if rank(&visibility) >= rank(&HistoryVisibility::Shared) {
+            let roster = self.storage.log().roster();
+            return Ok(roster.remote_servers(event.pdu.room_id()).contains(server));
         }
-        Ok(best == HistoryVisibility::Shared && self.joined_since(user_id, event, position))
+        let mut reader = self.storage.read().await?;
+        let users = reader.inbound().users_of(event.room_nid, server).await?;
+        drop(reader);
+        for user_id in users {
+            let membership = self.membership(state.after, &user_id).await?;
+            let invited = visibility == HistoryVisibility::Invited;
+            if membership == MembershipState::Join
+                || (invited && membership == MembershipState::Invite)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
-    /// Whether the user was joined at some time after the event.
-    fn joined_since(&self, user_id: &UserId, event: &StoredEvent, position: i64) -> bool {
-        let place = self
-            .storage
-            .log()
-            .roster()
-            .place(user_id, event.pdu.room_id());
-        place.is_some_and(|place| {
-            place.membership == MembershipState::Join
-                || place.joined_until.is_some_and(|until| position < until.0)
-        })
+    /// Whether those who were never in a room may read its state of now.
+    pub(super) async fn is_world_readable(&self, state: NodeId) -> Result<bool, StorageError> {
+        Ok(self.history_visibility(state).await? == HistoryVisibility::WorldReadable)
     }
 
-    /// Whether everybody in the room may see all of its history.
-    pub(super) async fn is_open(&self, state: NodeId) -> Result<bool, StorageError> {
-        let visibility = self.history_visibility(state).await?;
-        Ok(rank(&visibility) >= rank(&HistoryVisibility::Shared))
-    }
-
-    /// Whether those who were invited see what follows.
-    pub(super) async fn is_open_to_invited(&self, state: NodeId) -> Result<bool, StorageError> {
-        let visibility = self.history_visibility(state).await?;
-        Ok(rank(&visibility) >= rank(&HistoryVisibility::Invited))
+    /// Whom a user ignores. What memory knows is used if the log says that nothing changed since.
+    pub(crate) async fn ignored(
+        &self,
+        user_id: &UserId,
+    ) -> Result<Arc<BTreeSet<OwnedUserId>>, StorageError> {
+        #[derive(serde::Deserialize)]
+        struct Content {
+            ignored_users: BTreeMap<String, Box<RawValue>>,
+        }
+        let log = self.storage.log();
+        let now = log.position();
+        if let Some((at, ignored)) = self.ignored.get(user_id) {
+            if at == now {
+                return Ok(ignored);
+            }
+            let changed = |change: &Change| matches!(change, Change::AccountData { user_id: whose } if whose == user_id);
+            let unchanged = log.since(at);
+            if unchanged.is_some_and(|e| !e.iter().any(|entry| changed(&entry.change))) {
+                let known = (now, ignored.clone());
+                self.ignored.insert(user_id.to_owned(), known);
+                return Ok(ignored);
+            }
+        }
+        let mut reader = self.storage.read().await?;
+        let content = reader
+            .account_data()
+            .content(user_id, None, IGNORED)
+            .await?;
+        // Clients may write anything there; what is no list ignores nobody.
+        let content = content.and_then(|json| serde_json::from_str::<Content>(&json).ok());
+        let users = content
+            .into_iter()
+            .flat_map(|c| c.ignored_users.into_keys());
+        let mut ignored: BTreeSet<_> = users.filter_map(|id| UserId::parse(id).ok()).collect();
+        ignored.remove(user_id);
+        let ignored = Arc::new(ignored);
+        let known = (now, ignored.clone());
+        self.ignored.insert(user_id.to_owned(), known);
+        Ok(ignored)
     }
 
     async fn history_visibility(&self, state: NodeId) -> Result<HistoryVisibility, StorageError> {
@@ -100,9 +186,15 @@ impl Visibility {
             .state_event(state, &StateEventType::RoomHistoryVisibility, "")
             .await?;
         let content = event.and_then(|event| event.pdu.content_as::<Content>().ok());
-        Ok(content.map_or(HistoryVisibility::Shared, |content| {
-            content.history_visibility
-        }))
+        Ok(match content.map(|content| content.history_visibility) {
+            Some(
+                known @ (HistoryVisibility::WorldReadable
+                | HistoryVisibility::Invited
+                | HistoryVisibility::Joined),
+            ) => known,
+            // Also what is not understood.
+            _ => HistoryVisibility::Shared,
+        })
     }
 
     pub(super) async fn membership(

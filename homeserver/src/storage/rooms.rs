@@ -54,6 +54,25 @@ impl Rooms<'_> {
         row.as_ref().map(read).transpose()
     }
 
+    /// Many rooms, in no order; unknown ones are left out.
+    pub(crate) async fn by_ids(
+        &mut self,
+        room_ids: &[OwnedRoomId],
+    ) -> Result<Vec<Room>, StorageError> {
+        let mut found = Vec::with_capacity(room_ids.len());
+        for piece in dialect::pieces(room_ids) {
+            let list = dialect::numbered(1, piece.len());
+            let sql = format!("SELECT {COLUMNS} FROM rooms WHERE room_id IN ({list})");
+            let query = piece
+                .iter()
+                .fold(dialect::query(sql), |q, id| q.bind(id.to_string()));
+            for row in query.fetch_all(&mut *self.0).await? {
+                found.push(read(&row)?);
+            }
+        }
+        Ok(found)
+    }
+
     /// Makes a room known of which the server has no event in a timeline: the target of an invite.
     pub(crate) async fn insert_outside(
         &mut self,

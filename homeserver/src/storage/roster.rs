@@ -71,6 +71,7 @@ struct Inner {
 struct Room {
     local: BTreeSet<OwnedUserId>,
     remote: BTreeMap<OwnedServerName, BTreeSet<OwnedUserId>>,
+    invited: BTreeSet<OwnedUserId>,
 }
 
 impl Roster {
@@ -128,6 +129,16 @@ impl Roster {
             let room = inner.rooms.get(room_id)?;
             let remote = room.remote.values().map(BTreeSet::len).sum::<usize>();
             Some(room.local.len() + remote)
+        })
+    }
+
+    /// How many are joined to a room, and how many invited.
+    #[must_use]
+    pub(crate) fn counts(&self, room_id: &RoomId) -> (usize, usize) {
+        self.read(|inner| {
+            let room = inner.rooms.get(room_id)?;
+            let remote: usize = room.remote.values().map(BTreeSet::len).sum();
+            Some((room.local.len() + remote, room.invited.len()))
         })
     }
 
@@ -238,6 +249,11 @@ impl Inner {
         } = row;
         let room = self.rooms.entry(room_id.clone()).or_default();
         let joined = place.membership == MembershipState::Join;
+        if place.membership == MembershipState::Invite {
+            room.invited.insert(user_id.clone());
+        } else {
+            room.invited.remove(&user_id);
+        }
         let home = user_id.server_name();
         if home == server_name {
             if joined {

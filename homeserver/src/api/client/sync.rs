@@ -1,10 +1,17 @@
 //! [Syncing](https://spec.matrix.org/v1.19/client-server-api/#syncing).
 
+mod state_after;
+
 use std::{sync::Arc, time::Duration};
 
-use axum::extract::State;
+use axum::{
+    extract::{RawQuery, State},
+    response::{IntoResponse, Response},
+};
+use http::header::CONTENT_TYPE;
 use ruma::api::client::sync::sync_events::v3::{self, Filter};
 
+use self::state_after::{Named, Names};
 use crate::{
     api::{
         Routes,
@@ -25,8 +32,9 @@ pub(super) fn routes(routes: Routes) -> Routes {
 async fn sync_events(
     State(sync): State<Sync>,
     State(filters): State<Filters>,
+    RawQuery(query): RawQuery,
     Authenticated { requester, body }: Authenticated<v3::Request>,
-) -> Result<Matrix<v3::Response>, MatrixError> {
+) -> Result<Response, MatrixError> {
     let wrong = |_| MatrixError::invalid_param("`since` is not a token of this server");
     let filter = match body.filter {
         None => Arc::default(),
@@ -38,6 +46,10 @@ async fn sync_events(
         }
         Some(_) => return Err(MatrixError::invalid_param("The filter is malformed")),
     };
+    let names = Names {
+        stable: body.use_state_after,
+        unstable: state_after::is_asked_for(query.as_deref()),
+    };
     let ask = Ask {
         requester,
         since: body
@@ -48,8 +60,15 @@ async fn sync_events(
             .map_err(wrong)?,
         filter,
         full_state: body.full_state,
-        use_state_after: body.use_state_after,
+        use_state_after: names.stable || names.unstable,
         wait: body.timeout.unwrap_or(Duration::ZERO),
     };
-    Ok(Matrix(sync.sync(&ask).await?))
+    let response = sync.sync(&ask).await?;
+    Ok(if names.unstable {
+        let bytes = serde_json::to_vec(&Named::new(response, names));
+        let bytes = bytes.map_err(|error| MatrixError::internal(&error))?;
+        ([(CONTENT_TYPE, "application/json")], bytes).into_response()
+    } else {
+        Matrix(response).into_response()
+    })
 }

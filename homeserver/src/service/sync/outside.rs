@@ -2,7 +2,7 @@
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#stripped-state)).
 
 use ruma::{
-    RoomId, UserId,
+    OwnedUserId, RoomId, UserId,
     api::client::sync::sync_events::v3::{InviteState, InvitedRoom, KnockState, KnockedRoom},
     events::{AnyStrippedStateEvent, StateEventType},
     serde::Raw,
@@ -26,15 +26,25 @@ const STRIPPED: [StateEventType; 8] = [
     StateEventType::RoomMember,
 ];
 
+/// Who made the membership event, and the stripped state.
+type Stripped = (Option<OwnedUserId>, Vec<Raw<AnyStrippedStateEvent>>);
+
 impl Sync {
     pub(super) async fn invited(
         &self,
         look: &Look<'_>,
         room_id: &RoomId,
-    ) -> Result<InvitedRoom, StorageError> {
+    ) -> Result<Option<InvitedRoom>, StorageError> {
+        let user_id = &look.ask.requester.user_id;
         let mut state = InviteState::new();
-        state.events = self.stripped_state(look, room_id).await?;
-        Ok(InvitedRoom::from(state))
+        let (from, events) = self.stripped_state(user_id, room_id).await?;
+        // Nobody is invited by those whom they ignore.
+        let ignored = self.timeline.visibility.ignored(user_id).await?;
+        if from.is_some_and(|from| ignored.contains(&from)) {
+            return Ok(None);
+        }
+        state.events = events;
+        Ok(Some(InvitedRoom::from(state)))
     }
 
     pub(super) async fn knocked(
@@ -43,20 +53,20 @@ impl Sync {
         room_id: &RoomId,
     ) -> Result<KnockedRoom, StorageError> {
         let mut state = KnockState::new();
-        state.events = self.stripped_state(look, room_id).await?;
+        let user_id = &look.ask.requester.user_id;
+        state.events = self.stripped_state(user_id, room_id).await?.1;
         Ok(KnockedRoom::from(state))
     }
 
     /// What the user may know of the room: from its state if the server is in it, else from what came
-    /// with the invite; and the user's own membership event.
-    async fn stripped_state(
+    /// with the invite; and the user's own membership event, whose sender comes first.
+    pub(super) async fn stripped_state(
         &self,
-        look: &Look<'_>,
+        user_id: &UserId,
         room_id: &RoomId,
-    ) -> Result<Vec<Raw<AnyStrippedStateEvent>>, StorageError> {
-        let user_id = &look.ask.requester.user_id;
+    ) -> Result<Stripped, StorageError> {
         let Some(room) = self.timeline.heads.room(room_id).await? else {
-            return Ok(Vec::new());
+            return Ok((None, Vec::new()));
         };
         let outside = self
             .storage
@@ -66,17 +76,18 @@ impl Sync {
             .outside(room.nid, user_id)
             .await?;
         let Some((nid, stripped)) = outside else {
-            return Ok(Vec::new());
+            return Ok((None, Vec::new()));
         };
         let own = self.events.by_nids(&[nid]).await?.remove(&nid);
+        let from = own.as_ref().map(|own| own.pdu.sender().to_owned());
         let mut found: Vec<_> = own.iter().filter_map(|event| strip(&event.pdu)).collect();
         if let Some(stripped) = stripped {
             let rest = serde_json::from_str::<Vec<Raw<AnyStrippedStateEvent>>>(&stripped);
             found.extend(rest.unwrap_or_default());
-            return Ok(found);
+            return Ok((from, found));
         }
         let Some(head) = room.head else {
-            return Ok(found);
+            return Ok((from, found));
         };
         for event_type in STRIPPED {
             let inviter = own.as_ref().map_or("", |event| event.pdu.sender().as_str());
@@ -91,7 +102,7 @@ impl Sync {
                 .await?;
             found.extend(event.and_then(|event| strip(&event.pdu)));
         }
-        Ok(found)
+        Ok((from, found))
     }
 }
 

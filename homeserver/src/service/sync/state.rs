@@ -2,17 +2,18 @@
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#syncing)).
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::Arc,
 };
 
 use ruma::{
-    OwnedUserId, UserId,
+    OwnedUserId, RoomId, UserId,
+    api::client::filter::LazyLoadOptions,
     events::{AnySyncStateEvent, StateEventType, TimelineEventType},
     serde::Raw,
 };
 
-use super::{Look, Sync, news::RoomNews};
+use super::{Look, Sync, stretch::Shown};
 use crate::{
     service::filter,
     storage::{
@@ -38,33 +39,60 @@ impl Sync {
     pub(super) async fn state(
         &self,
         look: &Look<'_>,
-        news: &RoomNews,
+        room_id: &RoomId,
+        news: &Shown,
         around: Around,
     ) -> Result<Vec<Raw<AnySyncStateEvent>>, StorageError> {
-        let lazy = !look.ask.filter.room.state.lazy_load_options.is_disabled();
+        let requester = &look.ask.requester;
+        let options = look.ask.filter.room.state.lazy_load_options;
+        let lazy = !options.is_disabled();
         let to = around.end;
         let mut nids: BTreeMap<StateKeyId, EventNid> = match around.known {
-            None if lazy => self.lazy_state(to, &look.ask.requester.user_id).await?,
+            None if lazy => self.lazy_state(to, &requester.user_id).await?,
             None => self.storage.state_entries(to).await?,
             Some(known) => self.changed(known, to).await?,
         };
+        // Those who speak, as far as nothing else makes them be told.
+        let mut speakers = BTreeMap::new();
         if lazy {
-            nids.extend(self.senders(news, to).await?);
+            for (key, user_id, nid) in self.senders(news, to).await? {
+                if let Entry::Vacant(vacant) = nids.entry(key) {
+                    vacant.insert(nid);
+                    speakers.insert(key, user_id);
+                }
+            }
         }
         if !look.ask.use_state_after {
             let known = around.known.filter(|_| !lazy);
             self.rewind(&mut nids, news, around.start, known).await?;
         }
+        let once = LazyLoadOptions::Enabled {
+            include_redundant_members: false,
+        };
+        if options == once && around.known.is_some() {
+            nids.retain(|key, nid| {
+                speakers.get(key).is_none_or(|user_id| {
+                    !self
+                        .members
+                        .knows(requester, look.since, room_id, user_id, *nid)
+                })
+            });
+        }
         let nids: Vec<_> = nids.into_values().collect();
         let events = self.events.by_nids(&nids).await?;
-        let mut state = Vec::with_capacity(events.len());
         let filter = &look.ask.filter.room.state;
-        for event in events.values() {
-            if !filter::wants_event(filter, &event.pdu) {
-                continue;
-            }
-            let json = self.events.for_client(event, &look.ask.requester).await?;
-            state.push(json.cast_unchecked());
+        let wanted: Vec<_> = events
+            .values()
+            .filter(|event| filter::wants_event(filter, &event.pdu))
+            .collect();
+        if lazy {
+            let sent = wanted.iter().copied().chain(&news.events);
+            let sent = sent.filter_map(|event| Some((event.pdu.membership_target()?, event.nid)));
+            self.members.tell(requester, look.until, room_id, sent);
+        }
+        let mut state = Vec::with_capacity(wanted.len());
+        for event in wanted {
+            state.push(self.show(look, event).await?.cast_unchecked());
         }
         Ok(state)
     }
@@ -76,7 +104,7 @@ impl Sync {
     async fn rewind(
         &self,
         nids: &mut BTreeMap<StateKeyId, EventNid>,
-        news: &RoomNews,
+        news: &Shown,
         start: NodeId,
         known: Option<NodeId>,
     ) -> Result<(), StorageError> {
@@ -106,7 +134,7 @@ impl Sync {
         Ok(())
     }
 
-    async fn changed(
+    pub(super) async fn changed(
         &self,
         from: NodeId,
         to: NodeId,
@@ -119,7 +147,7 @@ impl Sync {
     }
 
     /// A state without its members, but for the user.
-    async fn lazy_state(
+    pub(super) async fn lazy_state(
         &self,
         state: NodeId,
         user_id: &UserId,
@@ -138,23 +166,24 @@ impl Sync {
     /// The membership events of those who speak in a timeline.
     async fn senders(
         &self,
-        news: &RoomNews,
+        news: &Shown,
         state: NodeId,
-    ) -> Result<BTreeMap<StateKeyId, EventNid>, StorageError> {
+    ) -> Result<Vec<(StateKeyId, OwnedUserId, EventNid)>, StorageError> {
         let senders: BTreeSet<OwnedUserId> = news
             .events
             .iter()
             .map(|event| event.pdu.sender().to_owned())
             .collect();
-        let mut found = BTreeMap::new();
+        let mut found = Vec::with_capacity(senders.len());
         for sender in senders {
             let member = StateEventType::RoomMember;
-            if let Some(nid) = self
+            let nid = self
                 .storage
                 .state_get(state, &member, sender.as_str())
-                .await?
-            {
-                found.insert(self.storage.states().key(&member, sender.as_str()), nid);
+                .await?;
+            if let Some(nid) = nid {
+                let key = self.storage.states().key(&member, sender.as_str());
+                found.push((key, sender, nid));
             }
         }
         Ok(found)

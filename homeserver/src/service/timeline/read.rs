@@ -11,7 +11,7 @@ use ruma::{
 
 use super::Timeline;
 use crate::{
-    service::{accounts::Requester, filter, visibility::Visibility},
+    service::{accounts::Requester, filter},
     storage::{
         Families, StorageError,
         events::{Slice, StoredEvent},
@@ -99,10 +99,6 @@ pub(crate) struct Readable {
 }
 
 impl Timeline {
-    fn visibility(&self) -> Visibility {
-        Visibility::new(self.storage.clone(), self.events.clone())
-    }
-
     /// What a user may read of a room.
     pub(crate) async fn readable(
         &self,
@@ -110,22 +106,21 @@ impl Timeline {
         room_id: &RoomId,
     ) -> Result<Readable, ReadError> {
         let place = self.storage.log().roster().place(user_id, room_id);
-        let place = place
-            .filter(|place| !place.forgotten)
-            .ok_or(ReadError::NotInRoom)?;
+        let place = place.filter(|place| !place.forgotten);
         let room = self
             .heads
             .room(room_id)
             .await?
             .ok_or(ReadError::NotInRoom)?;
         let head = room.head.as_ref().ok_or(ReadError::NotInRoom)?;
-        match (place.membership, place.joined_until) {
-            (MembershipState::Join, _) => Ok(Readable {
+        let joined = place.as_ref().map(|place| &place.membership) == Some(&MembershipState::Join);
+        match place.and_then(|place| place.joined_until) {
+            _ if joined => Ok(Readable {
                 state: head.state,
                 until: i64::MAX,
                 room,
             }),
-            (_, Some(until)) => {
+            Some(until) => {
                 let mut reader = self.storage.read().await?;
                 let slice = Slice::Backwards { at_most: until.0 };
                 let last = reader.events().slice(room.nid, slice, 1).await?;
@@ -140,7 +135,13 @@ impl Timeline {
                     room,
                 })
             }
-            _ => Err(ReadError::NotInRoom),
+            // Who was never there sees what everybody may see.
+            None if self.visibility.is_world_readable(head.state).await? => Ok(Readable {
+                state: head.state,
+                until: i64::MAX,
+                room,
+            }),
+            None => Err(ReadError::NotInRoom),
         }
     }
 
@@ -194,7 +195,7 @@ impl Timeline {
                     Direction::Forwards => position,
                 };
                 if filter::wants_event(ask.filter, &event.pdu)
-                    && self.visibility().allows(user_id, &event).await?
+                    && self.visibility.allows(user_id, &event).await?
                 {
                     events.push(event);
                 }
@@ -289,7 +290,7 @@ impl Timeline {
             return Ok(None);
         };
         Ok(self
-            .visibility()
+            .visibility
             .allows(user_id, &event)
             .await?
             .then_some(event))

@@ -1,0 +1,202 @@
+//! What happened in rooms between two positions of the log: from memory if it has it, else from the
+//! database.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ruma::{
+    OwnedRoomId, RoomId, UserId, api::client::filter::RoomEventFilter,
+    events::room::member::MembershipState,
+};
+
+use super::{Sync, state::is_member};
+use crate::{
+    service::filter,
+    storage::{
+        Families, StorageError,
+        events::StoredEvent,
+        log::{Change, Entry, StreamPosition},
+        rooms::{Room, RoomNid},
+        state_map::NodeId,
+    },
+};
+
+/// The newest events of a room between two positions, oldest first, whoever may see them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stretch {
+    pub(super) events: Vec<Arc<StoredEvent>>,
+    /// Whether there are older ones between the two positions.
+    pub(super) more: bool,
+    /// The state of the room at the first position, if the client had any then.
+    pub(super) before: Option<NodeId>,
+    /// The state of the room at the second position.
+    pub(super) end: Option<NodeId>,
+    /// The room.
+    pub(super) nid: Option<RoomNid>,
+}
+
+/// As much of a [`Stretch`] as a user wants and may see.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shown {
+    pub(super) events: Vec<Arc<StoredEvent>>,
+    /// Whether there were more.
+    pub(super) limited: bool,
+    /// Whether somebody's membership changed.
+    pub(super) members: bool,
+    /// Whether anything happened, also what the user does not want or may not see.
+    pub(super) any: bool,
+    /// The room, if there is anything to tell of it.
+    pub(super) nid: Option<RoomNid>,
+    pub(super) before: Option<NodeId>,
+    pub(super) end: Option<NodeId>,
+}
+
+impl Stretch {
+    fn push(&mut self, event: Arc<StoredEvent>) {
+        if self.events.is_empty() && self.before.is_none() {
+            self.before = event.head_before;
+        }
+        self.nid = Some(event.room_nid);
+        self.end = event.state.map(|state| state.head).or(self.end);
+        self.events.push(event);
+    }
+}
+
+/// The stretches of the rooms that are wanted, from the entries of the log between the two positions.
+pub(super) fn from_memory(
+    entries: &[Arc<Entry>],
+    wanted: impl Fn(&RoomId) -> bool,
+) -> BTreeMap<OwnedRoomId, Stretch> {
+    let mut rooms: BTreeMap<OwnedRoomId, Stretch> = BTreeMap::new();
+    for entry in entries {
+        if let Change::Event(event) = &entry.change {
+            let room_id = event.pdu.room_id();
+            if let Some(stretch) = rooms.get_mut(room_id) {
+                stretch.push(event.clone());
+            } else if wanted(room_id) {
+                let stretch = rooms.entry(room_id.to_owned()).or_default();
+                stretch.push(event.clone());
+            }
+        }
+    }
+    rooms
+}
+
+impl Sync {
+    /// The stretches of rooms from the database, of each the newest `reach` events. Rooms in which nothing
+    /// happened have none.
+    pub(super) async fn stretches(
+        &self,
+        rooms: &[&Room],
+        above: StreamPosition,
+        until: StreamPosition,
+        reach: usize,
+    ) -> Result<BTreeMap<OwnedRoomId, Stretch>, StorageError> {
+        let mut found: BTreeMap<OwnedRoomId, Stretch> = BTreeMap::new();
+        if rooms.is_empty() {
+            return Ok(found);
+        }
+        let nids: Vec<_> = rooms.iter().map(|room| room.nid).collect();
+        let asked = i64::try_from(reach.saturating_add(1)).unwrap_or(i64::MAX);
+        let mut reader = self.storage.read().await?;
+        let mut table = reader.events();
+        for event in table.newest(&nids, above.0, until.0, asked).await? {
+            let room_id = event.pdu.room_id().to_owned();
+            let event = self.events.keep(event);
+            found.entry(room_id).or_default().push(event);
+        }
+        drop(reader);
+        let mut touched = Vec::new();
+        for stretch in found.values_mut() {
+            // What memory knows of the state before belongs to another event than the first.
+            stretch.before = None;
+            if stretch.events.len() > reach {
+                stretch.events.drain(..stretch.events.len() - reach);
+                stretch.more = true;
+            }
+            touched.extend(stretch.events.first().map(|event| event.room_nid));
+        }
+        if above.0 > 0 {
+            for (room_id, _, state) in self.states_at(&touched, above).await? {
+                if let Some(stretch) = found.get_mut(&room_id) {
+                    stretch.before = Some(state);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The current states of rooms as they were at a position.
+    pub(super) async fn states_at(
+        &self,
+        rooms: &[RoomNid],
+        at: StreamPosition,
+    ) -> Result<Vec<(OwnedRoomId, RoomNid, NodeId)>, StorageError> {
+        if rooms.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut reader = self.storage.read().await?;
+        let last = reader.events().newest(rooms, i64::MIN, at.0, 1).await?;
+        let state = |event: StoredEvent| {
+            let room_id = event.pdu.room_id().to_owned();
+            Some((room_id, event.room_nid, event.state?.head))
+        };
+        Ok(last.into_iter().filter_map(state).collect())
+    }
+
+    /// What a user wants and may see of a stretch: the newest events, at most `limit`.
+    pub(super) async fn shown(
+        &self,
+        stretch: Stretch,
+        user_id: &UserId,
+        filter: &RoomEventFilter,
+        limit: usize,
+    ) -> Result<Shown, StorageError> {
+        let mut shown = Shown {
+            limited: stretch.more,
+            members: stretch.events.iter().any(is_member),
+            any: !stretch.events.is_empty(),
+            nid: stretch.nid,
+            before: stretch.before,
+            end: stretch.end,
+            events: Vec::new(),
+        };
+        for event in stretch.events.iter().rev() {
+            if !filter::wants_event(filter, &event.pdu) {
+                continue;
+            }
+            let event = self.current(event).await?;
+            if !self.timeline.visibility.allows(user_id, &event).await? {
+                continue;
+            }
+            if shown.events.len() == limit {
+                shown.limited = true;
+                break;
+            }
+            shown.events.push(event);
+        }
+        shown.events.reverse();
+        Ok(shown)
+    }
+
+    /// An event as it is now: one that was redacted since it came into the log is not shown as it was.
+    async fn current(&self, event: &Arc<StoredEvent>) -> Result<Arc<StoredEvent>, StorageError> {
+        if !self.storage.event_cache().is_stale(event.nid) {
+            return Ok(event.clone());
+        }
+        let now = self.events.by_nids(&[event.nid]).await?.remove(&event.nid);
+        Ok(now.unwrap_or_else(|| event.clone()))
+    }
+
+    /// Whether a user was joined in a state.
+    pub(super) async fn was_joined(
+        &self,
+        state: Option<NodeId>,
+        user_id: &UserId,
+    ) -> Result<bool, StorageError> {
+        let Some(state) = state else {
+            return Ok(false);
+        };
+        let membership = self.timeline.visibility.membership(state, user_id).await?;
+        Ok(membership == MembershipState::Join)
+    }
+}
