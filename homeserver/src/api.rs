@@ -26,10 +26,10 @@ use crate::{
     service::{
         account_data::AccountData, accounts::Accounts, admission::Admission, aliases::Aliases,
         backfill::Backfill, devices::Devices, directory::Directory, e2e_keys::E2eKeys,
-        filter::Filters, media::Media, membership::Membership, profiles::Profiles,
-        push_rules::PushRules, receipts::Receipts, rooms::Rooms, server_keys::ServerKeys,
-        shared_history::SharedHistory, sync::Sync, timeline::Timeline, to_device::ToDevice,
-        transactions::Transactions, typing::Typing, uia::Uia,
+        filter::Filters, key_backup::KeyBackup, media::Media, membership::Membership,
+        profiles::Profiles, push_rules::PushRules, receipts::Receipts, rooms::Rooms,
+        server_keys::ServerKeys, shared_history::SharedHistory, sync::Sync, timeline::Timeline,
+        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
     },
 };
 
@@ -46,6 +46,7 @@ pub(crate) struct Edge {
     pub(crate) directory: Directory,
     pub(crate) filters: Filters,
     pub(crate) e2e_keys: E2eKeys,
+    pub(crate) key_backup: KeyBackup,
     pub(crate) media: Media,
     pub(crate) membership: Membership,
     pub(crate) profiles: Profiles,

@@ -14,6 +14,7 @@ pub(crate) mod federation;
 pub(crate) mod filter;
 pub(crate) mod heads;
 pub(crate) mod incoming;
+pub(crate) mod key_backup;
 pub(crate) mod media;
 pub(crate) mod membership;
 pub(crate) mod profiles;

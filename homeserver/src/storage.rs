@@ -21,6 +21,7 @@ pub(crate) mod federation_edus;
 pub(crate) mod filters;
 pub(crate) mod inbound;
 pub mod inspect;
+pub(crate) mod key_backup;
 pub(crate) mod log;
 pub(crate) mod media;
 pub(crate) mod memberships;
@@ -310,6 +311,9 @@ pub(crate) trait Families {
     }
     fn federation_edus(&mut self) -> federation_edus::FederationEdus<'_> {
         federation_edus::FederationEdus(self.connection())
+    }
+    fn key_backup(&mut self) -> key_backup::KeyBackup<'_> {
+        key_backup::KeyBackup(self.connection())
     }
     fn media(&mut self) -> media::Media<'_> {
         media::Media(self.connection())

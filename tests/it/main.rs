@@ -17,6 +17,7 @@ mod federation_inbound;
 mod federation_out;
 mod federation_pair;
 mod hostile;
+mod key_backup;
 mod media;
 mod restore;
 mod sdk;

@@ -20,6 +20,7 @@ mod room_creation;
 mod room_state;
 mod send_to_device;
 mod sending;
+mod server_side_key_backups;
 mod session;
 mod sync;
 mod tagging;
@@ -52,6 +53,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         room_creation::routes,
         room_state::routes,
         sending::routes,
+        server_side_key_backups::routes,
         session::routes,
         send_to_device::routes,
         sync::routes,
