@@ -141,10 +141,14 @@ enum Done {
 impl Writer {
     /// Runs until every handle of the storage is gone, and then closes the database.
     pub(super) async fn run(mut self) {
+        // One connection for all batches: SQLite forgets the pages that a connection has read when another
+        // one writes.
+        let mut held = None;
         let mut waiting = Vec::with_capacity(BATCH);
         while self.jobs.recv_many(&mut waiting, BATCH).await > 0 {
             let mut done = Vec::with_capacity(waiting.len());
-            let outcome = self.batch(std::mem::take(&mut waiting), &mut done).await;
+            let jobs = std::mem::take(&mut waiting);
+            let outcome = self.batch(&mut held, jobs, &mut done).await;
             if let Err(error) = &outcome {
                 tracing::error!(%error, "a batch of writes was not committed");
             }
@@ -152,11 +156,22 @@ impl Writer {
                 done.tell(&outcome);
             }
         }
+        drop(held);
         self.pool.close().await;
     }
 
-    async fn batch(&mut self, jobs: Vec<Job>, done: &mut Vec<Done>) -> Result<(), StorageError> {
-        let connection = match self.pool.acquire().await {
+    /// Carries out and commits some jobs through the connection that is held, or another one.
+    async fn batch(
+        &self,
+        held: &mut Option<PoolConnection<Any>>,
+        jobs: Vec<Job>,
+        done: &mut Vec<Done>,
+    ) -> Result<(), StorageError> {
+        let connection = match held.take() {
+            Some(connection) => Ok(connection),
+            None => self.pool.acquire().await,
+        };
+        let connection = match connection {
             Ok(connection) => connection,
             Err(error) => {
                 done.extend(jobs.into_iter().map(|job| match job {
@@ -183,8 +198,10 @@ impl Writer {
             if tx.run("ROLLBACK").await.is_err() {
                 // The state of this connection is unknown: never use it again.
                 drop(tx.connection.detach());
+                return outcome;
             }
         }
+        *held = Some(tx.connection);
         outcome
     }
 
