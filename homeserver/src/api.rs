@@ -27,9 +27,10 @@ use crate::{
         account_data::AccountData, accounts::Accounts, admission::Admission, aliases::Aliases,
         backfill::Backfill, devices::Devices, directory::Directory, e2e_keys::E2eKeys,
         filter::Filters, key_backup::KeyBackup, media::Media, membership::Membership,
-        profiles::Profiles, push_rules::PushRules, receipts::Receipts, rooms::Rooms,
-        server_keys::ServerKeys, shared_history::SharedHistory, sync::Sync, timeline::Timeline,
-        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
+        presence::Presence, profiles::Profiles, push_rules::PushRules, receipts::Receipts,
+        rooms::Rooms, server_keys::ServerKeys, shared_history::SharedHistory, sync::Sync,
+        timeline::Timeline, to_device::ToDevice, transactions::Transactions, typing::Typing,
+        uia::Uia,
     },
 };
 
@@ -49,6 +50,7 @@ pub(crate) struct Edge {
     pub(crate) key_backup: KeyBackup,
     pub(crate) media: Media,
     pub(crate) membership: Membership,
+    pub(crate) presence: Presence,
     pub(crate) profiles: Profiles,
     pub(crate) push_rules: PushRules,
     pub(crate) receipts: Receipts,

@@ -46,6 +46,9 @@ pub struct Config {
     /// What the server accepts to store.
     #[serde(default)]
     pub media: Media,
+    /// Who sees who is there.
+    #[serde(default)]
+    pub presence: Presence,
 }
 
 /// Who may make an account.
@@ -98,6 +101,25 @@ impl Default for Media {
     }
 }
 
+/// Who sees who is there.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Presence {
+    /// Whether users see who of those they share rooms with is there. Default `true`.
+    pub enabled: bool,
+    /// Whether other servers are told, and listened to. Default `true`.
+    pub federation: bool,
+}
+
+impl Default for Presence {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            federation: true,
+        }
+    }
+}
+
 impl Config {
     /// The configuration with every default, for a server of this name.
     #[must_use]
@@ -112,6 +134,7 @@ impl Config {
             registration: Registration::default(),
             federation: Federation::default(),
             media: Media::default(),
+            presence: Presence::default(),
         }
     }
 

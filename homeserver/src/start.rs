@@ -35,6 +35,7 @@ use crate::{
         key_backup::KeyBackup,
         media::Media,
         membership::{Membership, Remote},
+        presence::Presence,
         profiles::Profiles,
         push_rules::PushRules,
         receipts::Receipts,
@@ -129,14 +130,6 @@ impl Homeserver {
         )
         .await?;
         let federation = Federation::new(&config, &clock, &key)?;
-        let sender = FederationSender::new(
-            storage.clone(),
-            federation.clone(),
-            Events::new(storage.clone()),
-            clock.clone(),
-            tasks.clone(),
-            stopping.clone(),
-        );
         let edge = services(
             &config,
             &storage,
@@ -145,6 +138,15 @@ impl Homeserver {
             &federation,
             &stopping,
             &tasks,
+        );
+        let sender = FederationSender::new(
+            storage.clone(),
+            federation.clone(),
+            edge.presence.clone(),
+            Events::new(storage.clone()),
+            clock.clone(),
+            tasks.clone(),
+            stopping.clone(),
         );
         tasks.spawn(sender.run());
         let first_token = edge.accounts.first_registration_token().await?;
@@ -320,6 +322,8 @@ fn services(
     let membership = Membership::new(storage.clone(), timeline.clone(), remote);
     let profiles = Profiles::new(storage.clone(), timeline.clone(), tasks.clone());
     let receipts = Receipts::new(storage.clone(), events.clone(), clock.clone());
+    let presence = Presence::new(storage.clone(), clock.clone(), config.presence);
+    tasks.spawn(presence.clone().run(stopping.clone()));
     let typing = Typing::new(storage.clone(), clock.clone());
     tasks.spawn(typing.clone().expire(stopping.clone()));
     let backfill = Backfill::new(
@@ -333,6 +337,7 @@ fn services(
         clock: clock.clone(),
         e2e_keys: e2e_keys.clone(),
         incoming,
+        presence: presence.clone(),
         receipts: receipts.clone(),
         to_device: to_device.clone(),
         typing: typing.clone(),
@@ -344,6 +349,7 @@ fn services(
         storage.clone(),
         events,
         e2e_keys.clone(),
+        presence.clone(),
         timeline.clone(),
         typing.clone(),
         stopping.clone(),
@@ -362,6 +368,7 @@ fn services(
         key_backup: KeyBackup::new(storage.clone()),
         media,
         membership,
+        presence,
         profiles,
         push_rules: PushRules::new(storage.clone()),
         receipts,

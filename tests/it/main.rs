@@ -19,6 +19,7 @@ mod federation_pair;
 mod hostile;
 mod key_backup;
 mod media;
+mod presence;
 mod restore;
 mod sdk;
 mod sync;

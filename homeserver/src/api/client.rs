@@ -10,6 +10,7 @@ mod filtering;
 mod media;
 mod membership;
 mod messages;
+mod presence;
 mod profiles;
 mod published_rooms;
 mod push_rules;
@@ -45,6 +46,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         media::routes,
         membership::routes,
         messages::routes,
+        presence::routes,
         profiles::routes,
         published_rooms::routes,
         push_rules::routes,

@@ -143,6 +143,13 @@ pub(crate) fn wants_type(filter: &Filter, event_type: &str) -> bool {
     allows_type(filter.types.as_deref(), &filter.not_types, event_type)
 }
 
+/// Whether what a user sends outside of rooms is wanted.
+pub(crate) fn wants_sender(filter: &Filter, user_id: &UserId) -> bool {
+    let wanted = filter.senders.as_ref();
+    wanted.is_none_or(|senders| senders.iter().any(|sender| sender == user_id))
+        && !filter.not_senders.iter().any(|sender| sender == user_id)
+}
+
 fn allows_room(
     rooms: Option<&[ruma::OwnedRoomId]>,
     not_rooms: &[ruma::OwnedRoomId],

@@ -13,6 +13,7 @@ mod joined;
 mod members;
 mod news;
 pub(crate) mod outside;
+mod presence;
 mod state;
 mod stretch;
 mod summary;
@@ -23,6 +24,7 @@ use ruma::{
     OwnedRoomId, RoomId,
     api::client::{filter::FilterDefinition, sync::sync_events::v3::Response},
     events::room::member::MembershipState,
+    presence::PresenceState,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -31,8 +33,8 @@ use self::{
     members::KnownMembers, news::News, summary::Summaries,
 };
 use super::{
-    accounts::Requester, e2e_keys::E2eKeys, events::Events, filter, timeline::Timeline,
-    typing::Typing,
+    accounts::Requester, e2e_keys::E2eKeys, events::Events, filter, presence::Presence,
+    timeline::Timeline, typing::Typing,
 };
 use crate::storage::{
     Storage, StorageError,
@@ -49,6 +51,7 @@ pub(crate) struct Sync {
     storage: Storage,
     events: Events,
     keys: E2eKeys,
+    presence: Presence,
     timeline: Timeline,
     typing: Typing,
     members: KnownMembers,
@@ -105,6 +108,8 @@ pub(crate) struct Ask {
     pub(crate) since: Option<SyncToken>,
     pub(crate) filter: Arc<FilterDefinition>,
     pub(crate) full_state: bool,
+    /// What the client says that the user is.
+    pub(crate) set_presence: PresenceState,
     pub(crate) use_state_after: bool,
     pub(crate) wait: Duration,
 }
@@ -174,6 +179,7 @@ impl Sync {
         storage: Storage,
         events: Events,
         keys: E2eKeys,
+        presence: Presence,
         timeline: Timeline,
         typing: Typing,
         stopping: CancellationToken,
@@ -182,6 +188,7 @@ impl Sync {
             storage,
             events,
             keys,
+            presence,
             timeline,
             typing,
             members: KnownMembers::new(),
@@ -192,6 +199,10 @@ impl Sync {
 
     /// Answers as soon as there is something to say, or when the time is up.
     pub(crate) async fn sync(&self, ask: &Ask) -> Result<Response, StorageError> {
+        let _there = self
+            .presence
+            .begin_to_wait(&ask.requester, &ask.set_presence)
+            .await?;
         let watch = self.storage.log().watch(&ask.requester.user_id);
         let patient = ask.since.is_some() && !ask.full_state;
         let deadline = tokio::time::sleep(ask.wait.min(MAX_WAIT));
@@ -233,6 +244,7 @@ impl Sync {
             ephemeral: EphemeralNews::gather(self, &look).await?,
         };
         response.account_data = news.account_data.global(&look);
+        response.presence = self.presence_news(&look);
         for (room_id, place) in look.places.iter().filter(|place| look.wants(place.0)) {
             match place.membership {
                 MembershipState::Join => {
@@ -257,7 +269,10 @@ impl Sync {
                 _ => {}
             }
         }
-        let news = for_device || !response.rooms.is_empty() || !response.account_data.is_empty();
+        let news = for_device
+            || !response.rooms.is_empty()
+            || !response.account_data.is_empty()
+            || !response.presence.is_empty();
         Ok((response, news))
     }
 

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     e2e_keys::E2eKeys,
     incoming::Incoming,
+    presence::Presence,
     receipts::Receipts,
     to_device::{ToDevice, ToDeviceError},
     typing::Typing,
@@ -40,6 +41,7 @@ struct Inner {
     clock: Clock,
     e2e_keys: E2eKeys,
     incoming: Incoming,
+    presence: Presence,
     receipts: Receipts,
     to_device: ToDevice,
     typing: Typing,
@@ -56,6 +58,7 @@ pub(crate) struct Parts {
     pub(crate) clock: Clock,
     pub(crate) e2e_keys: E2eKeys,
     pub(crate) incoming: Incoming,
+    pub(crate) presence: Presence,
     pub(crate) receipts: Receipts,
     pub(crate) to_device: ToDevice,
     pub(crate) typing: Typing,
@@ -99,6 +102,7 @@ impl Transactions {
             clock,
             e2e_keys,
             incoming,
+            presence,
             receipts,
             to_device,
             typing,
@@ -111,6 +115,7 @@ impl Transactions {
             clock,
             e2e_keys,
             incoming,
+            presence,
             receipts,
             to_device,
             typing,
@@ -188,6 +193,14 @@ impl Transactions {
 
     /// Takes in what is not an event. Whatever is malformed or not the origin's to say is left out.
     async fn ephemeral(&self, origin: &ServerName, edu: &Raw<Edu>) -> Result<(), StorageError> {
+        // Read leniently: one user whose presence is malformed must not cost that of all others.
+        if let Ok(Some(kind)) = edu.get_field::<String>("edu_type")
+            && kind == "m.presence"
+        {
+            let content = edu.get_field("content").ok().flatten();
+            let content = content.unwrap_or_default();
+            return self.0.presence.receive_remote(origin, &content).await;
+        }
         match edu.deserialize() {
             Ok(Edu::Typing(content)) => self.0.typing.receive_remote(origin, &content).await,
             Ok(Edu::Receipt(content)) => self.0.receipts.receive_remote(origin, content).await,

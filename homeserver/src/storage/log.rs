@@ -53,6 +53,11 @@ pub(crate) enum Change {
         /// The room.
         room_id: OwnedRoomId,
     },
+    /// The presence of a user, local or remote, changed. Not stored: after a restart everybody is offline.
+    Presence {
+        /// Whose.
+        user_id: OwnedUserId,
+    },
     /// A message waits for a device.
     ToDevice {
         /// The user.
@@ -233,7 +238,7 @@ impl Log {
                 audience.insert(user_id.clone());
             }
             Change::FederationEdu { .. } => {}
-            Change::DeviceList { user_id } => {
+            Change::DeviceList { user_id } | Change::Presence { user_id } => {
                 audience.insert(user_id.clone());
                 for room_id in self.roster.rooms_shared_with(user_id) {
                     room(&room_id, audience);

@@ -196,6 +196,34 @@ impl Roster {
         })
     }
 
+    /// Whether a local user and another one are both joined to some room.
+    #[must_use]
+    pub(crate) fn share_a_room(&self, local: &UserId, other: &UserId) -> bool {
+        self.read(|inner| {
+            let mut joined = inner
+                .users
+                .get(local)?
+                .iter()
+                .filter(|(_, place)| place.membership == MembershipState::Join);
+            Some(joined.any(|(room_id, _)| {
+                let room = inner.rooms.get(room_id);
+                room.is_some_and(|room| room.contains(other))
+            }))
+        })
+    }
+
+    /// Whether a user of another server is in any room with a local one.
+    #[must_use]
+    pub(crate) fn knows(&self, remote: &UserId) -> bool {
+        self.read(|inner| {
+            let mut rooms = inner.servers.get(remote.server_name())?.iter();
+            Some(rooms.any(|room_id| {
+                let room = inner.rooms.get(room_id);
+                room.is_some_and(|room| !room.local.is_empty() && room.contains(remote))
+            }))
+        })
+    }
+
     /// Calls `each` for the local members of a room that may be among `candidates`: it walks whichever
     /// of the two is smaller.
     pub(super) fn each_local_member<'a>(

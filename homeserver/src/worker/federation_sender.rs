@@ -9,19 +9,24 @@
 
 mod catch_up;
 mod delivery;
+mod presence;
 mod queues;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::FutureExt;
-use ruma::{OwnedServerName, events::room::member::MembershipState};
+use ruma::{OwnedServerName, OwnedUserId, events::room::member::MembershipState};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::queues::Queues;
 use crate::{
     clock::Clock,
-    service::{events::Events, federation::Federation, timeline::membership},
+    service::{events::Events, federation::Federation, presence::Presence, timeline::membership},
     storage::{
         Families, Storage, StorageError,
         events::StoredEvent,
@@ -49,6 +54,9 @@ pub(crate) struct FederationSender(Arc<Inner>);
 struct Inner {
     storage: Storage,
     federation: Federation,
+    presence: Presence,
+    /// Local users of whose presence other servers are about to learn.
+    seen: Mutex<BTreeSet<OwnedUserId>>,
     events: Events,
     clock: Clock,
     queues: Queues,
@@ -61,6 +69,7 @@ impl FederationSender {
     pub(crate) fn new(
         storage: Storage,
         federation: Federation,
+        presence: Presence,
         events: Events,
         clock: Clock,
         tasks: TaskTracker,
@@ -69,6 +78,8 @@ impl FederationSender {
         Self(Arc::new(Inner {
             storage,
             federation,
+            presence,
+            seen: Mutex::default(),
             events,
             clock,
             queues: Queues::default(),
@@ -93,6 +104,7 @@ impl FederationSender {
         };
         let mut log = self.0.storage.log().follow();
         let mut keep = tokio::time::interval(KEEP_EVERY);
+        let mut seen = tokio::time::interval(presence::TELL_EVERY);
         loop {
             log.mark_unchanged();
             if let Err(error) = self.read(&mut place).await {
@@ -104,6 +116,7 @@ impl FederationSender {
                 _ = keep.tick(), if place.is_worth_keeping(&self.0.queues) => {
                     self.keep(&mut place).await;
                 }
+                _ = seen.tick(), if self.has_seen() => self.tell_presence(),
                 () = stopping.cancelled() => break,
             }
         }
@@ -149,7 +162,11 @@ impl FederationSender {
         if let Some(entries) = log.since(place.read) {
             for entry in entries {
                 match &entry.change {
-                    Change::Event(event) => place.sent |= self.route(event, entry.position),
+                    Change::Event(event) => {
+                        place.sent |= self.route(event, entry.position);
+                        self.introduce(event);
+                    }
+                    Change::Presence { user_id } => self.saw(user_id),
                     Change::FederationEdu { destination } => {
                         self.0.queues.push_edu(destination);
                         self.wake(destination.clone());

@@ -60,6 +60,7 @@ async fn sync_events(
             .map_err(wrong)?,
         filter,
         full_state: body.full_state,
+        set_presence: body.set_presence,
         use_state_after: names.stable || names.unstable,
         wait: body.timeout.unwrap_or(Duration::ZERO),
     };

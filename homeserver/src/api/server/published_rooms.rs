@@ -54,3 +54,19 @@ async fn get_public_rooms_filtered(
     response.total_room_count_estimate = list.total;
     Ok(Matrix(response))
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::get_public_rooms::v1::Request;
+    use crate::api::extract::parse;
+
+    /// So Synapse asks.
+    #[test]
+    fn the_network_is_read_from_the_query() {
+        let request = http::Request::get("/x?limit=3&include_all_networks=false");
+        let parsed: Request = parse(&request.body(Vec::new()).unwrap(), &[]).unwrap();
+        assert_eq!(parsed.limit, Some(3_u32.into()));
+    }
+}

@@ -11,7 +11,7 @@ use ruma::{
     serde::Raw,
 };
 use serde_json::{
-    json,
+    Value, json,
     value::{RawValue, to_raw_value},
 };
 use sotto_federation::{
@@ -45,11 +45,13 @@ enum Outcome {
 struct Batch {
     events: Vec<Waiting>,
     edus: Vec<WaitingEdu>,
+    /// The content of an `m.presence`.
+    presence: Option<Value>,
 }
 
 impl Batch {
     fn len(&self) -> usize {
-        self.events.len() + self.edus.len()
+        self.events.len() + self.edus.len() + usize::from(self.presence.is_some())
     }
 
     fn is_empty(&self) -> bool {
@@ -78,9 +80,14 @@ impl FederationSender {
                 return;
             }
             let step = match self.0.queues.next(&server, course.most) {
-                Next::Send { events, edus } => {
+                Next::Send {
+                    events,
+                    edus,
+                    presence,
+                } => {
                     let batch = self.batch(&server, events, edus, course.most).await;
-                    match batch {
+                    let presence = self.notice(&presence);
+                    match batch.map(|batch| Batch { presence, ..batch }) {
                         Ok(batch) if batch.is_empty() => {
                             if self.0.queues.end(&server) {
                                 return;
@@ -112,11 +119,12 @@ impl FederationSender {
         let most_edus = match most {
             1 if events.is_empty() => 1,
             1 => 0,
-            most => (2 * most).min(MAX_EDUS),
+            most => (2 * most).min(MAX_EDUS - 1),
         };
         let mut batch = Batch {
             events,
             edus: Vec::new(),
+            presence: None,
         };
         if edus && most_edus > 0 {
             let limit = i64::try_from(most_edus).unwrap_or(1);
@@ -202,6 +210,7 @@ impl FederationSender {
             let batch = Batch {
                 events: now.to_vec(),
                 edus: Vec::new(),
+                presence: None,
             };
             match self.transaction(server, &batch).await {
                 Outcome::Delivered => course.delivered(),
@@ -267,6 +276,9 @@ impl FederationSender {
             .map(|waiting| waiting.event.pdu.json().to_owned())
             .collect();
         request.edus = batch.edus.iter().filter_map(edu).collect();
+        request
+            .edus
+            .extend(batch.presence.as_ref().and_then(presence));
         let sent = tokio::select! {
             sent = self.0.federation.send(server, request) => sent,
             () = self.0.stopping.cancelled() => return Outcome::Down,
@@ -330,6 +342,11 @@ impl Course {
 fn edu(waiting: &WaitingEdu) -> Option<Raw<Edu>> {
     let content: &RawValue = serde_json::from_str(&waiting.content).ok()?;
     let edu = json!({ "edu_type": waiting.kind, "content": content });
+    to_raw_value(&edu).ok().map(Raw::from_json)
+}
+
+fn presence(content: &Value) -> Option<Raw<Edu>> {
+    let edu = json!({ "edu_type": "m.presence", "content": content });
     to_raw_value(&edu).ok().map(Raw::from_json)
 }
 

@@ -1,14 +1,14 @@
 //! What waits for each server, in memory.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
 };
 
-use ruma::{OwnedServerName, ServerName};
+use ruma::{OwnedServerName, OwnedUserId, ServerName};
 
 use crate::storage::{destinations::Behind, events::StoredEvent, log::StreamPosition};
 
@@ -37,6 +37,8 @@ struct Queue {
     news: bool,
     /// Whether something other than events may wait, in the database.
     edus: bool,
+    /// Local users of whose presence the server is to learn, whatever it is by then.
+    presence: BTreeSet<OwnedUserId>,
 }
 
 /// An event and its place.
@@ -54,6 +56,8 @@ pub(super) enum Next {
         events: Vec<Waiting>,
         /// Whether something other than events may wait, in the database.
         edus: bool,
+        /// Of whose presence to tell. They wait no longer: presence that does not arrive is old anyway.
+        presence: BTreeSet<OwnedUserId>,
     },
     /// Find out what it missed.
     CatchUp(Behind),
@@ -88,6 +92,20 @@ impl Queues {
         (queue.edus, queue.news) = (true, true);
     }
 
+    /// The server is to learn of the presence of local users, unless it is behind.
+    pub(super) fn push_presence(
+        &self,
+        server: &ServerName,
+        users: impl IntoIterator<Item = OwnedUserId>,
+    ) {
+        let mut queues = self.lock();
+        let queue = queues.entry(server.to_owned()).or_default();
+        if queue.behind.is_none() {
+            queue.presence.extend(users);
+            queue.news = true;
+        }
+    }
+
     /// The database was found to have nothing more, before anything came again.
     pub(super) fn no_edus(&self, server: &ServerName) {
         if let Some(queue) = self.lock().get_mut(server)
@@ -120,6 +138,7 @@ impl Queues {
             None => Next::Send {
                 events: queue.events.iter().take(most).cloned().collect(),
                 edus: queue.edus,
+                presence: std::mem::take(&mut queue.presence),
             },
         }
     }
@@ -130,7 +149,8 @@ impl Queues {
         let Some(queue) = queues.get_mut(server) else {
             return true;
         };
-        if queue.news || queue.edus || !queue.events.is_empty() {
+        let waits = queue.edus || !queue.events.is_empty() || !queue.presence.is_empty();
+        if queue.news || waits {
             return false;
         }
         queue.busy = false;
@@ -181,6 +201,7 @@ impl Queues {
             queue.passed_over = last.position;
         }
         queue.events.clear();
+        queue.presence.clear();
         queue.behind = Some(behind);
     }
 
