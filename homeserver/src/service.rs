@@ -32,4 +32,5 @@ pub(crate) mod to_device;
 pub(crate) mod transactions;
 pub(crate) mod typing;
 pub(crate) mod uia;
+pub(crate) mod unread;
 pub(crate) mod visibility;

@@ -44,12 +44,13 @@ use crate::{
         server_acl::ServerAcls,
         server_keys::ServerKeys,
         shared_history::SharedHistory,
-        sync::Sync,
+        sync::{self, Sync},
         timeline::Timeline,
         to_device::ToDevice,
         transactions::{self, Transactions},
         typing::Typing,
         uia::Uia,
+        unread::Unread,
     },
     storage::{Storage, StorageError},
     worker::federation_sender::FederationSender,
@@ -345,15 +346,23 @@ fn services(
         server_name,
         delegated_to: config.federation.delegated_to.clone(),
     });
-    let sync = Sync::new(
+    let push_rules = PushRules::new(storage.clone());
+    let unread = Unread::new(
         storage.clone(),
-        events,
-        e2e_keys.clone(),
-        presence.clone(),
-        timeline.clone(),
-        typing.clone(),
-        stopping.clone(),
+        events.clone(),
+        timeline.heads.clone(),
+        push_rules.clone(),
     );
+    let sync = Sync::new(sync::Parts {
+        storage: storage.clone(),
+        events,
+        keys: e2e_keys.clone(),
+        presence: presence.clone(),
+        timeline: timeline.clone(),
+        typing: typing.clone(),
+        unread,
+        stopping: stopping.clone(),
+    });
     Edge {
         account_data: AccountData::new(storage.clone()),
         accounts,
@@ -370,7 +379,7 @@ fn services(
         membership,
         presence,
         profiles,
-        push_rules: PushRules::new(storage.clone()),
+        push_rules,
         receipts,
         rooms,
         server_keys,

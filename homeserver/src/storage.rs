@@ -34,6 +34,7 @@ pub(crate) mod server_keys;
 pub(crate) mod state_map;
 pub(crate) mod state_nodes;
 pub(crate) mod to_device;
+pub(crate) mod unread;
 pub(crate) mod writer;
 
 use std::{
@@ -335,6 +336,9 @@ pub(crate) trait Families {
     }
     fn to_device(&mut self) -> to_device::ToDevice<'_> {
         to_device::ToDevice(self.connection())
+    }
+    fn unread(&mut self) -> unread::Unread<'_> {
+        unread::Unread(self.connection())
     }
 }
 

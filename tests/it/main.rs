@@ -20,6 +20,7 @@ mod hostile;
 mod key_backup;
 mod media;
 mod presence;
+mod push;
 mod restore;
 mod sdk;
 mod sync;

@@ -46,6 +46,16 @@ impl<T: OutgoingResponse> IntoResponse for Matrix<T> {
     }
 }
 
+/// A response for which ruma has no type, or one that says less.
+pub(crate) struct Plain(pub(crate) serde_json::Value);
+
+impl IntoResponse for Plain {
+    fn into_response(self) -> Response {
+        let json = http::HeaderValue::from_static("application/json");
+        ([(http::header::CONTENT_TYPE, json)], self.0.to_string()).into_response()
+    }
+}
+
 impl<S, T> FromRequest<S> for Anonymous<T>
 where
     T: IncomingRequest,
@@ -137,6 +147,35 @@ pub(super) fn parse<T: IncomingRequest>(
         return parse_body(request, b"{}", path).or(parsed);
     }
     parsed
+}
+
+/// The parameters of a query, decoded.
+pub(super) fn query(uri: &http::Uri) -> Vec<(String, String)> {
+    let url = format!("http://localhost/?{}", uri.query().unwrap_or_default());
+    let url = reqwest::Url::parse(&url).ok();
+    let pairs = url.iter().flat_map(reqwest::Url::query_pairs);
+    pairs
+        .map(|(name, value)| (name.into_owned(), value.into_owned()))
+        .collect()
+}
+
+/// A body that ruma has no type for: an object.
+pub(super) fn json(body: &[u8]) -> Result<serde_json::Value, MatrixError> {
+    if nesting(body) > MAX_NESTING {
+        return Err(MatrixError::bad_json(
+            "The body of the request is nested too deeply",
+        ));
+    }
+    let not_json = |_| {
+        let sentence = "The body of the request is not JSON";
+        MatrixError::bad_request(ErrorKind::NotJson, sentence)
+    };
+    let value: serde_json::Value = serde_json::from_slice(body).map_err(not_json)?;
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(MatrixError::bad_json("The body must be an object"))
+    }
 }
 
 fn parse_body<T: IncomingRequest>(

@@ -60,8 +60,8 @@ impl AccountData {
             .account_data()
             .content(user_id, room_id, event_type)
             .await?;
-        if content.is_none() && room_id.is_none() && event_type == push_rules::EVENT_TYPE {
-            return Ok(push_rules::default_content(user_id));
+        if room_id.is_none() && event_type == push_rules::EVENT_TYPE {
+            return Ok(push_rules::content(user_id, content.as_deref()));
         }
         Ok(content)
     }

@@ -17,6 +17,7 @@ mod presence;
 mod state;
 mod stretch;
 mod summary;
+mod unread;
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -30,11 +31,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     account_data::AccountDataNews, encryption::Told, ephemeral::EphemeralNews,
-    members::KnownMembers, news::News, summary::Summaries,
+    members::KnownMembers, news::News, summary::Summaries, unread::UnreadNews,
 };
 use super::{
     accounts::Requester, e2e_keys::E2eKeys, events::Events, filter, presence::Presence,
-    timeline::Timeline, typing::Typing,
+    timeline::Timeline, typing::Typing, unread::Unread,
 };
 use crate::storage::{
     Storage, StorageError,
@@ -54,9 +55,22 @@ pub(crate) struct Sync {
     presence: Presence,
     timeline: Timeline,
     typing: Typing,
+    unread: Unread,
     members: KnownMembers,
     told: Told,
     stopping: CancellationToken,
+}
+
+/// What syncs are answered from.
+pub(crate) struct Parts {
+    pub(crate) storage: Storage,
+    pub(crate) events: Events,
+    pub(crate) keys: E2eKeys,
+    pub(crate) presence: Presence,
+    pub(crate) timeline: Timeline,
+    pub(crate) typing: Typing,
+    pub(crate) unread: Unread,
+    pub(crate) stopping: CancellationToken,
 }
 
 /// Up to where a client has seen the log: `s12`, or `s12_10` while it has yet to be told messages of other
@@ -133,6 +147,7 @@ struct Gathered {
     account_data: AccountDataNews,
     ephemeral: EphemeralNews,
     summaries: Summaries,
+    unread: UnreadNews,
 }
 
 impl Look<'_> {
@@ -175,25 +190,18 @@ impl Look<'_> {
 }
 
 impl Sync {
-    pub(crate) fn new(
-        storage: Storage,
-        events: Events,
-        keys: E2eKeys,
-        presence: Presence,
-        timeline: Timeline,
-        typing: Typing,
-        stopping: CancellationToken,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
         Self {
-            storage,
-            events,
-            keys,
-            presence,
-            timeline,
-            typing,
+            storage: parts.storage,
+            events: parts.events,
+            keys: parts.keys,
+            presence: parts.presence,
+            timeline: parts.timeline,
+            typing: parts.typing,
+            unread: parts.unread,
             members: KnownMembers::new(),
             told: Told::default(),
-            stopping,
+            stopping: parts.stopping,
         }
     }
 
@@ -237,11 +245,15 @@ impl Sync {
             return Ok((response, for_device));
         }
         let timeline = News::gather(self, &look).await?;
+        let account_data = AccountDataNews::gather(self, &look).await?;
+        let ephemeral = EphemeralNews::gather(self, &look).await?;
+        let unread = UnreadNews::gather(self, &look, &timeline, &account_data, &ephemeral);
         let news = Gathered {
+            unread: unread.await?,
             summaries: Summaries::gather(self, &look, &timeline).await?,
             timeline,
-            account_data: AccountDataNews::gather(self, &look).await?,
-            ephemeral: EphemeralNews::gather(self, &look).await?,
+            account_data,
+            ephemeral,
         };
         response.account_data = news.account_data.global(&look);
         response.presence = self.presence_news(&look);

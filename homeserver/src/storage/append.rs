@@ -137,7 +137,6 @@ pub(super) async fn apply(
             redactions,
             ..
         } = append;
-        rows.redactions.extend(redactions);
         rows.nodes.extend(nodes);
         rows.state_keys.extend(state_keys);
         for outlier in outliers {
@@ -149,6 +148,14 @@ pub(super) async fn apply(
             .map(|event| place(tx, room_nid, &room_id, &version, event))
             .collect();
         rows.events.extend(events.iter().cloned());
+        // After the events: one may be redacted as it comes.
+        for redaction in redactions {
+            tx.log(Change::Redacted {
+                room_id: room_id.clone(),
+                target: redaction.target,
+            });
+            rows.redactions.push(redaction);
+        }
         rows.memberships.extend(events.iter().flat_map(|event| {
             event
                 .memberships

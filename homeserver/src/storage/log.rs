@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     events::StoredEvent,
     roster::{Membership, Roster},
+    state_map::EventNid,
 };
 
 /// How many entries stay in memory. A client that was away for longer is answered from the database.
@@ -84,6 +85,19 @@ pub(crate) enum Change {
         /// Whose key was signed.
         target: OwnedUserId,
     },
+    /// A redaction took effect.
+    Redacted {
+        /// The room.
+        room_id: OwnedRoomId,
+        /// The event that is pruned now.
+        target: EventNid,
+    },
+    /// The pushers of a user changed.
+    #[expect(dead_code, reason = "for pushers")]
+    Pushers {
+        /// Whose.
+        user_id: OwnedUserId,
+    },
     /// Something other than an event waits for another server.
     FederationEdu {
         /// Which.
@@ -107,6 +121,8 @@ pub(crate) struct Log {
     tail: RwLock<Tail>,
     waiting: Mutex<HashMap<OwnedUserId, Arc<Waiter>>>,
     roster: Roster,
+    /// When the account data of users last changed, since the start.
+    account_data: RwLock<HashMap<OwnedUserId, StreamPosition>>,
 }
 
 #[derive(Debug)]
@@ -133,6 +149,7 @@ impl Log {
             }),
             waiting: Mutex::default(),
             roster,
+            account_data: RwLock::default(),
         }
     }
 
@@ -166,6 +183,41 @@ impl Log {
         })
     }
 
+    /// Memory has every entry after this position.
+    #[must_use]
+    pub(crate) fn reach(&self) -> StreamPosition {
+        let tail = self.tail.read().unwrap_or_else(PoisonError::into_inner);
+        tail.complete_after
+    }
+
+    /// As [`Log::since`], only those that are `wanted`.
+    #[must_use]
+    pub(crate) fn since_if(
+        &self,
+        position: StreamPosition,
+        wanted: impl Fn(&Change) -> bool,
+    ) -> Option<Vec<Arc<Entry>>> {
+        let tail = self.tail.read().unwrap_or_else(PoisonError::into_inner);
+        (position >= tail.complete_after).then(|| {
+            let start = tail
+                .entries
+                .partition_point(|entry| entry.position <= position);
+            let entries = tail.entries.range(start..);
+            entries
+                .filter(|entry| wanted(&entry.change))
+                .cloned()
+                .collect()
+        })
+    }
+
+    /// When the account data of a user last changed, as far as that was since the start; zero otherwise.
+    #[must_use]
+    pub(crate) fn account_data_changed(&self, user_id: &UserId) -> StreamPosition {
+        let changed = self.account_data.read();
+        let changed = changed.unwrap_or_else(PoisonError::into_inner);
+        changed.get(user_id).copied().unwrap_or_default()
+    }
+
     /// Starts to watch for entries that concern `user_id`. Made before reading, so that nothing that
     /// comes after the read is missed.
     #[must_use]
@@ -190,6 +242,11 @@ impl Log {
             self.audience(&entry.change, &mut audience);
             if self.roster.apply(&entry.change) {
                 self.audience(&entry.change, &mut audience);
+            }
+            if let Change::AccountData { user_id } = &entry.change {
+                let changed = self.account_data.write();
+                let mut changed = changed.unwrap_or_else(PoisonError::into_inner);
+                changed.insert(user_id.clone(), entry.position);
             }
         }
         {
@@ -227,7 +284,9 @@ impl Log {
                 audience.extend(event.memberships.iter().map(|row| row.user_id.clone()));
                 room(event.pdu.room_id(), audience);
             }
-            Change::Receipt { room_id, .. } | Change::Typing { room_id } => room(room_id, audience),
+            Change::Receipt { room_id, .. }
+            | Change::Redacted { room_id, .. }
+            | Change::Typing { room_id } => room(room_id, audience),
             Change::OutsideMembership(Membership { user_id, .. })
             | Change::AccountData { user_id }
             | Change::ToDevice { user_id, .. }
@@ -237,7 +296,7 @@ impl Log {
             } => {
                 audience.insert(user_id.clone());
             }
-            Change::FederationEdu { .. } => {}
+            Change::FederationEdu { .. } | Change::Pushers { .. } => {}
             Change::DeviceList { user_id } | Change::Presence { user_id } => {
                 audience.insert(user_id.clone());
                 for room_id in self.roster.rooms_shared_with(user_id) {

@@ -1,64 +1,67 @@
 //! [Push rules](https://spec.matrix.org/v1.19/client-server-api/#push-rules-api).
+//!
+//! Paths are read here, not by the router: clients put anything into the id of a rule, and a path that is
+//! none is refused with 400, as they know it from other servers.
 
-use axum::extract::State;
-use ruma::{
-    api::{
-        client::push::{
-            delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
-            get_pushrules_all, get_pushrules_global_scope, set_pushrule, set_pushrule_actions,
-            set_pushrule_enabled,
-        },
-        error::ErrorKind,
-    },
-    push::{AnyPushRule, AnyPushRuleRef, InsertPushRuleError, RuleKind},
+use axum::{
+    extract::{Request, State},
+    routing::any,
 };
+use http::Method;
+use ruma::api::{
+    auth_scheme::{AccessToken, AuthScheme},
+    error::ErrorKind,
+};
+use serde_json::{Value, json};
 
 use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{Authenticated, Matrix},
+        extract::{self, Plain},
     },
     service::{
-        accounts::Requester,
-        push_rules::{PushRuleError, PushRules},
+        accounts::Accounts,
+        push_rules::{ChangeError, Kind, Placement, PushRuleError, PushRules, Rule, Rules},
     },
 };
 
 pub(super) fn routes(routes: Routes) -> Routes {
-    routes
-        .add::<delete_pushrule::v3::Request, _, _>(delete_pushrule)
-        .add::<get_pushrule::v3::Request, _, _>(get_pushrule)
-        .add::<get_pushrule_actions::v3::Request, _, _>(get_pushrule_actions)
-        .add::<get_pushrule_enabled::v3::Request, _, _>(get_pushrule_enabled)
-        .add::<get_pushrules_all::v3::Request, _, _>(get_pushrules_all)
-        .add::<get_pushrules_global_scope::v3::Request, _, _>(get_pushrules_global_scope)
-        .add::<set_pushrule::v3::Request, _, _>(set_pushrule)
-        .add::<set_pushrule_actions::v3::Request, _, _>(set_pushrule_actions)
-        .add::<set_pushrule_enabled::v3::Request, _, _>(set_pushrule_enabled)
+    ["v3", "r0"].into_iter().fold(routes, |routes, version| {
+        let base = format!("/_matrix/client/{version}/pushrules");
+        [
+            "/",
+            "/global/",
+            "/global/{kind}/{rule_id}",
+            "/global/{kind}/{rule_id}/enabled",
+            "/global/{kind}/{rule_id}/actions",
+            "/{*rest}",
+        ]
+        .into_iter()
+        .fold(routes, |routes, path| {
+            routes.raw(&format!("{base}{path}"), any(push_rules))
+        })
+    })
 }
 
 impl From<PushRuleError> for MatrixError {
     fn from(error: PushRuleError) -> Self {
         match error {
-            PushRuleError::NotFound | PushRuleError::Insert(InsertPushRuleError::UnknownRuleId) => {
+            PushRuleError::Change(ChangeError::NotFound) => {
                 Self::not_found("There is no such push rule")
             }
-            PushRuleError::Insert(InsertPushRuleError::ServerDefaultRuleId) => {
-                Self::invalid_param("Only rules of the server have an id that begins with a dot")
+            PushRuleError::Change(ChangeError::ServerDefault) => {
+                Self::invalid_param("Rules whose id begins with a dot are the server's")
             }
-            PushRuleError::Insert(InsertPushRuleError::InvalidRuleId) => {
-                Self::invalid_param("The id of the rule is not valid")
+            PushRuleError::Change(ChangeError::InvalidId) => {
+                Self::invalid_param("The id of a rule must not be empty and have no slashes")
             }
-            PushRuleError::Insert(InsertPushRuleError::RelativeToServerDefaultRule) => {
-                Self::invalid_param("A rule cannot stand among those of the server")
-            }
-            PushRuleError::Insert(InsertPushRuleError::BeforeHigherThanAfter) => {
-                Self::invalid_param("No rule can stand there")
-            }
-            PushRuleError::Insert(_) => Self::invalid_param("The rule is not valid"),
-            PushRuleError::ServerDefault => {
-                Self::invalid_param("Rules of the server cannot be removed")
+            PushRuleError::Change(ChangeError::NoNeighbor) => Self::bad_request(
+                ErrorKind::Unknown,
+                "There is no such rule to stand before or after",
+            ),
+            PushRuleError::Change(ChangeError::Nowhere) => {
+                Self::bad_request(ErrorKind::Unknown, "No rule can stand there")
             }
             PushRuleError::TooMany => {
                 Self::bad_request(ErrorKind::TooLarge, "There are too many push rules")
@@ -68,104 +71,211 @@ impl From<PushRuleError> for MatrixError {
     }
 }
 
-async fn rule(
-    rules: &PushRules,
-    requester: &Requester,
-    kind: RuleKind,
-    rule_id: &str,
-) -> Result<AnyPushRule, MatrixError> {
-    let rules = rules.of_user(&requester.user_id).await?;
-    let found = rules.get(kind, rule_id).map(AnyPushRuleRef::to_owned);
-    Ok(found.ok_or(PushRuleError::NotFound)?)
+/// What a path below `/pushrules/` names.
+enum Place {
+    /// All rules of all scopes.
+    All,
+    /// All rules that are not of a single device.
+    Global,
+    Kind(Kind),
+    Rule(Kind, String),
+    Attribute(Kind, String, Attribute),
 }
 
-/// `GET /_matrix/client/v3/pushrules/`
-async fn get_pushrules_all(
-    State(rules): State<PushRules>,
-    request: Authenticated<get_pushrules_all::v3::Request>,
-) -> Result<Matrix<get_pushrules_all::v3::Response>, MatrixError> {
-    let rules = rules.of_user(&request.requester.user_id).await?;
-    Ok(Matrix(get_pushrules_all::v3::Response::new(rules)))
+#[derive(Clone, Copy)]
+enum Attribute {
+    Enabled,
+    Actions,
 }
 
-/// `GET /_matrix/client/v3/pushrules/global/`
-async fn get_pushrules_global_scope(
-    State(rules): State<PushRules>,
-    request: Authenticated<get_pushrules_global_scope::v3::Request>,
-) -> Result<Matrix<get_pushrules_global_scope::v3::Response>, MatrixError> {
-    let rules = rules.of_user(&request.requester.user_id).await?;
-    Ok(Matrix(get_pushrules_global_scope::v3::Response::new(rules)))
+impl Place {
+    fn parse(path: &str) -> Result<Self, MatrixError> {
+        let (_, rest) = path.split_once("/pushrules/").ok_or_else(no_place)?;
+        let parts: Option<Vec<_>> = rest.split('/').map(decode).collect();
+        let parts = parts.ok_or_else(no_place)?;
+        let kind = |text: &str| text.parse::<Kind>().map_err(|_| no_place());
+        match parts.as_slice() {
+            [all] if all.is_empty() => Ok(Self::All),
+            [scope, ..] if scope != "global" => Err(no_place()),
+            [_, all] if all.is_empty() => Ok(Self::Global),
+            [_, of, all] if all.is_empty() => Ok(Self::Kind(kind(of)?)),
+            [_, of, rule_id] => Ok(Self::Rule(kind(of)?, rule_id.clone())),
+            [_, of, rule_id, attribute] => {
+                let attribute = match attribute.as_str() {
+                    "enabled" => Attribute::Enabled,
+                    "actions" => Attribute::Actions,
+                    _ => return Err(no_place()),
+                };
+                Ok(Self::Attribute(kind(of)?, rule_id.clone(), attribute))
+            }
+            _ => Err(no_place()),
+        }
+    }
 }
 
-/// `GET /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
-async fn get_pushrule(
-    State(rules): State<PushRules>,
-    Authenticated { requester, body }: Authenticated<get_pushrule::v3::Request>,
-) -> Result<Matrix<get_pushrule::v3::Response>, MatrixError> {
-    let found = rule(&rules, &requester, body.kind, &body.rule_id).await?;
-    Ok(Matrix(get_pushrule::v3::Response::new(found.into())))
+/// Undoes the percent-encoding of a part of a path.
+fn decode(part: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(part.len());
+    let mut rest = part.as_bytes().iter();
+    while let Some(byte) = rest.next() {
+        if *byte == b'%' {
+            let digit = |byte: &u8| char::from(*byte).to_digit(16);
+            let (high, low) = (digit(rest.next()?)?, digit(rest.next()?)?);
+            bytes.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            bytes.push(*byte);
+        }
+    }
+    let text = String::from_utf8(bytes).ok()?;
+    (!text.contains('\0')).then_some(text)
 }
 
-/// `GET /_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled`
-async fn get_pushrule_enabled(
-    State(rules): State<PushRules>,
-    Authenticated { requester, body }: Authenticated<get_pushrule_enabled::v3::Request>,
-) -> Result<Matrix<get_pushrule_enabled::v3::Response>, MatrixError> {
-    let found = rule(&rules, &requester, body.kind, &body.rule_id).await?;
-    let enabled = found.as_ref().enabled();
-    Ok(Matrix(get_pushrule_enabled::v3::Response::new(enabled)))
+fn no_place() -> MatrixError {
+    MatrixError::bad_request(
+        ErrorKind::Unrecognized,
+        "No push rules are there; a slash may be missing at the end",
+    )
 }
 
-/// `GET /_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions`
-async fn get_pushrule_actions(
+/// `/_matrix/client/v3/pushrules/…`
+async fn push_rules(
     State(rules): State<PushRules>,
-    Authenticated { requester, body }: Authenticated<get_pushrule_actions::v3::Request>,
-) -> Result<Matrix<get_pushrule_actions::v3::Response>, MatrixError> {
-    let found = rule(&rules, &requester, body.kind, &body.rule_id).await?;
-    let actions = found.as_ref().actions().to_vec();
-    Ok(Matrix(get_pushrule_actions::v3::Response::new(actions)))
+    State(accounts): State<Accounts>,
+    request: Request,
+) -> Result<Plain, MatrixError> {
+    let token =
+        AccessToken::extract_authentication(&request).map_err(|_| MatrixError::missing_token())?;
+    let requester = accounts.authenticate(&token).await?;
+    let user_id = requester.ok_or_else(MatrixError::unknown_token)?.user_id;
+    let (request, _) = extract::read(request, &()).await?;
+    let place = Place::parse(request.uri().path())?;
+    match (request.method().clone(), place) {
+        (Method::GET, place) => Ok(Plain(read(&rules.of_user(&user_id).await?, place)?)),
+        (Method::PUT, Place::Rule(kind, rule_id)) => {
+            let rule = new_rule(kind, rule_id, &extract::json(request.body())?)?;
+            let placement = placement(request.uri());
+            rules.insert(user_id, kind, rule, placement).await?;
+            Ok(empty())
+        }
+        (Method::PUT, Place::Attribute(kind, rule_id, Attribute::Enabled)) => {
+            let body = extract::json(request.body())?;
+            let enabled = body
+                .get("enabled")
+                .ok_or_else(|| missing("`enabled` is missing"))?;
+            let wrong = || MatrixError::invalid_param("`enabled` must be true or false");
+            let enabled = enabled.as_bool().ok_or_else(wrong)?;
+            rules.set_enabled(user_id, kind, rule_id, enabled).await?;
+            Ok(empty())
+        }
+        (Method::PUT, Place::Attribute(kind, rule_id, Attribute::Actions)) => {
+            let actions = actions(&extract::json(request.body())?)?;
+            rules.set_actions(user_id, kind, rule_id, actions).await?;
+            Ok(empty())
+        }
+        (Method::DELETE, Place::Rule(kind, rule_id)) => {
+            rules.remove(user_id, kind, rule_id).await?;
+            Ok(empty())
+        }
+        (Method::PUT | Method::DELETE, _) => Err(no_place()),
+        _ => Err(MatrixError::method_not_allowed()),
+    }
 }
 
-/// `PUT /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
-async fn set_pushrule(
-    State(rules): State<PushRules>,
-    Authenticated { requester, body }: Authenticated<set_pushrule::v3::Request>,
-) -> Result<Matrix<set_pushrule::v3::Response>, MatrixError> {
-    rules
-        .insert(requester.user_id, body.rule, body.after, body.before)
-        .await?;
-    Ok(Matrix(set_pushrule::v3::Response::new()))
+fn empty() -> Plain {
+    Plain(json!({}))
 }
 
-/// `PUT /_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled`
-async fn set_pushrule_enabled(
-    State(rules): State<PushRules>,
-    Authenticated { requester, body }: Authenticated<set_pushrule_enabled::v3::Request>,
-) -> Result<Matrix<set_pushrule_enabled::v3::Response>, MatrixError> {
-    rules
-        .set_enabled(requester.user_id, body.kind, body.rule_id, body.enabled)
-        .await?;
-    Ok(Matrix(set_pushrule_enabled::v3::Response::new()))
+/// What is at a place.
+fn read(rules: &Rules, place: Place) -> Result<Value, MatrixError> {
+    let rule = |kind, rule_id: &str| {
+        let found = rules.get(kind, rule_id);
+        found.ok_or_else(|| MatrixError::from(PushRuleError::Change(ChangeError::NotFound)))
+    };
+    Ok(match place {
+        Place::All => json!({ "global": rules }),
+        Place::Global => json!(rules),
+        Place::Kind(kind) => json!(rules.of(kind)),
+        Place::Rule(kind, rule_id) => json!(rule(kind, &rule_id)?),
+        Place::Attribute(kind, rule_id, Attribute::Enabled) => {
+            json!({ "enabled": rule(kind, &rule_id)?.enabled })
+        }
+        Place::Attribute(kind, rule_id, Attribute::Actions) => {
+            json!({ "actions": rule(kind, &rule_id)?.actions })
+        }
+    })
 }
 
-/// `PUT /_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions`
-async fn set_pushrule_actions(
-    State(rules): State<PushRules>,
-    Authenticated { requester, body }: Authenticated<set_pushrule_actions::v3::Request>,
-) -> Result<Matrix<set_pushrule_actions::v3::Response>, MatrixError> {
-    rules
-        .set_actions(requester.user_id, body.kind, body.rule_id, body.actions)
-        .await?;
-    Ok(Matrix(set_pushrule_actions::v3::Response::new()))
+/// Where a rule goes.
+fn placement(uri: &http::Uri) -> Placement {
+    let mut placement = Placement::default();
+    for (name, value) in extract::query(uri) {
+        match name.as_str() {
+            "before" => placement.before = Some(value),
+            "after" => placement.after = Some(value),
+            _ => {}
+        }
+    }
+    placement
 }
 
-/// `DELETE /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
-async fn delete_pushrule(
-    State(rules): State<PushRules>,
-    Authenticated { requester, body }: Authenticated<delete_pushrule::v3::Request>,
-) -> Result<Matrix<delete_pushrule::v3::Response>, MatrixError> {
-    rules
-        .remove(requester.user_id, body.kind, body.rule_id)
-        .await?;
-    Ok(Matrix(delete_pushrule::v3::Response::new()))
+/// The rule that a client describes.
+fn new_rule(kind: Kind, rule_id: String, body: &Value) -> Result<Rule, MatrixError> {
+    let actions = actions(body)?;
+    let conditions = match body.get("conditions") {
+        _ if !kind.is_conditional() => None,
+        None => Some(Vec::new()),
+        Some(conditions) => Some(conditions_of(conditions)?),
+    };
+    let pattern = match (kind, body.get("pattern")) {
+        (Kind::Content, Some(Value::String(pattern))) => Some(pattern.clone()),
+        (Kind::Content, None) => return Err(missing("`pattern` is missing")),
+        (Kind::Content, Some(_)) => {
+            return Err(MatrixError::invalid_param("`pattern` must be a string"));
+        }
+        _ => None,
+    };
+    Ok(Rule {
+        actions,
+        conditions,
+        default: false,
+        enabled: true,
+        pattern,
+        rule_id,
+    })
+}
+
+fn conditions_of(conditions: &Value) -> Result<Vec<Value>, MatrixError> {
+    let wrong = || MatrixError::invalid_param("`conditions` must be a list of objects");
+    let conditions = conditions.as_array().ok_or_else(wrong)?;
+    for condition in conditions {
+        match condition.as_object().ok_or_else(wrong)?.get("kind") {
+            Some(Value::String(_)) => {}
+            Some(_) => return Err(wrong()),
+            None => return Err(missing("A condition has no `kind`")),
+        }
+    }
+    Ok(conditions.clone())
+}
+
+/// What a rule does; also what it did in older versions of the specification
+/// ([spec](https://spec.matrix.org/v1.19/client-server-api/#actions)).
+fn actions(body: &Value) -> Result<Vec<Value>, MatrixError> {
+    let actions = body
+        .get("actions")
+        .ok_or_else(|| missing("`actions` is missing"))?;
+    let wrong = || MatrixError::invalid_param("There is no such action");
+    let actions = actions.as_array().ok_or_else(wrong)?;
+    let known = |action: &Value| match action {
+        Value::String(name) => matches!(name.as_str(), "notify" | "dont_notify" | "coalesce"),
+        action => action.get("set_tweak").is_some_and(Value::is_string),
+    };
+    if actions.iter().all(known) {
+        Ok(actions.clone())
+    } else {
+        Err(wrong())
+    }
+}
+
+fn missing(what: &str) -> MatrixError {
+    MatrixError::bad_request(ErrorKind::MissingParam, what)
 }

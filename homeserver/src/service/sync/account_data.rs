@@ -56,7 +56,11 @@ impl AccountDataNews {
             .changed(user_id, above, look.until)
             .await?;
         let mut found = Self::default();
-        for item in items {
+        for mut item in items {
+            if item.room_id.is_none() && item.event_type == push_rules::EVENT_TYPE {
+                let content = push_rules::content(user_id, Some(&item.content));
+                item.content = content.unwrap_or(item.content);
+            }
             let everything = look.is_first() || look.ask.full_state;
             let fresh = everything || item.position > look.since;
             match &item.room_id {
@@ -85,11 +89,16 @@ impl AccountDataNews {
             && !self.global.iter().any(is_rules)
             && filter::wants_type(filter, push_rules::EVENT_TYPE)
         {
-            let content = push_rules::default_content(&look.ask.requester.user_id);
+            let content = push_rules::content(&look.ask.requester.user_id, None);
             let rules = content.and_then(|content| to_event(push_rules::EVENT_TYPE, content));
             data.events.extend(rules.map(Raw::cast_unchecked));
         }
         data
+    }
+
+    /// Whether there is anything of a room.
+    pub(super) fn is_in(&self, room_id: &RoomId) -> bool {
+        self.rooms.contains_key(room_id)
     }
 
     /// What belongs to a room.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::{
-    OwnedRoomId, OwnedUserId, RoomId,
+    OwnedRoomId, OwnedUserId, RoomId, UserId,
     api::client::sync::sync_events::v3::Ephemeral,
     events::{AnySyncEphemeralRoomEvent, room::member::MembershipState},
     serde::Raw,
@@ -66,6 +66,23 @@ impl EphemeralNews {
             }
         }
         Ok(found)
+    }
+
+    /// Whether there is anything of a room.
+    pub(super) fn is_in(&self, room_id: &RoomId) -> bool {
+        self.receipts.contains_key(room_id) || self.typing.contains_key(room_id)
+    }
+
+    /// The rooms in which the user's own receipts changed.
+    pub(super) fn own_receipts<'a>(
+        &'a self,
+        user_id: &'a UserId,
+    ) -> impl Iterator<Item = &'a OwnedRoomId> {
+        let own = move |receipts: &[StoredReceipt]| receipts.iter().any(|r| r.user_id == user_id);
+        let rooms = self.receipts.iter();
+        rooms
+            .filter(move |(_, receipts)| own(receipts))
+            .map(|(room_id, _)| room_id)
     }
 
     pub(super) fn of_room(&self, look: &Look<'_>, room_id: &RoomId) -> Ephemeral {

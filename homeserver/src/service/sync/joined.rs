@@ -1,8 +1,7 @@
 //! Rooms that the user is in, or was in when something happened there.
 
 use ruma::{
-    RoomId, UInt,
-    api::client::sync::sync_events::UnreadNotificationsCount,
+    RoomId,
     api::client::sync::sync_events::v3::{JoinedRoom, LeftRoom, State, StateEvents, Timeline},
     events::AnySyncStateEvent,
     serde::Raw,
@@ -46,11 +45,10 @@ impl Sync {
             // The server is not in the room yet.
             return Ok(None);
         }
-        if joined.is_empty() && !new {
+        if joined.is_empty() && !new && !gathered.unread.is_news(room_id) {
             return Ok(None);
         }
-        // Not counted here: a client counts for itself what it can decrypt.
-        joined.unread_notifications = uncounted();
+        gathered.unread.tell(look, room_id, &mut joined);
         Ok(Some(joined))
     }
 
@@ -119,12 +117,4 @@ fn around(news: &Shown, new: bool) -> Option<Around> {
         start: first.map_or(end, |state| state.before),
         end,
     })
-}
-
-/// The counts that clients expect to find.
-fn uncounted() -> UnreadNotificationsCount {
-    let mut counts = UnreadNotificationsCount::new();
-    counts.highlight_count = Some(UInt::MIN);
-    counts.notification_count = Some(UInt::MIN);
-    counts
 }
