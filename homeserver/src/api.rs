@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub(crate) mod error;
 pub(crate) mod extract;
 mod leftover;
+mod legacy;
 pub(crate) mod routes;
 pub(crate) mod server;
 
@@ -20,6 +21,7 @@ use tower_http::{
 };
 
 use self::error::MatrixError;
+pub(crate) use self::legacy::with_deprecated_requests;
 pub(crate) use self::routes::Routes;
 use crate::{
     clock::Clock,

@@ -9,8 +9,9 @@ use std::{
 };
 
 pub use load::{ConfigError, Overrides};
-use ruma::OwnedServerName;
+use ruma::{OwnedServerName, RoomVersionId};
 use serde::Deserialize;
+use sotto_federation::room::version;
 
 /// Everything that an operator decides.
 #[derive(Clone, Debug, Deserialize)]
@@ -40,6 +41,14 @@ pub struct Config {
     /// Who may make an account.
     #[serde(default)]
     pub registration: Registration,
+    /// The version of rooms that are made without asking for one. Default is the newest.
+    #[serde(default = "default_room_version")]
+    pub default_room_version: RoomVersionId,
+    /// Whether requests of forms that the specification has deprecated are answered: access tokens in the
+    /// address, paths of `r0`, events without transaction id. Clients and bridges of today still send
+    /// them. Default true.
+    #[serde(default = "default_deprecated_requests")]
+    pub deprecated_requests: bool,
     /// How the server speaks with other servers.
     #[serde(default)]
     pub federation: Federation,
@@ -132,6 +141,8 @@ impl Config {
             public_base_url: None,
             contact: None,
             registration: Registration::default(),
+            default_room_version: default_room_version(),
+            deprecated_requests: default_deprecated_requests(),
             federation: Federation::default(),
             media: Media::default(),
             presence: Presence::default(),
@@ -167,4 +178,12 @@ fn default_data_dir() -> PathBuf {
 
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 8008))
+}
+
+fn default_room_version() -> RoomVersionId {
+    version::DEFAULT
+}
+
+fn default_deprecated_requests() -> bool {
+    true
 }

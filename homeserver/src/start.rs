@@ -151,7 +151,10 @@ impl Homeserver {
         );
         tasks.spawn(sender.run());
         let first_token = edge.accounts.first_registration_token().await?;
-        let router = api::router(edge);
+        let mut router = api::router(edge);
+        if config.deprecated_requests {
+            router = api::with_deprecated_requests(router);
+        }
         let (listener, address) = bind(config.listen).await?;
         tasks.spawn(listen::serve(
             listener,
@@ -311,7 +314,12 @@ fn services(
         summaries,
         federation.clone(),
     );
-    let rooms = Rooms::new(storage.clone(), timeline.clone(), aliases.clone());
+    let rooms = Rooms::new(
+        storage.clone(),
+        timeline.clone(),
+        aliases.clone(),
+        config.default_room_version.clone(),
+    );
     let remote = Remote::new(
         storage.clone(),
         timeline.clone(),

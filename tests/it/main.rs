@@ -18,6 +18,7 @@ mod federation_out;
 mod federation_pair;
 mod hostile;
 mod key_backup;
+mod legacy;
 mod media;
 mod presence;
 mod push;

@@ -7,11 +7,11 @@ use axum::{
     extract::{FromRef, FromRequest, FromRequestParts, RawPathParams, Request},
     response::{IntoResponse, Response},
 };
+use http::header::AUTHORIZATION;
 use http_body_util::{BodyExt, Limited};
 use ruma::api::{
     IncomingRequest, IncomingRequestExt, OutgoingResponse, OutgoingResponseExt,
-    auth_scheme::{AccessToken, AuthScheme},
-    error::ErrorKind,
+    auth_scheme::AccessToken, error::ErrorKind,
 };
 
 use super::error::MatrixError;
@@ -78,8 +78,7 @@ where
     type Rejection = MatrixError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
-        let token = AccessToken::extract_authentication(&request)
-            .map_err(|_| MatrixError::missing_token())?;
+        let token = bearer(&request)?;
         let requester = Accounts::from_ref(state).authenticate(&token).await?;
         let requester = requester.ok_or_else(MatrixError::unknown_token)?;
         let (request, path) = read(request, state).await?;
@@ -88,6 +87,17 @@ where
             body: parse(&request, &path)?,
         })
     }
+}
+
+/// The access token of a request
+/// ([spec](https://spec.matrix.org/v1.19/client-server-api/#using-access-tokens)).
+pub(super) fn bearer<B>(request: &http::Request<B>) -> Result<String, MatrixError> {
+    let header = request.headers().get(AUTHORIZATION);
+    let token = header.and_then(|header| header.to_str().ok()?.strip_prefix("Bearer "));
+    token
+        .filter(|token| !token.is_empty())
+        .map(str::to_owned)
+        .ok_or_else(MatrixError::missing_token)
 }
 
 /// Reads the body, up to [`MAX_BODY`], and the parts of the path.

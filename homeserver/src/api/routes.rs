@@ -10,7 +10,7 @@ use ruma::api::{
     path_builder::{PathBuilder, SinglePath, VersionHistory},
 };
 
-use super::Edge;
+use super::{Edge, legacy};
 
 /// What is answered, and the list of it.
 pub(crate) struct Routes {
@@ -26,7 +26,7 @@ impl Routes {
         }
     }
 
-    /// Answers an endpoint, under all its paths of all versions.
+    /// Answers an endpoint, under all its paths but the deprecated ones.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "reads as a list of endpoints"
@@ -66,6 +66,7 @@ impl Paths for VersionHistory {
         let unstable = self.unstable_paths().map(|(_, path)| path);
         unstable
             .chain(self.stable_paths().map(|(_, path)| path))
+            .filter(|path| !legacy::is_deprecated(path))
             .collect()
     }
 }

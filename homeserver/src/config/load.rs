@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ruma::OwnedServerName;
+use ruma::{OwnedServerName, RoomVersionId};
+use sotto_federation::room::version;
 
 use super::{Config, Registration};
 
@@ -53,6 +54,12 @@ pub enum ConfigError {
         /// The key that was probably meant.
         suggestion: Option<String>,
     },
+    /// Rooms of the version that is asked for cannot be made.
+    #[error("`default_room_version` is {version}; this server knows {}", known())]
+    RoomVersion {
+        /// Which.
+        version: RoomVersionId,
+    },
     /// Two settings need each other.
     #[error("`{setting}` also needs `{needs}`")]
     Needs {
@@ -90,6 +97,11 @@ impl Config {
         config.registration = registration.unwrap_or(config.registration);
         config.database = database.or(config.database);
         config.federation.listen = federation_listen.or(config.federation.listen);
+        let version = &config.default_room_version;
+        if version::rules(version).is_none() {
+            let version = version.clone();
+            return Err(ConfigError::RoomVersion { version });
+        }
         let federation = &config.federation;
         for (there, setting, other, needs) in [
             (
@@ -111,6 +123,12 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+/// The room versions that can be chosen.
+fn known() -> String {
+    let known: Vec<String> = version::supported().map(String::from).collect();
+    known.join(", ")
 }
 
 fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {

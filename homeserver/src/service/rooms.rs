@@ -16,6 +16,7 @@ pub(crate) struct Rooms {
     storage: Storage,
     timeline: Timeline,
     aliases: Aliases,
+    default_version: RoomVersionId,
 }
 
 /// Why a room was not made.
@@ -37,11 +38,23 @@ pub(crate) enum CreateRoomError {
 }
 
 impl Rooms {
-    pub(crate) fn new(storage: Storage, timeline: Timeline, aliases: Aliases) -> Self {
+    /// Rooms that ask for no version get `default_version`.
+    pub(crate) fn new(
+        storage: Storage,
+        timeline: Timeline,
+        aliases: Aliases,
+        default_version: RoomVersionId,
+    ) -> Self {
         Self {
             storage,
             timeline,
             aliases,
+            default_version,
         }
+    }
+
+    /// The version of rooms that are made without asking for one.
+    pub(crate) fn default_version(&self) -> &RoomVersionId {
+        &self.default_version
     }
 }

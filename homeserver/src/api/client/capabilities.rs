@@ -1,15 +1,19 @@
 //! [Capabilities negotiation](https://spec.matrix.org/v1.19/client-server-api/#capabilities-negotiation).
 
+use axum::extract::State;
 use ruma::api::client::discovery::get_capabilities::v3::{
     self, Capabilities, ChangePasswordCapability, RoomVersionStability, RoomVersionsCapability,
     ThirdPartyIdChangesCapability,
 };
 use sotto_federation::room::version;
 
-use crate::api::{
-    Routes,
-    error::MatrixError,
-    extract::{Authenticated, Matrix},
+use crate::{
+    api::{
+        Routes,
+        error::MatrixError,
+        extract::{Authenticated, Matrix},
+    },
+    service::rooms::Rooms,
 };
 
 pub(super) fn routes(routes: Routes) -> Routes {
@@ -18,13 +22,15 @@ pub(super) fn routes(routes: Routes) -> Routes {
 
 /// `GET /_matrix/client/v3/capabilities`
 async fn get_capabilities(
+    State(rooms): State<Rooms>,
     _: Authenticated<v3::Request>,
 ) -> Result<Matrix<v3::Response>, MatrixError> {
     let mut capabilities = Capabilities::new();
     let available = version::supported()
         .map(|v| (v, RoomVersionStability::Stable))
         .collect();
-    capabilities.room_versions = RoomVersionsCapability::new(version::DEFAULT, available);
+    capabilities.room_versions =
+        RoomVersionsCapability::new(rooms.default_version().clone(), available);
     capabilities.change_password = ChangePasswordCapability::new(false);
     capabilities.thirdparty_id_changes = ThirdPartyIdChangesCapability::new(false);
     Ok(Matrix(v3::Response::new(capabilities)))

@@ -13,7 +13,6 @@ use ruma::{
     MilliSecondsSinceUnixEpoch, ServerName, UInt,
     api::{
         IncomingRequest,
-        auth_scheme::{AccessToken, AuthScheme},
         client::{
             authenticated_media::{
                 get_content, get_content_as_filename, get_content_thumbnail, get_media_config,
@@ -31,7 +30,7 @@ use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{Authenticated, Matrix, parse, read},
+        extract::{Authenticated, Matrix, bearer, parse, read},
     },
     service::{
         accounts::{Accounts, Requester},
@@ -114,8 +113,7 @@ async fn upload<T: IncomingRequest>(
     media: &Media,
     request: Request,
 ) -> Result<(Requester, T, Body), MatrixError> {
-    let token =
-        AccessToken::extract_authentication(&request).map_err(|_| MatrixError::missing_token())?;
+    let token = bearer(&request)?;
     let requester = accounts.authenticate(&token).await?;
     let requester = requester.ok_or_else(MatrixError::unknown_token)?;
     let length = request.headers().get(header::CONTENT_LENGTH);

@@ -52,7 +52,8 @@ impl Rooms {
         requester: &Requester,
         request: &Request,
     ) -> Result<OwnedRoomId, CreateRoomError> {
-        let version = request.room_version.clone().unwrap_or(version::DEFAULT);
+        let version = request.room_version.clone();
+        let version = version.unwrap_or_else(|| self.default_version.clone());
         let rules = version::rules(&version)
             .ok_or_else(|| CreateRoomError::UnsupportedVersion(version.clone()))?;
         let alias = self.alias(request).await?;
