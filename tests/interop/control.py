@@ -44,6 +44,15 @@ class Synapse(Server):
             "macaroon_secret_key": "control",
             "form_secret": "control",
             "trusted_key_servers": [],
+            # A peer that was away is tried again at once.
+            "federation": {
+                "destination_min_retry_interval": "1s",
+                "destination_max_retry_interval": "2s",
+            },
+            "allow_public_rooms_over_federation": True,
+            "presence": {"enabled": False},
+            # Who asks twice wants to know what is new.
+            "caches": {"sync_response_cache_duration": "0s"},
             "enable_registration": True,
             "enable_registration_without_verification": True,
             **dict.fromkeys(LIMITS, UNLIMITED),
