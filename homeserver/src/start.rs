@@ -340,6 +340,7 @@ fn services(
         timeline.clone(),
         incoming.clone(),
         federation.clone(),
+        clock.clone(),
     );
     let transactions = Transactions::new(transactions::Parts {
         storage: storage.clone(),

@@ -12,6 +12,7 @@ mod crash;
 mod directory;
 mod encryption;
 mod endpoints;
+mod federation_backfill;
 mod federation_fork;
 mod federation_inbound;
 mod federation_out;

@@ -1,10 +1,13 @@
 //! The history of a room from before this server was in it, asked of those who were
 //! ([spec](https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-missing-events)).
 
-use ruma::{RoomId, UInt, api::federation::backfill::get_backfill::v1};
+use ruma::{OwnedEventId, RoomId, UInt, api::federation::backfill::get_backfill::v1};
 
 use super::{federation::Federation, incoming::Incoming, timeline::Timeline};
-use crate::storage::{Families, Storage, StorageError};
+use crate::{
+    clock::Clock,
+    storage::{Families, Storage, StorageError, inbound::Pauses, rooms::RoomNid},
+};
 
 /// How many events are asked for at once.
 const EVENTS: u32 = 100;
@@ -12,6 +15,12 @@ const EVENTS: u32 = 100;
 const SERVERS: usize = 3;
 /// How many places at which the history goes on elsewhere are named in one question.
 const PLACES: i64 = 20;
+/// For how long history that nobody gives is not asked for: every page of the oldest messages would wait
+/// for servers that are gone.
+const PAUSES: Pauses = Pauses {
+    first: 10_000,
+    longest: 24 * 60 * 60 * 1_000,
+};
 
 /// Fetches history.
 #[derive(Clone)]
@@ -20,6 +29,7 @@ pub(crate) struct Backfill {
     timeline: Timeline,
     incoming: Incoming,
     federation: Federation,
+    clock: Clock,
 }
 
 impl Backfill {
@@ -28,12 +38,14 @@ impl Backfill {
         timeline: Timeline,
         incoming: Incoming,
         federation: Federation,
+        clock: Clock,
     ) -> Self {
         Self {
             storage,
             timeline,
             incoming,
             federation,
+            clock,
         }
     }
 
@@ -47,7 +59,7 @@ impl Backfill {
             .read()
             .await?
             .inbound()
-            .missing(room.nid, PLACES)
+            .missing(room.nid, self.clock.now(), PLACES)
             .await?;
         if places.is_empty() {
             return Ok(false);
@@ -68,6 +80,24 @@ impl Backfill {
                 return Ok(true);
             }
         }
+        self.put_off(room.nid, places).await?;
         Ok(false)
+    }
+
+    async fn put_off(
+        &self,
+        room_nid: RoomNid,
+        places: Vec<OwnedEventId>,
+    ) -> Result<(), StorageError> {
+        let now = self.clock.now();
+        let write = self.storage.write(move |tx| {
+            Box::pin(async move {
+                let mut inbound = tx.inbound();
+                inbound
+                    .put_off_missing(room_nid, &places, now, PAUSES)
+                    .await
+            })
+        });
+        write.await
     }
 }

@@ -15,6 +15,7 @@ mod place;
 mod redactions;
 mod remote;
 mod resolve;
+mod settle;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -230,7 +231,7 @@ impl Incoming {
         if wanted.is_empty() {
             return Ok(());
         }
-        let gathered = self.gather(origin, &room, &rules, wanted).await?;
+        let gathered = self.gather(origin, &room, &rules, wanted, errand).await?;
         outcomes.extend(self.place(room_id, &rules, &gathered, errand).await?);
         Ok(())
     }

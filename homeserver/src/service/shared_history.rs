@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use ruma::{EventId, OwnedEventId, RoomId, ServerName};
+use ruma::{EventId, OwnedEventId, RoomId, ServerName, events::StateEventType};
 use serde_json::value::RawValue;
 use sotto_federation::room::{redaction, version};
 
@@ -94,21 +94,37 @@ impl SharedHistory {
         let event = event.ok_or(ShareError::UnknownEvent)?;
         // Not in the room and no such event are the same to one who asks by the id alone.
         let shared = self.shared(origin, event.pdu.room_id()).await;
-        shared.map_err(|error| match error {
+        let room = shared.map_err(|error| match error {
             ShareError::Storage(error) => ShareError::Storage(error),
             _ => ShareError::UnknownEvent,
         })?;
-        if event.pdu.is_state()
-            || self
-                .timeline
-                .visibility
-                .allows_server(origin, &event)
-                .await?
-        {
-            Ok(event.pdu.json().to_owned())
-        } else {
-            Err(ShareError::UnknownEvent)
+        Ok(self.as_seen_by(origin, &room, &event).await?)
+    }
+
+    /// The state before an event and its auth chain, each event as the server may see it.
+    pub(crate) async fn state_events(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        event_id: &EventId,
+    ) -> Result<(Pdus, Pdus), ShareError> {
+        let room = self.shared(origin, room_id).await?;
+        let (state, chain) = self.state(origin, room_id, event_id).await?;
+        let state = self.all_as_seen_by(origin, &room, &state).await?;
+        Ok((state, self.all_as_seen_by(origin, &room, &chain).await?))
+    }
+
+    async fn all_as_seen_by(
+        &self,
+        origin: &ServerName,
+        room: &Room,
+        events: &[Arc<StoredEvent>],
+    ) -> Result<Pdus, StorageError> {
+        let mut seen = Pdus::with_capacity(events.len());
+        for event in events {
+            seen.push(self.as_seen_by(origin, room, event).await?);
         }
+        Ok(seen)
     }
 
     /// The state before an event, and its auth chain.
@@ -134,16 +150,17 @@ impl SharedHistory {
         Ok((state, chain))
     }
 
-    /// The auth chain of an event.
+    /// The auth chain of an event, each event as the server may see it.
     pub(crate) async fn event_auth(
         &self,
         origin: &ServerName,
         room_id: &RoomId,
         event_id: &EventId,
-    ) -> Result<Vec<Arc<StoredEvent>>, ShareError> {
+    ) -> Result<Pdus, ShareError> {
         let room = self.shared(origin, room_id).await?;
         let event = self.in_room(&room, event_id).await?;
-        Ok(self.auth_chain(std::slice::from_ref(&event)).await?)
+        let chain = self.auth_chain(std::slice::from_ref(&event)).await?;
+        Ok(self.all_as_seen_by(origin, &room, &chain).await?)
     }
 
     /// Events from some on backwards, the given ones included.
@@ -205,7 +222,7 @@ impl SharedHistory {
                 if pdus.len() >= walk.limit {
                     return Ok(pdus);
                 }
-                pdus.push(self.as_seen_by(origin, event).await?);
+                pdus.push(self.as_seen_by(origin, room, event).await?);
                 further.extend(event.pdu.prev_events().iter().cloned());
             }
             next = further;
@@ -217,21 +234,35 @@ impl SharedHistory {
     async fn as_seen_by(
         &self,
         origin: &ServerName,
+        room: &Room,
         event: &StoredEvent,
     ) -> Result<Box<RawValue>, StorageError> {
-        if event.pdu.is_state()
-            || self
-                .timeline
-                .visibility
-                .allows_server(origin, event)
-                .await?
-        {
+        if self.visible(origin, room, event).await? {
             return Ok(event.pdu.json().to_owned());
         }
         let wrong = || StorageError::inconsistent("events", "json", event.pdu.event_id().as_str());
         let rules = version::rules(&event.version).ok_or_else(wrong)?;
         let redacted = redaction::redact(&event.pdu, &rules).map_err(|_| wrong())?;
         Ok(redacted.json().to_owned())
+    }
+
+    /// A server that is in the room may see what one of its users may see, and what the room is now
+    /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#room-history-visibility)).
+    async fn visible(
+        &self,
+        origin: &ServerName,
+        room: &Room,
+        event: &StoredEvent,
+    ) -> Result<bool, StorageError> {
+        let head = room.head.as_ref();
+        if let (Some(state_key), Some(head)) = (event.pdu.state_key(), head) {
+            let event_type = StateEventType::from(event.pdu.event_type().to_string());
+            let current = self.storage.state_get(head.state, &event_type, state_key);
+            if current.await? == Some(event.nid) {
+                return Ok(true);
+            }
+        }
+        self.timeline.visibility.allows_server(origin, event).await
     }
 
     async fn in_room(

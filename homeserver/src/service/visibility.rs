@@ -110,21 +110,27 @@ impl Visibility {
         let Some(state) = event.state else {
             return Ok(false);
         };
-        let visibility = self.history_visibility(state.after).await?;
-        if rank(&visibility) >= rank(&HistoryVisibility::Shared) {
-            let roster = self.storage.log().roster();
-            return Ok(roster.remote_servers(event.pdu.room_id()).contains(server));
+        // The more generous of the two sides of a change, such as the leave of the server's last user.
+        let sides = BTreeSet::from([state.before, state.after]);
+        let mut open_to_invited = false;
+        for side in &sides {
+            let visibility = self.history_visibility(*side).await?;
+            if rank(&visibility) >= rank(&HistoryVisibility::Shared) {
+                let roster = self.storage.log().roster();
+                return Ok(roster.remote_servers(event.pdu.room_id()).contains(server));
+            }
+            open_to_invited |= visibility == HistoryVisibility::Invited;
         }
         let mut reader = self.storage.read().await?;
         let users = reader.inbound().users_of(event.room_nid, server).await?;
         drop(reader);
-        for user_id in users {
-            let membership = self.membership(state.after, &user_id).await?;
-            let invited = visibility == HistoryVisibility::Invited;
-            if membership == MembershipState::Join
-                || (invited && membership == MembershipState::Invite)
-            {
-                return Ok(true);
+        for side in sides {
+            for user_id in &users {
+                match self.membership(side, user_id).await? {
+                    MembershipState::Join => return Ok(true),
+                    MembershipState::Invite if open_to_invited => return Ok(true),
+                    _ => {}
+                }
             }
         }
         Ok(false)

@@ -19,6 +19,7 @@ use sotto_federation::room::{
 use super::{
     StorageError, dialect,
     events::{self, StoredEvent, Txn},
+    inbound::Inbound,
     log::{Change, StreamPosition},
     rooms::{self, Head, RoomNid},
     roster::{Membership, Place},
@@ -43,6 +44,24 @@ pub(crate) struct Append {
     pub(crate) state_keys: Vec<(StateKeyId, Vec<u8>)>,
     /// Redactions that take effect with these events.
     pub(crate) redactions: Vec<Redaction>,
+    pub(crate) gaps: Gaps,
+}
+
+/// What events leave open in the graph of a room, and what they close.
+#[derive(Debug, Default)]
+pub(crate) struct Gaps {
+    /// Events that stored ones build on and that are not there.
+    pub(crate) missing: Vec<OwnedEventId>,
+    /// Events that were missing, and are not any more.
+    pub(crate) closed: Vec<OwnedEventId>,
+    /// Redactions of events that are not there: the event, and its redaction.
+    pub(crate) redactions: Vec<(OwnedEventId, OwnedEventId)>,
+}
+
+impl Gaps {
+    fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.closed.is_empty() && self.redactions.is_empty()
+    }
 }
 
 /// An event that is pruned.
@@ -135,8 +154,12 @@ pub(super) async fn apply(
             nodes,
             state_keys,
             redactions,
+            gaps,
             ..
         } = append;
+        if !gaps.is_empty() {
+            rows.gaps.push((room_nid, gaps));
+        }
         rows.nodes.extend(nodes);
         rows.state_keys.extend(state_keys);
         for outlier in outliers {
@@ -308,6 +331,7 @@ struct Rows {
     state_keys: Vec<(StateKeyId, Vec<u8>)>,
     memberships: Vec<(RoomNid, Membership, EventNid)>,
     redactions: Vec<Redaction>,
+    gaps: Vec<(RoomNid, Gaps)>,
 }
 
 impl Rows {
@@ -336,6 +360,12 @@ impl Rows {
         }
         for redaction in &self.redactions {
             events::rows::redact(&mut tx.connection, redaction).await?;
+        }
+        for (room_nid, gaps) in &self.gaps {
+            let mut inbound = Inbound(&mut tx.connection);
+            inbound.add_missing(*room_nid, &gaps.missing).await?;
+            inbound.remove_missing(*room_nid, &gaps.closed).await?;
+            inbound.add_redactions(&gaps.redactions).await?;
         }
         // A user may change twice in one batch: the last one counts, and one statement must not touch
         // a row twice.

@@ -9,6 +9,13 @@ use sqlx::{AnyConnection, Row};
 
 use super::{StorageError, dialect, rooms::RoomNid};
 
+/// How long to wait before asking again, in milliseconds: after the first failure, and after many.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pauses {
+    pub(crate) first: i64,
+    pub(crate) longest: i64,
+}
+
 /// The tables of what comes in.
 #[derive(Debug)]
 pub(crate) struct Inbound<'t>(pub(super) &'t mut AnyConnection);
@@ -94,22 +101,53 @@ impl Inbound<'_> {
         Ok(())
     }
 
-    /// Where the history of a room goes on elsewhere.
+    /// Where the history of a room goes on elsewhere, and when to ask for it again after failures; what
+    /// failed least comes first.
     pub(crate) async fn missing(
         &mut self,
         room_nid: RoomNid,
+        now: MilliSecondsSinceUnixEpoch,
         limit: i64,
     ) -> Result<Vec<OwnedEventId>, StorageError> {
         let rows = sqlx::query(
-            "SELECT event_id FROM missing_prev_events WHERE room_nid = $1 ORDER BY event_id LIMIT $2",
+            "SELECT event_id FROM missing_prev_events WHERE room_nid = $1 AND retry_at <= $2 \
+             ORDER BY failures, event_id LIMIT $3",
         )
         .bind(room_nid.0)
+        .bind(i64::from(now.0))
         .bind(limit)
         .fetch_all(&mut *self.0)
         .await?;
         rows.iter()
             .map(|row| event_id("missing_prev_events", &row.try_get::<String, _>(0)?))
             .collect()
+    }
+
+    /// Nobody gave these events, as far as they are still missing: they are asked for again after a
+    /// pause that grows from `first` to `longest`, in milliseconds.
+    pub(crate) async fn put_off_missing(
+        &mut self,
+        room_nid: RoomNid,
+        events: &[OwnedEventId],
+        now: MilliSecondsSinceUnixEpoch,
+        pauses: Pauses,
+    ) -> Result<(), StorageError> {
+        for piece in dialect::pieces(events) {
+            let list = dialect::numbered(5, piece.len());
+            let sql = format!(
+                "UPDATE missing_prev_events SET failures = failures + 1, retry_at = $1 + CASE \
+                 WHEN failures > 5 THEN $3 ELSE $2 * (failures + 1) * (failures + 1) END \
+                 WHERE room_nid = $4 AND event_id IN ({list})"
+            );
+            let query = dialect::query(sql)
+                .bind(i64::from(now.0))
+                .bind(pauses.first)
+                .bind(pauses.longest)
+                .bind(room_nid.0);
+            let query = piece.iter().fold(query, |q, id| q.bind(id.to_string()));
+            query.execute(&mut *self.0).await?;
+        }
+        Ok(())
     }
 
     /// Which of these events stored ones refer to.

@@ -18,7 +18,7 @@ use crate::{
     api::{Routes, error::MatrixError, extract::Matrix},
     clock::Clock,
     service::{
-        shared_history::{ShareError, SharedHistory, pdus},
+        shared_history::{ShareError, SharedHistory},
         transactions::Transactions,
     },
     storage::events::StoredEvent,
@@ -63,12 +63,9 @@ async fn get_room_state(
     Signed { origin, body }: Signed<get_room_state::v1::Request>,
 ) -> Result<Matrix<get_room_state::v1::Response>, MatrixError> {
     let (state, chain) = history
-        .state(&origin, &body.room_id, &body.event_id)
+        .state_events(&origin, &body.room_id, &body.event_id)
         .await?;
-    Ok(Matrix(get_room_state::v1::Response::new(
-        pdus(&chain),
-        pdus(&state),
-    )))
+    Ok(Matrix(get_room_state::v1::Response::new(chain, state)))
 }
 
 /// `GET /_matrix/federation/v1/state_ids/{roomId}`
@@ -93,9 +90,7 @@ async fn get_event_authorization(
     let chain = history
         .event_auth(&origin, &body.room_id, &body.event_id)
         .await?;
-    Ok(Matrix(get_event_authorization::v1::Response::new(pdus(
-        &chain,
-    ))))
+    Ok(Matrix(get_event_authorization::v1::Response::new(chain)))
 }
 
 /// `GET /_matrix/federation/v1/backfill/{roomId}`

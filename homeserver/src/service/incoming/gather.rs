@@ -9,7 +9,7 @@ use sotto_federation::room::{
     pdu::{Pdu, Unverified},
 };
 
-use super::{Incoming, source::StateIds};
+use super::{Errand, Incoming, source::StateIds};
 use crate::storage::{StorageError, rooms::Room};
 
 /// How often a server is asked for events before those that it sent.
@@ -20,6 +20,8 @@ const MOST_MISSING: usize = 400;
 const MOST_NAMED: usize = 20;
 /// For how many events of a batch the whole state is fetched.
 const MOST_STATES: usize = 4;
+/// The same for a piece of history, which may begin in many branches at once.
+const MOST_PAST_STATES: usize = 20;
 /// From how many missing events on the whole state is cheaper than one request for each.
 const WHOLE_STATE: usize = 16;
 /// For how many events of a batch the auth chain is fetched.
@@ -50,15 +52,22 @@ impl Incoming {
         room: &Room,
         rules: &RoomVersionRules,
         wanted: Vec<Pdu>,
+        errand: Errand<'_>,
     ) -> Result<Gathered, StorageError> {
         let mut gathered = Gathered::default();
         for pdu in wanted {
             gathered.events.insert(pdu.event_id().to_owned(), pdu);
         }
-        self.missing_events(origin, room, rules, &mut gathered)
-            .await?;
+        let most = if errand == Errand::History {
+            // What is before this piece of history is the next one.
+            MOST_PAST_STATES
+        } else {
+            self.missing_events(origin, room, rules, &mut gathered)
+                .await?;
+            MOST_STATES
+        };
         let open = self.with_missing_prev_events(&gathered).await?;
-        for event_id in open.into_iter().take(MOST_STATES) {
+        for event_id in open.into_iter().take(most) {
             self.state_before(origin, room, rules, &event_id, &mut gathered)
                 .await?;
         }

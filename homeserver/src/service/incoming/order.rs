@@ -3,17 +3,19 @@
 use std::collections::BTreeSet;
 
 use ruma::OwnedEventId;
+use sotto_federation::room::pdu::Pdu;
 
 use super::gather::Gathered;
 
-/// The events so that each comes after those that it builds on.
+/// The events so that each comes after those that it builds on; otherwise as deep as their makers say, so
+/// that branches mingle as they were made.
 pub(super) fn order(gathered: &Gathered) -> Vec<OwnedEventId> {
     enum Visit<'a> {
         Enter(&'a OwnedEventId),
         Leave(&'a OwnedEventId),
     }
 
-    let pdu = |id| {
+    let pdu = |id: &OwnedEventId| {
         gathered
             .events
             .get(id)
@@ -22,7 +24,11 @@ pub(super) fn order(gathered: &Gathered) -> Vec<OwnedEventId> {
     let mut seen = BTreeSet::new();
     let mut ordered = Vec::new();
     let all = gathered.outliers.keys().chain(gathered.events.keys());
-    let mut stack: Vec<_> = all.map(Visit::Enter).collect();
+    let mut roots: Vec<_> = all.collect();
+    // The last one is taken first.
+    roots
+        .sort_by_cached_key(|id| std::cmp::Reverse((pdu(id).map_or(0, Pdu::depth), (*id).clone())));
+    let mut stack: Vec<_> = roots.into_iter().map(Visit::Enter).collect();
     while let Some(visit) = stack.pop() {
         match visit {
             Visit::Leave(id) => ordered.push(id.clone()),

@@ -6,8 +6,7 @@ use std::{
 };
 
 use ruma::{
-    OwnedEventId, OwnedUserId, RoomId, events::StateEventType,
-    events::room::member::MembershipState, room_version_rules::RoomVersionRules,
+    OwnedEventId, OwnedUserId, RoomId, events::StateEventType, room_version_rules::RoomVersionRules,
 };
 use sotto_federation::room::{
     auth::{self, Judged, Verdict, create_event_id},
@@ -22,16 +21,13 @@ use super::{
     order::order,
 };
 use crate::{
-    service::{
-        heads::Slot,
-        timeline::{AuthState, membership},
-    },
+    service::timeline::AuthState,
     storage::{
         Families, Storage, StorageError,
-        append::{Append, AppendError, NewEvent, NewOutlier, Placement, Redaction},
+        append::{NewEvent, NewOutlier, Placement, Redaction},
         events::{Txn, TxnScope},
         rooms::{Head, Room},
-        state_map::{EventNid, Node, NodeId, StateKeyId},
+        state_map::{self, EventNid, Node, NodeId, StateKeyId},
         state_nodes::pair,
     },
 };
@@ -53,15 +49,25 @@ pub(super) struct Placing<'a> {
     pub(super) nodes: Vec<(NodeId, Arc<Node>)>,
     pub(super) state_keys: Vec<(StateKeyId, Vec<u8>)>,
     pub(super) redactions: Vec<Redaction>,
-    /// Redactions whose targets are not there: target and redaction.
-    pub(super) waiting: Vec<(OwnedEventId, OwnedEventId)>,
+    /// Redactions whose targets are not there.
+    pub(super) waiting: Vec<Waits>,
     /// Redactions that waited for events that are placed now.
     pub(super) waited: Vec<(OwnedEventId, OwnedEventId)>,
     /// Events to be placed that stored ones refer to already.
-    behind: BTreeSet<OwnedEventId>,
+    pub(super) behind: BTreeSet<OwnedEventId>,
     /// Events that remain missing.
-    missing: BTreeSet<OwnedEventId>,
-    outcomes: Outcomes,
+    pub(super) missing: BTreeSet<OwnedEventId>,
+    pub(super) outcomes: Outcomes,
+}
+
+/// A redaction that waits for its event.
+#[derive(Clone, Debug)]
+pub(super) struct Waits {
+    pub(super) target: OwnedEventId,
+    pub(super) by: OwnedEventId,
+    pub(super) sender: OwnedUserId,
+    /// What decides on whether it may redact.
+    pub(super) auth: AuthState,
 }
 
 impl Incoming {
@@ -216,7 +222,13 @@ impl<'a> Placing<'a> {
             Err(refused) => return Ok(Err(refused)),
         };
         let auth_before = self.auth_state(before, pdu).await?;
-        let auth_now = self.auth_state(self.head.state, pdu).await?;
+        // What was allowed when it happened is history, whoever may do what by now: only news soft-fail.
+        let now = if self.is_past(pdu) {
+            before
+        } else {
+            self.head.state
+        };
+        let auth_now = self.auth_state(now, pdu).await?;
         let at_hand = |id: &ruma::EventId| self.bench.pdu(id);
         let judge = |verified| {
             let before = |event_type: &_, key: &_| get(&auth_before, event_type, key);
@@ -262,6 +274,9 @@ impl<'a> Placing<'a> {
             .filter(|id| after(id).is_none())
             .cloned()
             .collect();
+        if pdu.prev_events().is_empty() && self.is_create_event(pdu).await? {
+            return Ok(Ok(state_map::empty().0));
+        }
         if !missing.is_empty() || pdu.prev_events().is_empty() {
             let Some(ids) = gathered.states.get(pdu.event_id()) else {
                 return Ok(Err(Refused::MissingPrevEvents));
@@ -276,6 +291,20 @@ impl<'a> Placing<'a> {
             self.missing.extend(missing);
         }
         Ok(resolved.ok_or(Refused::Unresolvable))
+    }
+
+    /// Whether an event is the one with which the room begins, as its current state has it. Any other that
+    /// claims to be is none: whoever could begin the room again would own it.
+    async fn is_create_event(&self, pdu: &Pdu) -> Result<bool, StorageError> {
+        let create = StateEventType::RoomCreate;
+        let nid = self.storage.state_get(self.head.state, &create, "").await?;
+        let item = self.bench.get(pdu.event_id());
+        Ok(item.is_some_and(|item| Some(item.nid) == nid))
+    }
+
+    /// Whether an event belongs before what is here.
+    fn is_past(&self, pdu: &Pdu) -> bool {
+        self.errand == Errand::History || self.behind.contains(pdu.event_id())
     }
 
     /// The parts of a state that decide on an event.
@@ -309,7 +338,7 @@ impl<'a> Placing<'a> {
         Ok(found)
     }
 
-    async fn pdu_of(&mut self, nid: EventNid) -> Result<Option<Arc<Pdu>>, StorageError> {
+    pub(super) async fn pdu_of(&mut self, nid: EventNid) -> Result<Option<Arc<Pdu>>, StorageError> {
         if let Some(pdu) = self.storage.event_cache().pending(nid) {
             return Ok(Some(pdu));
         }
@@ -351,7 +380,7 @@ impl<'a> Placing<'a> {
             id: pdu.event_id().as_str().into(),
         });
         let head_before = self.head.state;
-        let behind = self.behind.contains(pdu.event_id()) || self.errand == Errand::History;
+        let behind = self.is_past(&pdu);
         if judged.verdict().is_accepted() && !behind {
             self.advance(&pdu).await?;
         }
@@ -390,88 +419,6 @@ impl<'a> Placing<'a> {
             self.head.depth = self.head.depth.max(depth);
         }
         Ok(())
-    }
-
-    /// Who becomes what from one current state to the next.
-    async fn memberships(
-        &mut self,
-        before: NodeId,
-        after: NodeId,
-    ) -> Result<Vec<(OwnedUserId, MembershipState, EventNid)>, StorageError> {
-        let mut changes = Vec::new();
-        for differs in self.storage.state_difference(before, after).await? {
-            let (nid, gone) = match (differs.after, differs.before) {
-                (Some(nid), _) => (nid, false),
-                (None, Some(nid)) => (nid, true),
-                (None, None) => continue,
-            };
-            let Some(pdu) = self.pdu_of(nid).await? else {
-                continue;
-            };
-            if let Some((user_id, is)) = membership(&pdu) {
-                let is = if gone { MembershipState::Leave } else { is };
-                changes.push((user_id, is, nid));
-            }
-        }
-        Ok(changes)
-    }
-
-    /// Appends what was decided; `None` if it has to be decided again.
-    async fn append(mut self, slot: Slot) -> Result<Option<Outcomes>, StorageError> {
-        if self.errand == Errand::History {
-            // Places in the past are given out from the newest to the oldest.
-            self.events.reverse();
-        }
-        let room_nid = self.room.nid;
-        let placed: Vec<_> = self
-            .events
-            .iter()
-            .map(|event| event.judged.pdu().event_id().to_owned())
-            .collect();
-        self.missing.retain(|id| !placed.contains(id));
-        let missing: Vec<_> = self.missing.into_iter().collect();
-        let waiting = self.waiting;
-        if !self.events.is_empty() || !self.outliers.is_empty() {
-            let expected = self.head.version;
-            let append = Append {
-                room_nid,
-                room_id: self.room.room_id.clone(),
-                version: self.room.version.clone(),
-                expected: Some(expected),
-                head: Head {
-                    version: expected + 1,
-                    ..self.head
-                },
-                events: self.events,
-                outliers: self.outliers,
-                nodes: self.nodes,
-                state_keys: self.state_keys,
-                redactions: self.redactions,
-            };
-            match slot.append(append).await {
-                Ok(Some(_)) => {}
-                Ok(None) | Err(AppendError::HeadMoved | AppendError::Repeated(_)) => {
-                    return Ok(None);
-                }
-                Err(AppendError::Storage(error)) => return Err(error),
-            }
-        }
-        let closed: Vec<_> = self
-            .behind
-            .into_iter()
-            .filter(|id| placed.contains(id))
-            .collect();
-        if !(missing.is_empty() && waiting.is_empty() && closed.is_empty()) {
-            let write = self.storage.write(move |tx| {
-                Box::pin(async move {
-                    tx.inbound().add_missing(room_nid, &missing).await?;
-                    tx.inbound().remove_missing(room_nid, &closed).await?;
-                    tx.inbound().add_redactions(&waiting).await
-                })
-            });
-            write.await?;
-        }
-        Ok(Some(self.outcomes))
     }
 }
 

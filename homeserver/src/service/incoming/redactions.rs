@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ruma::{OwnedEventId, UserId};
 use sotto_federation::room::{auth::Judged, pdu::Pdu, redaction};
 
-use super::place::Placing;
+use super::place::{Placing, Waits};
 use crate::{
     service::{timeline::AuthState, visibility},
     storage::{StorageError, append::Redaction},
@@ -20,7 +20,12 @@ impl Placing<'_> {
         };
         let by = judged.pdu().event_id().to_owned();
         let Some(target) = self.bench.get(&target_id).cloned() else {
-            self.waiting.push((target_id, by));
+            self.waiting.push(Waits {
+                target: target_id,
+                by,
+                sender: judged.pdu().sender().to_owned(),
+                auth: auth.clone(),
+            });
             return Ok(());
         };
         let redacted = target
@@ -36,6 +41,25 @@ impl Placing<'_> {
             pruned: Arc::new(pruned),
             by,
         });
+        Ok(())
+    }
+
+    /// Lets redactions take effect whose events came after them in the same batch.
+    pub(super) fn redact_waiting(&mut self) -> Result<(), StorageError> {
+        for waits in std::mem::take(&mut self.waiting) {
+            let Some(target) = self.bench.get(&waits.target).cloned() else {
+                self.waiting.push(waits);
+                continue;
+            };
+            if self.may_redact(&waits.sender, target.pdu.sender(), &waits.auth) {
+                let pruned = Arc::new(self.prune(&target.pdu)?);
+                self.redactions.push(Redaction {
+                    target: target.nid,
+                    pruned,
+                    by: waits.by,
+                });
+            }
+        }
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use crate::{
     service::visibility,
     storage::{
         StorageError,
-        append::{Append, NewEvent, Placement, Redaction},
+        append::{Append, Gaps, NewEvent, Placement, Redaction},
         events::{StoredEvent, Txn},
         rooms::{Head, Room, RoomNid},
         state_map::{self, Node, NodeId, StateKeyId},
@@ -108,6 +108,7 @@ impl Draft {
             nodes: self.nodes,
             state_keys: self.state_keys,
             redactions: self.redactions,
+            gaps: Gaps::default(),
         })
     }
 

@@ -17,6 +17,7 @@ pub(in crate::storage) fn is_lone(tx: &Tx, append: &Append) -> bool {
         nodes,
         state_keys,
         redactions,
+        gaps,
         ..
     } = append
     else {
@@ -26,7 +27,11 @@ pub(in crate::storage) fn is_lone(tx: &Tx, append: &Append) -> bool {
         return false;
     };
     let alone = outliers.is_empty() && nodes.is_empty() && state_keys.is_empty();
-    alone && redactions.is_empty() && is_message(event) && tx.counters.have_reserves()
+    alone
+        && redactions.is_empty()
+        && gaps.is_empty()
+        && is_message(event)
+        && tx.counters.have_reserves()
 }
 
 fn is_message(event: &NewEvent) -> bool {

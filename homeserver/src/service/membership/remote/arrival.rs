@@ -23,7 +23,7 @@ use crate::{
     service::timeline::{SendError, membership},
     storage::{
         Families, StorageError,
-        append::{Append, NewEvent, NewOutlier, Placement},
+        append::{Append, Gaps, NewEvent, NewOutlier, Placement},
         events::{Txn, TxnScope},
         rooms::{Head, Room, RoomNid},
         state_map::{self, Changed, EventNid, StateKeyId},
@@ -102,28 +102,14 @@ impl Remote {
             nodes,
             state_keys: around.state_keys,
             redactions: Vec::new(),
+            // Where the history of the room goes on that the others have.
+            gaps: Gaps {
+                missing: before,
+                ..Gaps::default()
+            },
         };
-        if slot
-            .append(append)
-            .await
-            .map_err(SendError::from)?
-            .is_none()
-        {
-            return Err(SendError::Busy.into());
-        }
-        self.history_goes_on_at(room_nid, before).await
-    }
-
-    /// Remembers where the history of a room goes on that the others have.
-    async fn history_goes_on_at(
-        &self,
-        room_nid: RoomNid,
-        events: Vec<OwnedEventId>,
-    ) -> Result<(), RemoteError> {
-        let write = self.storage.write(move |tx| {
-            Box::pin(async move { tx.inbound().add_missing(room_nid, &events).await })
-        });
-        Ok(write.await.map_err(SendError::from)?)
+        let appended = slot.append(append).await.map_err(SendError::from)?;
+        appended.map(drop).ok_or(SendError::Busy.into())
     }
 
     /// Gives numbers to events that have none.
