@@ -17,6 +17,7 @@ pub(crate) mod incoming;
 pub(crate) mod key_backup;
 pub(crate) mod media;
 pub(crate) mod membership;
+pub(crate) mod own_data;
 pub(crate) mod presence;
 pub(crate) mod profiles;
 pub(crate) mod push_rules;

@@ -25,6 +25,7 @@ mod presence;
 mod push;
 mod restore;
 mod sdk;
+mod sliding;
 mod sync;
 mod tidy;
 mod user_data;

@@ -14,12 +14,19 @@ mod members;
 mod news;
 pub(crate) mod outside;
 mod presence;
+pub(crate) mod sliding;
 mod state;
 mod stretch;
 mod summary;
 mod unread;
 
-use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use ruma::{
     OwnedRoomId, RoomId,
@@ -30,12 +37,18 @@ use ruma::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    account_data::AccountDataNews, encryption::Told, ephemeral::EphemeralNews,
-    members::KnownMembers, news::News, summary::Summaries, unread::UnreadNews,
+    account_data::AccountDataNews,
+    encryption::Told,
+    ephemeral::EphemeralNews,
+    members::KnownMembers,
+    news::News,
+    sliding::{Connections, Facts},
+    summary::Summaries,
+    unread::UnreadNews,
 };
 use super::{
-    accounts::Requester, e2e_keys::E2eKeys, events::Events, filter, presence::Presence,
-    timeline::Timeline, typing::Typing, unread::Unread,
+    accounts::Requester, e2e_keys::E2eKeys, events::Events, filter, own_data::OwnData,
+    presence::Presence, timeline::Timeline, typing::Typing, unread::Unread,
 };
 use crate::storage::{
     Storage, StorageError,
@@ -58,6 +71,9 @@ pub(crate) struct Sync {
     unread: Unread,
     members: KnownMembers,
     told: Told,
+    connections: Connections,
+    direct: OwnData<BTreeSet<OwnedRoomId>>,
+    facts: Facts,
     stopping: CancellationToken,
 }
 
@@ -191,6 +207,7 @@ impl Look<'_> {
 
 impl Sync {
     pub(crate) fn new(parts: Parts) -> Self {
+        let direct = OwnData::new(parts.storage.clone(), "m.direct", sliding::direct_rooms);
         Self {
             storage: parts.storage,
             events: parts.events,
@@ -201,6 +218,9 @@ impl Sync {
             unread: parts.unread,
             members: KnownMembers::new(),
             told: Told::default(),
+            connections: Connections::new(),
+            direct,
+            facts: Facts::default(),
             stopping: parts.stopping,
         }
     }
@@ -216,7 +236,7 @@ impl Sync {
         let deadline = tokio::time::sleep(ask.wait.min(MAX_WAIT));
         let mut deadline = std::pin::pin!(deadline);
         let mut last = !patient || ask.wait.is_zero();
-        self.confirm_to_device(ask).await?;
+        self.confirm_to_device(&ask.requester, ask.since).await?;
         if ask.since.is_none() {
             self.members.forget(&ask.requester);
         }

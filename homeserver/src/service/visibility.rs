@@ -6,7 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use quick_cache::sync::Cache;
 use ruma::{
     OwnedUserId, ServerName, UserId,
     events::{
@@ -18,32 +17,24 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
-use super::{events::Events, timeline::AuthState};
-use crate::storage::{
-    Families, Storage, StorageError,
-    events::StoredEvent,
-    log::{Change, StreamPosition},
-    state_map::NodeId,
-};
+use super::{events::Events, own_data::OwnData, timeline::AuthState};
+use crate::storage::{Families, Storage, StorageError, events::StoredEvent, state_map::NodeId};
 
 /// Whom a user does not want to hear
 /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#ignoring-users)).
 const IGNORED: &str = "m.ignored_user_list";
-
-/// The users that somebody ignores, as of a position of the log.
-type Ignored = (StreamPosition, Arc<BTreeSet<OwnedUserId>>);
 
 /// Decides who may see what.
 #[derive(Clone, Debug)]
 pub(crate) struct Visibility {
     storage: Storage,
     events: Events,
-    ignored: Arc<Cache<OwnedUserId, Ignored>>,
+    ignored: OwnData<BTreeSet<OwnedUserId>>,
 }
 
 impl Visibility {
     pub(crate) fn new(storage: Storage, events: Events) -> Self {
-        let ignored = Arc::new(Cache::new(10_000));
+        let ignored = OwnData::new(storage.clone(), IGNORED, ignored_users);
         Self {
             storage,
             events,
@@ -62,7 +53,10 @@ impl Visibility {
             return Ok(false);
         };
         let sender = event.pdu.sender();
-        if !event.pdu.is_state() && self.ignored(user_id).await?.contains(sender) {
+        if !event.pdu.is_state()
+            && sender != user_id
+            && self.ignored(user_id).await?.contains(sender)
+        {
             return Ok(false);
         }
         let mut best = self.history_visibility(state.after).await?;
@@ -141,45 +135,12 @@ impl Visibility {
         Ok(self.history_visibility(state).await? == HistoryVisibility::WorldReadable)
     }
 
-    /// Whom a user ignores. What memory knows is used if the log says that nothing changed since.
+    /// Whom a user ignores.
     pub(crate) async fn ignored(
         &self,
         user_id: &UserId,
     ) -> Result<Arc<BTreeSet<OwnedUserId>>, StorageError> {
-        #[derive(serde::Deserialize)]
-        struct Content {
-            ignored_users: BTreeMap<String, Box<RawValue>>,
-        }
-        let log = self.storage.log();
-        let now = log.position();
-        if let Some((at, ignored)) = self.ignored.get(user_id) {
-            if at == now {
-                return Ok(ignored);
-            }
-            let changed = |change: &Change| matches!(change, Change::AccountData { user_id: whose } if whose == user_id);
-            let unchanged = log.since(at);
-            if unchanged.is_some_and(|e| !e.iter().any(|entry| changed(&entry.change))) {
-                let known = (now, ignored.clone());
-                self.ignored.insert(user_id.to_owned(), known);
-                return Ok(ignored);
-            }
-        }
-        let mut reader = self.storage.read().await?;
-        let content = reader
-            .account_data()
-            .content(user_id, None, IGNORED)
-            .await?;
-        // Clients may write anything there; what is no list ignores nobody.
-        let content = content.and_then(|json| serde_json::from_str::<Content>(&json).ok());
-        let users = content
-            .into_iter()
-            .flat_map(|c| c.ignored_users.into_keys());
-        let mut ignored: BTreeSet<_> = users.filter_map(|id| UserId::parse(id).ok()).collect();
-        ignored.remove(user_id);
-        let ignored = Arc::new(ignored);
-        let known = (now, ignored.clone());
-        self.ignored.insert(user_id.to_owned(), known);
-        Ok(ignored)
+        self.ignored.of(user_id).await
     }
 
     async fn history_visibility(&self, state: NodeId) -> Result<HistoryVisibility, StorageError> {
@@ -215,6 +176,16 @@ impl Visibility {
         let membership = event.and_then(|event| super::timeline::membership(&event.pdu));
         Ok(membership.map_or(MembershipState::Leave, |(_, membership)| membership))
     }
+}
+
+fn ignored_users(json: &str) -> Option<BTreeSet<OwnedUserId>> {
+    #[derive(serde::Deserialize)]
+    struct Content {
+        ignored_users: BTreeMap<String, Box<RawValue>>,
+    }
+    let content: Content = serde_json::from_str(json).ok()?;
+    let users = content.ignored_users.into_keys();
+    Some(users.filter_map(|id| UserId::parse(id).ok()).collect())
 }
 
 fn rank(visibility: &HistoryVisibility) -> u8 {

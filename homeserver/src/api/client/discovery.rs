@@ -22,6 +22,9 @@ const VERSIONS: [&str; 20] = [
     "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18",
 ];
 
+/// What clients can count on that is no part of a version yet.
+const UNSTABLE: [&str; 2] = ["org.matrix.msc4222", "org.matrix.simplified_msc3575"];
+
 pub(super) fn routes(routes: Routes) -> Routes {
     routes
         .add::<get_supported_versions::Request, _, _>(get_versions)
@@ -36,8 +39,9 @@ async fn get_versions(
         .iter()
         .map(|version| (*version).to_owned())
         .collect();
-    let response = get_supported_versions::Response::new(versions);
-
+    let mut response = get_supported_versions::Response::new(versions);
+    let unstable = UNSTABLE.map(|name| (name.to_owned(), true));
+    response.unstable_features.extend(unstable);
     Ok(Matrix(response))
 }
 

@@ -9,7 +9,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::header::CONTENT_TYPE;
-use ruma::api::client::sync::sync_events::v3::{self, Filter};
+use ruma::api::{
+    client::sync::sync_events::{
+        v3::{self, Filter},
+        v5,
+    },
+    error::ErrorKind,
+};
 
 use self::state_after::{Named, Names};
 use crate::{
@@ -20,12 +26,29 @@ use crate::{
     },
     service::{
         filter::Filters,
-        sync::{Ask, Sync},
+        sync::{Ask, Sync, sliding::SlidingError},
     },
 };
 
 pub(super) fn routes(routes: Routes) -> Routes {
-    routes.add::<v3::Request, _, _>(sync_events)
+    routes
+        .add::<v3::Request, _, _>(sync_events)
+        .add::<v5::Request, _, _>(sliding_sync)
+}
+
+impl From<SlidingError> for MatrixError {
+    fn from(error: SlidingError) -> Self {
+        match error {
+            SlidingError::UnknownPos => {
+                let sentence = "`pos` is not known; begin anew without it";
+                Self::bad_request(ErrorKind::UnknownPos, sentence)
+            }
+            SlidingError::TooMuch => {
+                Self::invalid_param("There are too many lists, or `conn_id` is too long")
+            }
+            SlidingError::Storage(error) => error.into(),
+        }
+    }
 }
 
 /// `GET /_matrix/client/v3/sync`
@@ -72,4 +95,12 @@ async fn sync_events(
     } else {
         Matrix(response).into_response()
     })
+}
+
+/// `POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync`
+async fn sliding_sync(
+    State(sync): State<Sync>,
+    Authenticated { requester, body }: Authenticated<v5::Request>,
+) -> Result<Matrix<v5::Response>, MatrixError> {
+    Ok(Matrix(sync.sliding(requester, &body).await?))
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ruma::{
-    OwnedRoomId, RoomId,
+    OwnedRoomId, RoomId, UserId,
     api::client::sync::sync_events::v3::{GlobalAccountData, RoomAccountData},
     events::{AnyRoomAccountDataEvent, room::member::MembershipState},
     serde::Raw,
@@ -57,10 +57,7 @@ impl AccountDataNews {
             .await?;
         let mut found = Self::default();
         for mut item in items {
-            if item.room_id.is_none() && item.event_type == push_rules::EVENT_TYPE {
-                let content = push_rules::content(user_id, Some(&item.content));
-                item.content = content.unwrap_or(item.content);
-            }
+            item.content = content_of(&item, user_id);
             let everything = look.is_first() || look.ask.full_state;
             let fresh = everything || item.position > look.since;
             match &item.room_id {
@@ -89,8 +86,7 @@ impl AccountDataNews {
             && !self.global.iter().any(is_rules)
             && filter::wants_type(filter, push_rules::EVENT_TYPE)
         {
-            let content = push_rules::content(&look.ask.requester.user_id, None);
-            let rules = content.and_then(|content| to_event(push_rules::EVENT_TYPE, content));
+            let rules = default_rules(&look.ask.requester.user_id);
             data.events.extend(rules.map(Raw::cast_unchecked));
         }
         data
@@ -112,7 +108,20 @@ impl AccountDataNews {
     }
 }
 
-fn event(item: &Item) -> Option<Raw<AnyRoomAccountDataEvent>> {
+/// The content as clients get it: of push rules also those that nobody changed.
+pub(super) fn content_of(item: &Item, user_id: &UserId) -> String {
+    let rules = item.room_id.is_none() && item.event_type == push_rules::EVENT_TYPE;
+    let whole = rules.then(|| push_rules::content(user_id, Some(&item.content)));
+    whole.flatten().unwrap_or_else(|| item.content.clone())
+}
+
+/// The push rules of one who changed nothing.
+pub(super) fn default_rules(user_id: &UserId) -> Option<Raw<AnyRoomAccountDataEvent>> {
+    let content = push_rules::content(user_id, None);
+    content.and_then(|content| to_event(push_rules::EVENT_TYPE, content))
+}
+
+pub(super) fn event(item: &Item) -> Option<Raw<AnyRoomAccountDataEvent>> {
     to_event(&item.event_type, item.content.clone())
 }
 

@@ -17,7 +17,7 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Ask, Look, Sync, SyncToken};
+use super::{Look, Sync, SyncToken};
 use crate::{
     service::accounts::Requester,
     storage::{
@@ -43,15 +43,19 @@ struct MemberContent {
 
 impl Sync {
     /// Deletes the messages that the device has, as the token that it presents proves.
-    pub(super) async fn confirm_to_device(&self, ask: &Ask) -> Result<(), StorageError> {
-        let Some(token) = ask.since else {
+    pub(super) async fn confirm_to_device(
+        &self,
+        requester: &Requester,
+        token: Option<SyncToken>,
+    ) -> Result<(), StorageError> {
+        let Some(token) = token else {
             return Ok(());
         };
         let known = self.storage.log().since(token.position).is_some();
-        if known && !self.told.take_confirmed(&ask.requester, token.to_device) {
+        if known && !self.told.take_confirmed(requester, token.to_device) {
             return Ok(());
         }
-        let Requester { user_id, device_id } = ask.requester.clone();
+        let Requester { user_id, device_id } = requester.clone();
         let write = self.storage.write(move |tx| {
             async move {
                 tx.to_device()
@@ -75,10 +79,7 @@ impl Sync {
             .device_one_time_keys_count
             .clone_from(&counts.one_time_keys);
         response.device_unused_fallback_key_types = Some(counts.unused_fallback_keys.clone());
-        let counted = look.entries.iter().flatten().any(|entry| {
-            matches!(&entry.change, Change::OneTimeKeys { user_id, device_id }
-                if *user_id == requester.user_id && *device_id == requester.device_id)
-        });
+        let counted = counts_changed(look);
         let to_device = self.to_device(look, response).await?;
         if !look.is_first() {
             response.device_lists = self.device_lists(look).await?;
@@ -127,15 +128,13 @@ impl Sync {
             self.told.tell(&look.ask.requester, last);
         }
         for (_, json) in waiting {
-            let json = RawValue::from_string(json)
-                .map_err(|_| StorageError::inconsistent("to_device", "json", user_id.as_str()))?;
-            let event: Raw<AnyToDeviceEvent> = Raw::from_json(json);
+            let event = to_device_event(json, user_id)?;
             response.to_device.events.push(event);
         }
         Ok(last.is_some())
     }
 
-    async fn device_lists(&self, look: &Look<'_>) -> Result<DeviceLists, StorageError> {
+    pub(super) async fn device_lists(&self, look: &Look<'_>) -> Result<DeviceLists, StorageError> {
         let user_id = &look.ask.requester.user_id;
         let Some(entries) = &look.entries else {
             return self.device_list_changes(user_id, look.since).await;
@@ -248,8 +247,26 @@ impl Sync {
     }
 }
 
+/// Whether the number of keys that the device has left changed.
+pub(super) fn counts_changed(look: &Look<'_>) -> bool {
+    let requester = &look.ask.requester;
+    look.entries.iter().flatten().any(|entry| {
+        matches!(&entry.change, Change::OneTimeKeys { user_id, device_id }
+            if *user_id == requester.user_id && *device_id == requester.device_id)
+    })
+}
+
+/// A message of another device, as it was stored.
+pub(super) fn to_device_event(
+    json: String,
+    user_id: &UserId,
+) -> Result<Raw<AnyToDeviceEvent>, StorageError> {
+    let wrong = |_| StorageError::inconsistent("to_device", "json", user_id.as_str());
+    Ok(Raw::from_json(RawValue::from_string(json).map_err(wrong)?))
+}
+
 impl Told {
-    fn tell(&self, requester: &Requester, position: StreamPosition) {
+    pub(super) fn tell(&self, requester: &Requester, position: StreamPosition) {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         told.insert(requester.clone(), position);
     }

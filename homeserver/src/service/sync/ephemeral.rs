@@ -104,7 +104,7 @@ impl EphemeralNews {
 }
 
 /// The rooms with new receipts that the user may see; `None` if memory does not know.
-fn touched<'a>(look: &'a Look<'_>) -> Option<BTreeSet<&'a OwnedRoomId>> {
+pub(super) fn touched<'a>(look: &'a Look<'_>) -> Option<BTreeSet<&'a OwnedRoomId>> {
     let own = &look.ask.requester.user_id;
     let entries = look.entries.as_ref()?.iter();
     let rooms = entries.filter_map(|entry| match &entry.change {
@@ -120,7 +120,7 @@ fn touched<'a>(look: &'a Look<'_>) -> Option<BTreeSet<&'a OwnedRoomId>> {
 
 /// The content of `m.receipt`: event, type, user. A user can have receipts of several threads at one
 /// event, but the format has place for one: the one without thread says most.
-fn receipt_event(receipts: &[StoredReceipt]) -> Value {
+pub(super) fn receipt_event(receipts: &[StoredReceipt]) -> Value {
     let mut events: BTreeMap<&str, BTreeMap<&str, Map<String, Value>>> = BTreeMap::new();
     let (threaded, whole): (Vec<_>, Vec<_>) = receipts.iter().partition(|r| r.thread_id.is_some());
     for receipt in threaded.into_iter().chain(whole) {

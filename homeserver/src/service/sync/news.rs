@@ -104,7 +104,7 @@ impl Sync {
     }
 
     /// What happened up to when the user left, and how.
-    async fn left_news(
+    pub(super) async fn left_news(
         &self,
         look: &Look<'_>,
         room_id: &RoomId,

@@ -164,7 +164,7 @@ impl Sync {
     }
 
     /// The membership events of those who speak in a timeline.
-    async fn senders(
+    pub(super) async fn senders(
         &self,
         news: &Shown,
         state: NodeId,

@@ -74,7 +74,7 @@ impl UnreadNews {
     }
 }
 
-fn count(counts: Counts) -> UnreadNotificationsCount {
+pub(super) fn count(counts: Counts) -> UnreadNotificationsCount {
     let mut told = UnreadNotificationsCount::new();
     told.highlight_count = Some(counts.highlights.into());
     told.notification_count = Some(counts.notifications.into());
