@@ -58,6 +58,9 @@ pub struct Config {
     /// Who sees who is there.
     #[serde(default)]
     pub presence: Presence,
+    /// Who sees what users tell of themselves.
+    #[serde(default)]
+    pub profiles: Profiles,
 }
 
 /// Who may make an account.
@@ -129,6 +132,27 @@ impl Default for Presence {
     }
 }
 
+/// Who sees what users tell of themselves.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Profiles {
+    /// Who may look up a profile. Default `anybody`.
+    pub lookup: ProfileLookup,
+}
+
+/// Who may look up a profile.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum ProfileLookup {
+    /// Everybody who knows the id of the user.
+    #[default]
+    Anybody,
+    /// Users of this server, and other servers.
+    Users,
+    /// Those who share a room with the user.
+    SharedRooms,
+}
+
 impl Config {
     /// The configuration with every default, for a server of this name.
     #[must_use]
@@ -146,6 +170,7 @@ impl Config {
             federation: Federation::default(),
             media: Media::default(),
             presence: Presence::default(),
+            profiles: Profiles::default(),
         }
     }
 

@@ -36,7 +36,7 @@ use crate::{
         media::Media,
         membership::{Membership, Remote},
         presence::Presence,
-        profiles::Profiles,
+        profiles::{self, Profiles},
         push_rules::PushRules,
         receipts::Receipts,
         room_summaries::RoomSummaries,
@@ -53,7 +53,7 @@ use crate::{
         unread::Unread,
     },
     storage::{Storage, StorageError},
-    worker::federation_sender::FederationSender,
+    worker::{federation_sender::FederationSender, profile_repeater::ProfileRepeater},
 };
 
 /// A running server.
@@ -140,16 +140,7 @@ impl Homeserver {
             &stopping,
             &tasks,
         );
-        let sender = FederationSender::new(
-            storage.clone(),
-            federation.clone(),
-            edge.presence.clone(),
-            Events::new(storage.clone()),
-            clock.clone(),
-            tasks.clone(),
-            stopping.clone(),
-        );
-        tasks.spawn(sender.run());
+        follow(&edge, &storage, federation, &stopping, &tasks);
         let first_token = edge.accounts.first_registration_token().await?;
         let mut router = api::router(edge);
         if config.deprecated_requests {
@@ -202,6 +193,29 @@ impl Homeserver {
             tracing::warn!("some tasks did not end in time");
         }
     }
+}
+
+/// Starts what reads the log forward.
+fn follow(
+    edge: &Edge,
+    storage: &Storage,
+    federation: Federation,
+    stopping: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    let sender = FederationSender::new(
+        storage.clone(),
+        federation,
+        edge.presence.clone(),
+        Events::new(storage.clone()),
+        edge.clock.clone(),
+        tasks.clone(),
+        stopping.clone(),
+    );
+    tasks.spawn(sender.run());
+    let profiles = edge.profiles.clone();
+    let repeater = ProfileRepeater::new(storage.clone(), profiles, stopping.clone());
+    tasks.spawn(repeater.run());
 }
 
 /// Listens for other servers with TLS, if the configuration says so; where.
@@ -329,7 +343,13 @@ fn services(
         key.clone(),
     );
     let membership = Membership::new(storage.clone(), timeline.clone(), remote);
-    let profiles = Profiles::new(storage.clone(), timeline.clone(), tasks.clone());
+    let profiles = Profiles::new(profiles::Parts {
+        storage: storage.clone(),
+        timeline: timeline.clone(),
+        federation: federation.clone(),
+        clock: clock.clone(),
+        settings: config.profiles,
+    });
     let receipts = Receipts::new(storage.clone(), events.clone(), clock.clone());
     let presence = Presence::new(storage.clone(), clock.clone(), config.presence);
     tasks.spawn(presence.clone().run(stopping.clone()));

@@ -27,6 +27,7 @@ pub(crate) mod media;
 pub(crate) mod memberships;
 pub(crate) mod one_time_keys;
 pub(crate) mod otk_epoch;
+pub(crate) mod profile_changes;
 pub(crate) mod receipts;
 pub(crate) mod rooms;
 pub(crate) mod roster;
@@ -321,6 +322,9 @@ pub(crate) trait Families {
     }
     fn memberships(&mut self) -> memberships::Memberships<'_> {
         memberships::Memberships(self.connection())
+    }
+    fn profile_changes(&mut self) -> profile_changes::ProfileChanges<'_> {
+        profile_changes::ProfileChanges(self.connection())
     }
     fn receipts(&mut self) -> receipts::Receipts<'_> {
         receipts::Receipts(self.connection())

@@ -2,3 +2,4 @@
 //! work more than once without harm, and ends when the server stops.
 
 pub(crate) mod federation_sender;
+pub(crate) mod profile_repeater;

@@ -22,6 +22,7 @@ mod key_backup;
 mod legacy;
 mod media;
 mod presence;
+mod profiles;
 mod push;
 mod restore;
 mod sdk;

@@ -34,6 +34,12 @@ pub(crate) struct Authenticated<T> {
     pub(crate) body: T,
 }
 
+/// A request by a user, or by somebody who does not say who they are.
+pub(crate) struct MaybeAuthenticated<T> {
+    pub(crate) requester: Option<Requester>,
+    pub(crate) body: T,
+}
+
 /// A response of ruma.
 pub(crate) struct Matrix<T>(pub(crate) T);
 
@@ -81,6 +87,30 @@ where
         let token = bearer(&request)?;
         let requester = Accounts::from_ref(state).authenticate(&token).await?;
         let requester = requester.ok_or_else(MatrixError::unknown_token)?;
+        let (request, path) = read(request, state).await?;
+        Ok(Self {
+            requester,
+            body: parse(&request, &path)?,
+        })
+    }
+}
+
+impl<S, T> FromRequest<S> for MaybeAuthenticated<T>
+where
+    T: IncomingRequest,
+    Accounts: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = MatrixError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
+        let requester = match bearer(&request) {
+            Err(_) => None,
+            Ok(token) => {
+                let found = Accounts::from_ref(state).authenticate(&token).await?;
+                Some(found.ok_or_else(MatrixError::unknown_token)?)
+            }
+        };
         let (request, path) = read(request, state).await?;
         Ok(Self {
             requester,

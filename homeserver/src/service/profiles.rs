@@ -1,31 +1,55 @@
 //! Profiles ([spec](https://spec.matrix.org/v1.19/client-server-api/#profiles)). The name and the avatar
-//! are repeated in the user's membership events; a task writes those after the change was answered.
+//! are repeated in the user's membership events, by `worker/profile_repeater.rs`.
+
+mod remote;
+mod repeat;
+
+use std::sync::Arc;
 
 use futures_util::FutureExt;
+use quick_cache::sync::Cache;
 use ruma::{
-    OwnedUserId, RoomId, UserId,
-    events::{StateEventType, room::member::MembershipState},
+    OwnedUserId, ServerName, UserId,
     profile::{ProfileFieldName, ProfileFieldValue, UserProfile},
 };
-use serde_json::{Map, Value, value::to_raw_value};
-use sotto_federation::room::builder::BuildError;
-use tokio_util::task::TaskTracker;
+use serde_json::Value;
+use sotto_federation::client::ClientError;
 
-use super::timeline::{SendError, Timeline};
-use crate::storage::{Families, Storage, StorageError};
+use self::remote::Kept;
+use super::{federation::Federation, timeline::Timeline};
+use crate::{
+    clock::Clock,
+    config::{self, ProfileLookup},
+    storage::{Families, Storage, StorageError, log::Change},
+};
 
 /// The longest name of a field, in bytes
 /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#profiles)).
 const MAX_KEY: usize = 255;
 /// The largest profile, in bytes of JSON.
 const MAX_PROFILE: usize = 65_536;
+/// The longest name and the longest address of a picture, in bytes: they are repeated in every membership
+/// event of the user.
+const MAX_SHOWN: usize = 1_024;
 
-/// Keeps the profiles of local users.
+/// Keeps the profiles of local users, and asks for those of others.
 #[derive(Clone)]
 pub(crate) struct Profiles {
     storage: Storage,
     timeline: Timeline,
-    tasks: TaskTracker,
+    federation: Federation,
+    clock: Clock,
+    settings: config::Profiles,
+    kept: Arc<Cache<OwnedUserId, Kept>>,
+}
+
+/// What [`Profiles`] is made of.
+pub(crate) struct Parts {
+    pub(crate) storage: Storage,
+    pub(crate) timeline: Timeline,
+    pub(crate) federation: Federation,
+    pub(crate) clock: Clock,
+    pub(crate) settings: config::Profiles,
 }
 
 /// Why a profile did not change.
@@ -33,40 +57,107 @@ pub(crate) struct Profiles {
 pub(crate) enum ProfileError {
     #[error("the name of the field is too long")]
     KeyTooLarge,
+    #[error("the name of the field is malformed")]
+    BadKey,
     #[error("the profile would be too large")]
     ProfileTooLarge,
+    #[error("the name or the address of the picture is too long")]
+    TooLong,
     #[error("the value cannot be stored")]
     BadValue,
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
 
+/// Why a profile is not shown.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LookupError {
+    /// There is no such user.
+    #[error("there is no such profile")]
+    Unknown,
+    /// Whether there is such a user is not said.
+    #[error("profiles are not shown to everybody")]
+    Forbidden,
+    /// The server of the user gave no answer.
+    #[error(transparent)]
+    Remote(#[from] ClientError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
 impl Profiles {
-    pub(crate) fn new(storage: Storage, timeline: Timeline, tasks: TaskTracker) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            storage,
+            timeline,
+            federation,
+            clock,
+            settings,
+        } = parts;
         Self {
             storage,
             timeline,
-            tasks,
+            federation,
+            clock,
+            settings,
+            kept: Arc::new(Cache::new(4_096)),
         }
     }
 
-    /// The profile of a user; `None` if there is no such user.
-    pub(crate) async fn of_user(
+    /// The profile of a user, as far as the asker may see it; the server of a remote user is asked.
+    pub(crate) async fn lookup(
         &self,
+        asker: Option<&UserId>,
         user_id: &UserId,
-    ) -> Result<Option<UserProfile>, StorageError> {
-        if user_id.server_name() != self.timeline.server_name {
-            return Ok(None);
+    ) -> Result<UserProfile, LookupError> {
+        let roster = self.storage.log().roster();
+        let may = match (self.settings.lookup, asker) {
+            (ProfileLookup::Anybody, _) | (ProfileLookup::Users, Some(_)) => true,
+            (ProfileLookup::SharedRooms, Some(asker)) => {
+                asker == user_id || roster.share_a_room(asker, user_id)
+            }
+            (ProfileLookup::Users | ProfileLookup::SharedRooms, None) => false,
+        };
+        if !may {
+            return Err(LookupError::Forbidden);
         }
+        if user_id.server_name() == self.timeline.server_name {
+            self.own(user_id).await
+        } else {
+            self.remote(user_id).await
+        }
+    }
+
+    /// The profile of a local user, as far as another server may see it.
+    pub(crate) async fn lookup_for(
+        &self,
+        server: &ServerName,
+        user_id: &UserId,
+    ) -> Result<UserProfile, LookupError> {
+        if user_id.server_name() != self.timeline.server_name {
+            return Err(LookupError::Unknown);
+        }
+        let roster = self.storage.log().roster();
+        let meets = || {
+            let mut rooms = roster.rooms_shared_with(user_id).into_iter();
+            rooms.any(|room_id| roster.has_server(server, &room_id))
+        };
+        if self.settings.lookup == ProfileLookup::SharedRooms && !meets() {
+            return Err(LookupError::Forbidden);
+        }
+        self.own(user_id).await
+    }
+
+    async fn own(&self, user_id: &UserId) -> Result<UserProfile, LookupError> {
         let mut reader = self.storage.read().await?;
         if reader.accounts().by_id(user_id).await?.is_none() {
-            return Ok(None);
+            return Err(LookupError::Unknown);
         }
         let fields = reader.accounts().profile(user_id).await?;
         let parsed = fields.into_iter().filter_map(|(field, value)| {
             Some((field, serde_json::from_str::<Value>(&value).ok()?))
         });
-        Ok(Some(parsed.collect()))
+        Ok(parsed.collect())
     }
 
     /// Sets a field.
@@ -76,10 +167,10 @@ impl Profiles {
         value: &ProfileFieldValue,
     ) -> Result<(), ProfileError> {
         let field = value.field_name();
-        if field.as_str().len() > MAX_KEY {
-            return Err(ProfileError::KeyTooLarge);
-        }
         let json = serde_json::to_string(&*value.value()).map_err(|_| ProfileError::BadValue)?;
+        if is_shown(&field) && json.len() > MAX_SHOWN {
+            return Err(ProfileError::TooLong);
+        }
         self.put(user_id, field, Some(json)).await
     }
 
@@ -98,16 +189,12 @@ impl Profiles {
         field: ProfileFieldName,
         value: Option<String>,
     ) -> Result<(), ProfileError> {
-        let shown = matches!(
-            field,
-            ProfileFieldName::DisplayName | ProfileFieldName::AvatarUrl
-        );
-        let owner = user_id.clone();
+        check_key(field.as_str())?;
         let write = self.storage.write(move |tx| {
             async move {
                 let name = field.as_str();
                 if let Some(value) = &value {
-                    let fields = tx.accounts().profile(&owner).await?;
+                    let fields = tx.accounts().profile(&user_id).await?;
                     let others = fields.iter().filter(|(field, _)| field != name);
                     let size: usize = others.map(|(k, v)| k.len() + v.len() + 4).sum();
                     if size + name.len() + value.len() + 6 > MAX_PROFILE {
@@ -115,75 +202,40 @@ impl Profiles {
                     }
                 }
                 tx.accounts()
-                    .set_profile_field(&owner, name, value.as_deref())
+                    .set_profile_field(&user_id, name, value.as_deref())
                     .await?;
+                if is_shown(&field) {
+                    let position = tx.log(Change::Profile {
+                        user_id: user_id.clone(),
+                    });
+                    tx.profile_changes().set(&user_id, position).await?;
+                }
                 Ok(())
             }
             .boxed()
         });
-        write.await?;
-        if shown {
-            let this = self.clone();
-            self.tasks.spawn(async move { this.repeat(&user_id).await });
-        }
-        Ok(())
+        write.await
     }
+}
 
-    /// Repeats the profile as it is now in all rooms of the user. Of several that run at once the last
-    /// one wins, and what already is so is not said again.
-    async fn repeat(&self, user_id: &UserId) {
-        let rooms = self.storage.log().roster().places(user_id);
-        let joined = rooms
-            .iter()
-            .filter(|(_, place)| place.membership == MembershipState::Join);
-        for (room_id, _) in joined {
-            if let Err(error) = self.repeat_in(user_id, room_id).await {
-                tracing::info!(%room_id, %error, "a profile could not be repeated in a room");
-            }
-        }
+/// Whether membership events repeat a field.
+fn is_shown(field: &ProfileFieldName) -> bool {
+    matches!(
+        field,
+        ProfileFieldName::DisplayName | ProfileFieldName::AvatarUrl
+    )
+}
+
+/// Names of fields are namespaced identifiers
+/// ([spec](https://spec.matrix.org/v1.19/appendices/#common-namespaced-identifier-grammar)).
+fn check_key(key: &str) -> Result<(), ProfileError> {
+    if key.len() > MAX_KEY {
+        return Err(ProfileError::KeyTooLarge);
     }
-
-    async fn repeat_in(&self, user_id: &UserId, room_id: &RoomId) -> Result<(), SendError> {
-        let member = StateEventType::RoomMember;
-        let room = self.timeline.heads.room(room_id).await?;
-        let Some(head) = room.and_then(|room| room.head) else {
-            return Ok(());
-        };
-        let events = &self.timeline.events;
-        let found = events
-            .state_pdu(head.state, &member, user_id.as_str())
-            .await?;
-        let Some((_, now)) = found else {
-            return Ok(());
-        };
-        let Ok(mut content) = now.content_as::<Map<String, Value>>() else {
-            return Ok(());
-        };
-        if content.get("membership").and_then(Value::as_str) != Some("join") {
-            return Ok(());
-        }
-        // What explained the first join does not explain this one.
-        content.remove("reason");
-        content.remove("join_authorised_via_users_server");
-        let fields = self
-            .storage
-            .read()
-            .await?
-            .accounts()
-            .profile(user_id)
-            .await?;
-        for name in ["displayname", "avatar_url"] {
-            let value = fields.iter().find(|(field, _)| field == name);
-            match value.and_then(|(_, value)| serde_json::from_str(value).ok()) {
-                Some(value) => content.insert(name.to_owned(), value),
-                None => content.remove(name),
-            };
-        }
-        let content =
-            to_raw_value(&content).map_err(|_| SendError::Malformed(BuildError::NotCanonical))?;
-        self.timeline
-            .set_state(user_id, room_id, member, user_id.to_string(), content)
-            .await?;
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-.".contains(c);
+    if key.starts_with(|c: char| c.is_ascii_lowercase()) && key.chars().all(fits) {
         Ok(())
+    } else {
+        Err(ProfileError::BadKey)
     }
 }

@@ -59,6 +59,11 @@ pub(crate) enum Change {
         /// Whose.
         user_id: OwnedUserId,
     },
+    /// The name or the picture of a local user changed.
+    Profile {
+        /// Whose.
+        user_id: OwnedUserId,
+    },
     /// A message waits for a device.
     ToDevice {
         /// The user.
@@ -289,6 +294,7 @@ impl Log {
             | Change::Typing { room_id } => room(room_id, audience),
             Change::OutsideMembership(Membership { user_id, .. })
             | Change::AccountData { user_id }
+            | Change::Profile { user_id }
             | Change::ToDevice { user_id, .. }
             | Change::OneTimeKeys { user_id, .. }
             | Change::UserSignature {

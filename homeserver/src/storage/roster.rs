@@ -160,6 +160,12 @@ impl Roster {
         self.read(|inner| inner.servers.get(server).cloned())
     }
 
+    /// Whether another server has a joined member in a room.
+    #[must_use]
+    pub(crate) fn has_server(&self, server: &ServerName, room_id: &RoomId) -> bool {
+        self.read(|inner| Some(inner.rooms.get(room_id)?.remote.contains_key(server)))
+    }
+
     /// The other servers in a room that learn from this one what a user does there: all of them for a
     /// local user, none for others.
     #[must_use]

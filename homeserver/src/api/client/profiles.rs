@@ -8,7 +8,7 @@ use ruma::{
         },
         error::ErrorKind,
     },
-    profile::ProfileFieldValue,
+    profile::{ProfileFieldName, ProfileFieldValue},
 };
 
 use super::own;
@@ -16,9 +16,9 @@ use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{Anonymous, Authenticated, Matrix},
+        extract::{Authenticated, Matrix, MaybeAuthenticated},
     },
-    service::profiles::{ProfileError, Profiles},
+    service::profiles::{LookupError, ProfileError, Profiles},
 };
 
 pub(super) fn routes(routes: Routes) -> Routes {
@@ -35,11 +35,24 @@ impl From<ProfileError> for MatrixError {
             ProfileError::KeyTooLarge => {
                 Self::bad_request(ErrorKind::KeyTooLarge, "The name of the field is too long")
             }
+            ProfileError::BadKey => Self::invalid_param("The name of the field is malformed"),
             ProfileError::ProfileTooLarge => {
                 Self::bad_request(ErrorKind::ProfileTooLarge, "The profile would be too large")
             }
+            ProfileError::TooLong => Self::invalid_param("The value is too long"),
             ProfileError::BadValue => Self::bad_json("The value cannot be stored"),
             ProfileError::Storage(error) => error.into(),
+        }
+    }
+}
+
+impl From<LookupError> for MatrixError {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::Unknown => missing(),
+            LookupError::Forbidden => Self::forbidden("Profiles are not shown to everybody"),
+            LookupError::Remote(error) => error.into(),
+            LookupError::Storage(error) => error.into(),
         }
     }
 }
@@ -51,22 +64,30 @@ fn missing() -> MatrixError {
 /// `GET /_matrix/client/v3/profile/{userId}`
 async fn get_profile(
     State(profiles): State<Profiles>,
-    Anonymous(body): Anonymous<get_profile::v3::Request>,
+    MaybeAuthenticated { requester, body }: MaybeAuthenticated<get_profile::v3::Request>,
 ) -> Result<Matrix<get_profile::v3::Response>, MatrixError> {
-    let found = profiles.of_user(&body.user_id).await?;
-    let profile = found.ok_or_else(missing)?;
+    let asker = requester.as_ref().map(|requester| &*requester.user_id);
+    let profile = profiles.lookup(asker, &body.user_id).await?;
     Ok(Matrix(get_profile::v3::Response::from(profile)))
 }
 
 /// `GET /_matrix/client/v3/profile/{userId}/{keyName}`
 async fn get_profile_field(
     State(profiles): State<Profiles>,
-    Anonymous(body): Anonymous<get_profile_field::v3::Request>,
+    MaybeAuthenticated { requester, body }: MaybeAuthenticated<get_profile_field::v3::Request>,
 ) -> Result<Matrix<get_profile_field::v3::Response>, MatrixError> {
-    let found = profiles.of_user(&body.user_id).await?;
-    let mut profile = found.ok_or_else(missing)?;
+    let asker = requester.as_ref().map(|requester| &*requester.user_id);
+    let mut profile = profiles.lookup(asker, &body.user_id).await?;
     let field = body.field.as_str();
-    let value = profile.remove(field).ok_or_else(missing)?;
+    let Some(value) = profile.remove(field) else {
+        // Clients have always got an empty answer from most servers where a user has no name or picture.
+        return match body.field {
+            ProfileFieldName::DisplayName | ProfileFieldName::AvatarUrl => {
+                Ok(Matrix(get_profile_field::v3::Response::default()))
+            }
+            _ => Err(missing()),
+        };
+    };
     let value = ProfileFieldValue::new(field, value).map_err(|_| missing())?;
     Ok(Matrix(get_profile_field::v3::Response::new(value)))
 }

@@ -18,10 +18,9 @@ pub(super) fn routes(routes: Routes) -> Routes {
 /// `GET /_matrix/federation/v1/query/profile`
 async fn get_profile_information(
     State(profiles): State<Profiles>,
-    Signed { body, .. }: Signed<get_profile_information::v1::Request>,
+    Signed { origin, body }: Signed<get_profile_information::v1::Request>,
 ) -> Result<Matrix<get_profile_information::v1::Response>, MatrixError> {
-    let unknown = || MatrixError::not_found("There is no such user");
-    let profile = profiles.of_user(&body.user_id).await?.ok_or_else(unknown)?;
+    let profile = profiles.lookup_for(&origin, &body.user_id).await?;
     let Some(field) = body.field else {
         return Ok(Matrix(profile.into()));
     };
