@@ -28,6 +28,7 @@ pub mod auth;
 pub mod builder;
 #[cfg(test)]
 mod fixture;
+mod object;
 pub mod pdu;
 pub mod redaction;
 pub mod signing;

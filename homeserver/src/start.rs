@@ -27,6 +27,7 @@ use crate::{
         backfill::Backfill,
         devices::Devices,
         directory::Directory,
+        doors::Doors,
         e2e_keys::E2eKeys,
         events::Events,
         federation::{Federation, FederationError},
@@ -307,9 +308,11 @@ fn services(
     );
     let acls = ServerAcls::new(events.clone());
     let shared_history = SharedHistory::new(storage.clone(), timeline.clone(), acls);
+    let doors = Doors::new(storage.clone(), events.clone());
     let admission = Admission::new(admission::Parts {
         storage: storage.clone(),
         timeline: timeline.clone(),
+        doors,
         history: shared_history.clone(),
         incoming: incoming.clone(),
         clock: clock.clone(),

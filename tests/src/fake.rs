@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde_json::{Value, json, value::to_raw_value};
 use sotto_federation::{
     room::{
-        builder::{Basis, Template, build},
+        builder::{Basis, Hashes, Template, build},
         signing::SigningKey,
     },
     server_keys::own_response,
@@ -199,6 +199,7 @@ fn make_room(
     let mut room_id = (!hashed)
         .then(|| RoomId::parse(format!("!far:{}", user.server_name())).expect("a room id"));
     let mut made: Vec<Made> = Vec::new();
+    let mut references = Hashes::default();
     for (depth, (event_type, state_key, content)) in (1..).zip(parts) {
         // Create, member, levels: whatever is there so far, but for the create event where it is named
         // by the room.
@@ -211,6 +212,7 @@ fn make_room(
                 .into_iter()
                 .collect(),
             auth_events: auth.map(|event| event.id.clone()).collect(),
+            hashes: references.clone(),
             depth,
         };
         let template = Template {
@@ -222,6 +224,7 @@ fn make_room(
         let now = MilliSecondsSinceUnixEpoch(1_700_000_000_000_u64.try_into().expect("a time"));
         let server = user.server_name();
         let built = build(template, &basis, user, now, rules, server, key).expect("an event");
+        references.add(built.pdu(), rules).expect("a hash");
         room_id = Some(built.pdu().room_id().to_owned());
         made.push(Made {
             id: built.pdu().event_id().to_owned(),

@@ -1,6 +1,7 @@
 //! Why a request to another server failed.
 
 pub use ruma::api::error::Error as MatrixError;
+use ruma::api::{EndpointError, error::ErrorKind};
 
 use crate::egress::Denied;
 
@@ -50,6 +51,29 @@ impl ClientError {
             Self::Matrix(error) => Some(error),
             _ => None,
         }
+    }
+
+    /// What an answer says that is an error.
+    #[must_use]
+    pub fn refused(answer: &http::Response<Vec<u8>>) -> Self {
+        let mut borrowed = http::Response::new(answer.body().as_slice());
+        *borrowed.status_mut() = answer.status();
+        *borrowed.headers_mut() = answer.headers().clone();
+        Self::Matrix(Box::new(MatrixError::from_http_response(borrowed)))
+    }
+
+    /// Whether the server does not know the endpoint
+    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#unsupported-endpoints)).
+    #[must_use]
+    pub fn is_unknown_endpoint(&self) -> bool {
+        let Some(error) = self.matrix() else {
+            return false;
+        };
+        matches!(error.status_code.as_u16(), 404 | 405)
+            && error
+                .error_kind()
+                .is_none_or(|kind| *kind == ErrorKind::Unrecognized)
+            || error.error_kind() == Some(&ErrorKind::Unrecognized)
     }
 
     /// Whether the server could not be reached or could not answer, so that it is worth while to

@@ -350,6 +350,15 @@ fn check_selection(
     })
 }
 
+/// Whether a state allows an event, for the resolution of states.
+pub(super) fn is_allowed(
+    pdu: &Pdu,
+    state: impl Fn(&StateEventType, &str) -> Option<Arc<Pdu>>,
+    rules: &RoomVersionRules,
+) -> bool {
+    check_state_dependent_auth_rules(&rules.authorization, pdu, state).is_ok()
+}
+
 fn check(
     pdu: &Pdu,
     state: &Snapshot,

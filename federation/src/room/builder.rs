@@ -6,22 +6,30 @@
 //! our user must be ([`countersign`]).
 
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, Int, MilliSecondsSinceUnixEpoch, OwnedEventId,
-    OwnedRoomId, ServerName, UserId, events::TimelineEventType,
-    room_version_rules::RoomVersionRules, signatures::add_content_hash_to_event,
+    CanonicalJsonObject, Int, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, ServerName,
+    UserId,
+    events::TimelineEventType,
+    room_version_rules::RoomVersionRules,
+    serde::{
+        Base64,
+        base64::{Standard, UrlSafe},
+    },
 };
 use serde_json::value::RawValue;
 
 pub use self::{
     countersign::{CountersignError, Expected, countersign},
+    references::{Hashes, references},
     remote::{MembershipTemplate, RemoteMembership, from_make_response},
 };
 use super::{
+    object::Object,
     pdu::{MAX_BYTES, Pdu, PduError, event_id},
     signing::{KeyError, SigningKey, Verified},
 };
 
 mod countersign;
+mod references;
 mod remote;
 
 /// The most `prev_events` and `auth_events` that an event may have
@@ -55,6 +63,8 @@ pub struct Basis {
     pub prev_events: Vec<OwnedEventId>,
     /// The events that [`super::auth::auth_types`] select from the state.
     pub auth_events: Vec<OwnedEventId>,
+    /// The hashes of all these events, for room versions that want them.
+    pub hashes: Hashes,
     /// One more than the greatest depth of the `prev_events`.
     pub depth: u64,
 }
@@ -76,10 +86,18 @@ pub fn build(
         return Err(BuildError::ForeignSender);
     }
     let mut object = outline(template, basis, rules)?;
-    object.insert("sender".to_owned(), sender.as_str().into());
-    object.insert("origin_server_ts".to_owned(), origin_server_ts.0.into());
+    object.insert("sender", sender.as_str().into());
+    object.insert("origin_server_ts", origin_server_ts.0.into());
+    if rules.event_format.require_event_id {
+        let hash = Base64::<UrlSafe, _>::new(object.content_hash()?).encode();
+        // As good as random: 144 bits of a hash of the whole event.
+        let id = format!("${}:{server_name}", hash.get(..24).unwrap_or(&hash));
+        object.insert("event_id", id.into());
+    }
 
-    add_content_hash_to_event(&mut object).map_err(|_| BuildError::TooLarge)?;
+    let hash = Base64::<Standard, _>::new(object.content_hash()?).encode();
+    let hashes = CanonicalJsonObject::from([("sha256".to_owned(), hash.into())]);
+    object.insert("hashes", hashes.into());
     key.sign_event(&mut object, server_name, &rules.redaction)?;
     let event_id = event_id(&object, rules)?;
     Ok(Verified::own(Pdu::from_object(&object, event_id)?))
@@ -111,6 +129,9 @@ pub enum BuildError {
     /// What a remote server answered is not usable.
     #[error("the other server gave a malformed template")]
     MalformedAnswer,
+    /// The room version wants the hash of an event that is not at hand.
+    #[error("the hash of an event that this one refers to is missing")]
+    MissingHash,
     /// There are no events of this room version.
     #[error("events of this room version are not supported")]
     UnsupportedRoomVersion,
@@ -121,7 +142,6 @@ impl From<PduError> for BuildError {
         match error {
             PduError::NotCanonical | PduError::Format | PduError::Field(_) => Self::NotCanonical,
             PduError::TooLarge => Self::TooLarge,
-            PduError::UnsupportedRoomVersion => Self::UnsupportedRoomVersion,
         }
     }
 }
@@ -137,38 +157,43 @@ fn outline(
     template: Template,
     basis: &Basis,
     rules: &RoomVersionRules,
-) -> Result<CanonicalJsonObject, BuildError> {
+) -> Result<Object, BuildError> {
     let event_type = template.event_type.to_string();
     check_length("type", &event_type)?;
     if basis.prev_events.len() > MAX_PREV_EVENTS || basis.auth_events.len() > MAX_AUTH_EVENTS {
         return Err(BuildError::TooManyReferences);
     }
-    let mut content: CanonicalJsonObject =
-        serde_json::from_str(template.content.get()).map_err(|_| BuildError::NotCanonical)?;
+    let strict = rules.authorization.strict_canonical_json;
+    let mut content =
+        Object::parse(&template.content, strict).map_err(|_| BuildError::NotCanonical)?;
 
-    let mut object = CanonicalJsonObject::new();
+    let mut object = Object::default();
     if let Some(redacts) = template.redacts {
         let holder = if rules.redaction.content_field_redacts {
             &mut content
         } else {
             &mut object
         };
-        holder.insert("redacts".to_owned(), redacts.as_str().into());
+        holder.insert("redacts", redacts.as_str().into());
     }
     if let Some(state_key) = template.state_key {
         check_length("state_key", &state_key)?;
-        object.insert("state_key".to_owned(), state_key.into());
+        object.insert("state_key", state_key.into());
     }
     if let Some(room_id) = room_id(&template.event_type, basis, rules)? {
-        object.insert("room_id".to_owned(), room_id.as_str().into());
+        object.insert("room_id", room_id.as_str().into());
     }
     // Beyond what JSON can say the depth stays where it is: it decides nothing.
     let depth = Int::try_from(basis.depth).unwrap_or(Int::MAX);
-    object.insert("depth".to_owned(), depth.into());
-    object.insert("type".to_owned(), event_type.into());
-    object.insert("content".to_owned(), content.into());
-    object.insert("prev_events".to_owned(), references(&basis.prev_events));
-    object.insert("auth_events".to_owned(), references(&basis.auth_events));
+    object.insert("depth", depth.into());
+    object.insert("type", event_type.into());
+    object.insert_object("content", content);
+    for (field, events) in [
+        ("prev_events", &basis.prev_events),
+        ("auth_events", &basis.auth_events),
+    ] {
+        object.insert(field, references(events, &basis.hashes, rules)?);
+    }
     Ok(object)
 }
 
@@ -184,14 +209,6 @@ fn room_id<'a>(
         None if !must_name => Ok(None),
         Some(_) | None => Err(BuildError::RoomId),
     }
-}
-
-fn references(events: &[OwnedEventId]) -> CanonicalJsonValue {
-    events
-        .iter()
-        .map(|id| id.as_str().into())
-        .collect::<Vec<CanonicalJsonValue>>()
-        .into()
 }
 
 fn check_length(field: &'static str, value: &str) -> Result<(), BuildError> {

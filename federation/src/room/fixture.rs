@@ -16,7 +16,7 @@ use serde_json::{Value, json, value::to_raw_value};
 
 use super::{
     auth::{Judged, auth_types, judge, judge_own},
-    builder::{Basis, BuildError, Template, build},
+    builder::{Basis, BuildError, Hashes, Template, build},
     pdu::Pdu,
     signing::{PublicKeyMap, SigningKey, Verified},
     state::StateMap,
@@ -113,7 +113,12 @@ impl Room {
             &self.rules,
         );
         let is_create = template.event_type == TimelineEventType::RoomCreate;
+        let mut hashes = Hashes::default();
+        for pdu in self.events.values() {
+            hashes.add(pdu, &self.rules).unwrap();
+        }
         Basis {
+            hashes,
             room_id: (!is_create || self.rules.event_format.require_room_create_room_id)
                 .then(|| self.id.clone()),
             prev_events: branch.prev_events.clone(),

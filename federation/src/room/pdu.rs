@@ -1,16 +1,20 @@
 //! Events as servers exchange them.
 
 use ruma::{
-    CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, UserId,
+    CanonicalJsonValue, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, UserId,
     events::TimelineEventType,
-    room_version_rules::{EventIdFormatVersion, RoomVersionRules},
-    signatures::reference_hash,
+    room_version_rules::{EventIdFormatVersion, EventsReferenceFormatVersion, RoomVersionRules},
+    serde::{
+        Base64,
+        base64::{Standard, UrlSafe},
+    },
     state_res::{Event, check_pdu_format},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use self::fields::Fields;
+use super::object::Object;
 
 mod fields;
 
@@ -34,28 +38,22 @@ pub struct Pdu {
 impl Pdu {
     /// Reads an event that somebody sent us.
     ///
-    /// Checks that it is canonical JSON and in the format of its room version, and computes its id
+    /// Checks that it is canonical JSON, if its room version asks for that, and in the format of its
+    /// room version, and finds out its id
     /// (step 1 of
     /// [the checks](https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu)).
     pub fn parse(json: &RawValue, rules: &RoomVersionRules) -> Result<Unverified, PduError> {
-        let object = serde_json::from_str(json.get()).map_err(|_| PduError::NotCanonical)?;
-        Self::parse_object(object, rules)
-    }
-
-    /// [`Pdu::parse`] for an event that is already an object.
-    pub fn parse_object(
-        mut object: CanonicalJsonObject,
-        rules: &RoomVersionRules,
-    ) -> Result<Unverified, PduError> {
-        let unsigned = object
-            .remove("unsigned")
-            .and_then(|unsigned| serde_json::value::to_raw_value(&unsigned).ok());
+        let mut object = Object::parse(json, rules.authorization.strict_canonical_json)?;
+        let unsigned = object.take("unsigned");
 
         // The size is judged below, with the signatures and to the byte.
-        let signatures = object.remove("signatures");
-        check_pdu_format(&object, &rules.event_format).map_err(|_| PduError::Format)?;
-        if let Some(signatures) = signatures {
-            object.insert("signatures".to_owned(), signatures);
+        let mut map = object.map().clone();
+        map.remove("signatures");
+        check_pdu_format(&map, &rules.event_format).map_err(|_| PduError::Format)?;
+        for field in ["auth_events", "prev_events"] {
+            check_references(map.get(field), rules)
+                .then_some(())
+                .ok_or(PduError::Field(field))?;
         }
 
         let mut pdu = Self::from_object(&object, event_id(&object, rules)?)?;
@@ -82,11 +80,8 @@ impl Pdu {
     }
 
     /// The event of this object, which must not have `unsigned`.
-    pub(super) fn from_object(
-        object: &CanonicalJsonObject,
-        event_id: OwnedEventId,
-    ) -> Result<Self, PduError> {
-        let json = serde_json::value::to_raw_value(object).map_err(|_| PduError::NotCanonical)?;
+    pub(super) fn from_object(object: &Object, event_id: OwnedEventId) -> Result<Self, PduError> {
+        let json = object.to_json()?;
         if json.get().len() > MAX_BYTES {
             return Err(PduError::TooLarge);
         }
@@ -107,7 +102,7 @@ impl Pdu {
         }
     }
 
-    /// The id: the reference hash of the event.
+    /// The id: the reference hash of the event, but what its server chose in room versions 1 and 2.
     #[must_use]
     pub fn event_id(&self) -> &EventId {
         &self.event_id
@@ -270,7 +265,7 @@ impl Event for Pdu {
     }
 
     fn content(&self) -> &RawValue {
-        &self.fields.content
+        self.fields.levels.as_ref().unwrap_or(&self.fields.content)
     }
 
     fn state_key(&self) -> Option<&str> {
@@ -300,7 +295,7 @@ impl Event for Pdu {
 pub struct Unverified {
     pub(super) pdu: Pdu,
     /// The event without `unsigned`, with `signatures`.
-    pub(super) object: CanonicalJsonObject,
+    pub(super) object: Object,
 }
 
 impl Unverified {
@@ -369,7 +364,7 @@ impl std::fmt::Debug for Unverified {
 pub enum PduError {
     /// Not an object of
     /// [canonical JSON](https://spec.matrix.org/v1.19/appendices/#canonical-json): for example, it
-    /// has a float or an integer beyond 2^53 - 1.
+    /// has a float or an integer beyond 2^53 - 1, which it may have up to room version 5.
     #[error("the event is not canonical JSON")]
     NotCanonical,
     /// Larger than [`MAX_BYTES`].
@@ -381,22 +376,54 @@ pub enum PduError {
     /// This field is missing or malformed.
     #[error("the event's field `{0}` is missing or malformed")]
     Field(&'static str),
-    /// Event ids of this room version are not hashes.
-    #[error("events of this room version are not supported")]
-    UnsupportedRoomVersion,
 }
 
 /// The id of an event with its content hash
-/// ([spec](https://spec.matrix.org/v1.19/server-server-api/#calculating-the-reference-hash-for-an-event)).
+/// ([spec](https://spec.matrix.org/v1.19/server-server-api/#calculating-the-reference-hash-for-an-event)),
+/// or the one that it names
+/// ([spec](https://spec.matrix.org/v1.19/rooms/v1/#event-ids)).
 pub(super) fn event_id(
-    object: &CanonicalJsonObject,
+    object: &Object,
     rules: &RoomVersionRules,
 ) -> Result<OwnedEventId, PduError> {
-    if rules.event_id_format == EventIdFormatVersion::V1 {
-        return Err(PduError::UnsupportedRoomVersion);
-    }
-    let hash = reference_hash(object, rules).map_err(|_| PduError::Format)?;
-    EventId::new_v2_or_v3(&hash).map_err(|_| PduError::Format)
+    let id = match rules.event_id_format {
+        EventIdFormatVersion::V1 => {
+            let id = object
+                .map()
+                .get("event_id")
+                .and_then(CanonicalJsonValue::as_str);
+            let id = id.and_then(|id| EventId::parse(id).ok());
+            // Lists of ids are separated by white space, here and elsewhere.
+            let odd = |c: char| c.is_whitespace() || c.is_control();
+            return id
+                .filter(|id| id.server_name().is_some() && !id.as_str().contains(odd))
+                .ok_or(PduError::Field("event_id"));
+        }
+        EventIdFormatVersion::V2 => {
+            Base64::<Standard, _>::new(object.reference_hash(&rules.redaction)?).encode()
+        }
+        _ => Base64::<UrlSafe, _>::new(object.reference_hash(&rules.redaction)?).encode(),
+    };
+    EventId::new_v2_or_v3(&id).map_err(|_| PduError::Format)
+}
+
+/// Whether other events are named as the room version wants it: by id, or up to version 2 by id and
+/// hashes ([spec](https://spec.matrix.org/v1.19/rooms/v1/#event-format)).
+fn check_references(list: Option<&CanonicalJsonValue>, rules: &RoomVersionRules) -> bool {
+    let with_hashes = rules.events_reference_format == EventsReferenceFormatVersion::V1;
+    let is_right = |item: &CanonicalJsonValue| match item {
+        CanonicalJsonValue::String(_) => !with_hashes,
+        CanonicalJsonValue::Array(pair) => {
+            with_hashes
+                && matches!(
+                    pair.as_slice(),
+                    [CanonicalJsonValue::String(_), CanonicalJsonValue::Object(_)]
+                )
+        }
+        _ => false,
+    };
+    let list = list.and_then(CanonicalJsonValue::as_array);
+    list.is_some_and(|list| list.iter().all(is_right))
 }
 
 #[cfg(test)]

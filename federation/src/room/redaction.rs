@@ -1,18 +1,16 @@
 //! Removing what an event says, keeping what the room needs of it.
 
-use ruma::{
-    CanonicalJsonObject, canonical_json::redact_in_place, room_version_rules::RoomVersionRules,
-};
+use ruma::room_version_rules::RoomVersionRules;
 
-use super::pdu::Pdu;
+use super::{object::Object, pdu::Pdu};
 
 /// The redacted form of an event
 /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#redactions)). It has the same id and
 /// signatures, and redacting it once more changes nothing.
 pub fn redact(pdu: &Pdu, rules: &RoomVersionRules) -> Result<Pdu, RedactError> {
-    let mut object: CanonicalJsonObject =
-        serde_json::from_str(pdu.json().get()).map_err(|_| RedactError)?;
-    redact_in_place(&mut object, &rules.redaction, None).map_err(|_| RedactError)?;
+    let strict = rules.authorization.strict_canonical_json;
+    let mut object = Object::parse(pdu.json(), strict).map_err(|_| RedactError)?;
+    object.redact(&rules.redaction).map_err(|_| RedactError)?;
     let redacted = Pdu::from_object(&object, pdu.event_id().to_owned()).map_err(|_| RedactError)?;
     Ok(if pdu.is_rejected() {
         redacted.into_rejected()

@@ -5,18 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use ruma::{
     AnyKeyName, CanonicalJsonObject, CanonicalJsonValue, MilliSecondsSinceUnixEpoch,
     OwnedServerName, OwnedServerSigningKeyId, OwnedUserId, ServerName, SigningKeyId,
-    canonical_json::{RedactingSerializer, redact_in_place},
     events::TimelineEventType,
     room_version_rules::RoomVersionRules,
     serde::{Base64, base64::Standard},
-    signatures::{PublicKeySet, content_hash, verify_canonical_json_bytes},
+    signatures::{PublicKeySet, verify_canonical_json_bytes},
 };
 use serde::Deserialize;
 
 pub use self::key::{KeyError, SigningKey};
 pub use ruma::signatures::PublicKeyMap;
 
-use super::pdu::{Pdu, Unverified};
+use super::{
+    object::Object,
+    pdu::{Pdu, Unverified},
+};
 
 mod key;
 
@@ -69,22 +71,18 @@ pub fn verify(
     rules: &RoomVersionRules,
 ) -> Result<Verified, SignatureError> {
     let Unverified { pdu, mut object } = unverified;
-    let signed = RedactingSerializer::new()
-        .rules(&rules.redaction)
-        .custom_redacted_root_fields(&["signatures", "unsigned"])
-        .serialize(&object)
-        .map_err(|_| SignatureError::Malformed)?;
+    let malformed = |_| SignatureError::Malformed;
+    let signed = object.signed_json(&rules.redaction).map_err(malformed)?;
     for server in required_servers(&pdu, rules)? {
         let keys = keys.get(server.as_str());
-        check_server(server, &object, keys, signed.as_bytes())?;
+        check_server(server, object.map(), keys, signed.as_bytes())?;
     }
 
     if is_hash_right(&object) {
         return Ok(Verified(pdu));
     }
-    redact_in_place(&mut object, &rules.redaction, None).map_err(|_| SignatureError::Malformed)?;
-    let redacted = Pdu::from_object(&object, pdu.event_id().to_owned())
-        .map_err(|_| SignatureError::Malformed)?;
+    object.redact(&rules.redaction).map_err(malformed)?;
+    let redacted = Pdu::from_object(&object, pdu.event_id().to_owned()).map_err(malformed)?;
     Ok(Verified(redacted))
 }
 
@@ -93,7 +91,7 @@ pub fn keys_of_countersigner(
     answer: &Unverified,
     server: &ServerName,
 ) -> Result<RequiredKeys, SignatureError> {
-    let key_ids = signatures_of(server, &answer.object)?.keys();
+    let key_ids = signatures_of(server, answer.object.map())?.keys();
     let key_ids = key_ids.filter_map(|key_id| key_id.as_str().try_into().ok());
     Ok(RequiredKeys {
         servers: BTreeMap::from([(server.to_owned(), key_ids.collect())]),
@@ -111,28 +109,23 @@ pub fn verify_countersigned(
     rules: &RoomVersionRules,
 ) -> Result<Verified, SignatureError> {
     let Unverified { pdu, object } = answer;
-    let mut unsigned = object.clone();
-    unsigned.remove("signatures");
-    let mut expected: CanonicalJsonObject =
-        serde_json::from_str(sent.json().get()).map_err(|_| SignatureError::Malformed)?;
-    let Some(CanonicalJsonValue::Object(mut signatures)) = expected.remove("signatures") else {
+    let malformed = |_| SignatureError::Malformed;
+    let strict = rules.authorization.strict_canonical_json;
+    let mut expected = Object::parse(sent.json(), strict).map_err(malformed)?;
+    let Some(CanonicalJsonValue::Object(signatures)) = expected.map().get("signatures") else {
         return Err(SignatureError::Malformed);
     };
-    let added = signatures_of(server, &object)?.clone();
+    let mut signatures = signatures.clone();
+    let added = signatures_of(server, object.map())?.clone();
     signatures.insert(server.to_string(), added.into());
-    let same = unsigned == expected
-        && object.get("signatures") == Some(&CanonicalJsonValue::Object(signatures));
-    if !same {
+    expected.insert("signatures", signatures.into());
+    if object != expected {
         return Err(SignatureError::Malformed);
     }
-    let signed = RedactingSerializer::new()
-        .rules(&rules.redaction)
-        .custom_redacted_root_fields(&["signatures", "unsigned"])
-        .serialize(&object)
-        .map_err(|_| SignatureError::Malformed)?;
+    let signed = object.signed_json(&rules.redaction).map_err(malformed)?;
     check_server(
         server.to_owned(),
-        &object,
+        object.map(),
         keys.get(server.as_str()),
         signed.as_bytes(),
     )?;
@@ -158,7 +151,7 @@ pub fn required_keys(
 ) -> Result<RequiredKeys, SignatureError> {
     let mut servers = BTreeMap::new();
     for server in required_servers(&unverified.pdu, rules)? {
-        let key_ids = signatures_of(&server, &unverified.object)?
+        let key_ids = signatures_of(&server, unverified.object.map())?
             .keys()
             .filter(|key_id| *key_id != POLICY_SERVER_KEY && key_id.starts_with("ed25519:"))
             .filter_map(|key_id| key_id.as_str().try_into().ok())
@@ -191,7 +184,8 @@ pub enum SignatureError {
 /// The servers that must have signed an event.
 ///
 /// An invite that follows from a third-party invite may be sent by another server than the
-/// sender's; the rules of authorization check the signature in it.
+/// sender's; the rules of authorization check the signature in it. Up to room version 2 the server
+/// that an event's id names must have signed it too.
 fn required_servers(
     pdu: &Pdu,
     rules: &RoomVersionRules,
@@ -219,6 +213,10 @@ fn required_servers(
             .is_some_and(|raw| raw.get().starts_with('{'));
 
     let mut servers = BTreeSet::new();
+    if rules.signatures.check_event_id_server {
+        let server = pdu.event_id().server_name();
+        servers.insert(server.ok_or(SignatureError::Malformed)?.to_owned());
+    }
     if !is_third_party_invite {
         servers.insert(pdu.sender().server_name().to_owned());
     }
@@ -285,17 +283,18 @@ fn signatures_of<'a>(
     }
 }
 
-fn is_hash_right(object: &CanonicalJsonObject) -> bool {
+fn is_hash_right(object: &Object) -> bool {
     let claimed = object
+        .map()
         .get("hashes")
         .and_then(CanonicalJsonValue::as_object)
         .and_then(|hashes| hashes.get("sha256"))
         .and_then(CanonicalJsonValue::as_str)
         .and_then(|hash| Base64::<Standard>::parse(hash).ok());
-    let expected = content_hash(object).ok();
-    claimed.zip(expected).is_some_and(|(claimed, expected)| {
-        claimed.as_bytes() == AsRef::<[u8]>::as_ref(expected.as_inner())
-    })
+    let expected = object.content_hash().ok();
+    claimed
+        .zip(expected)
+        .is_some_and(|(claimed, expected)| claimed.as_bytes() == expected)
 }
 
 #[cfg(test)]

@@ -9,11 +9,13 @@ use std::{
 use ruma::{
     EventId, OwnedEventId,
     events::StateEventType,
-    room_version_rules::RoomVersionRules,
+    room_version_rules::{RoomVersionRules, StateResolutionV2Rules, StateResolutionVersion},
     state_res::{self, utils::event_id_set::EventIdSet},
 };
 
 use super::{auth::auth_types, pdu::Pdu};
+
+mod v1;
 
 /// The state of a room: of each type and state key, the event that was last.
 pub type StateMap = BTreeMap<(StateEventType, String), OwnedEventId>;
@@ -23,7 +25,8 @@ pub type StateMap = BTreeMap<(StateEventType, String), OwnedEventId>;
 ///
 /// * `state_sets`: the states, one for each branch.
 /// * `auth_chains`: for each state, the ids of all events in the auth chains of its events. Ids
-///   that are in all chains make no difference and may be left out of all of them.
+///   that are in all chains make no difference and may be left out of all of them. Room version 1
+///   does not look at them.
 /// * `fetch`: any event of the room.
 ///
 /// The result depends neither on the order of the states nor on that of the chains.
@@ -33,9 +36,20 @@ pub fn resolve(
     auth_chains: Vec<BTreeSet<OwnedEventId>>,
     fetch: impl Fn(&EventId) -> Option<Arc<Pdu>>,
 ) -> Result<StateMap, ResolveError> {
-    let Some(state_res_rules) = rules.state_res.v2_rules() else {
-        return Err(ResolveError::UnsupportedRoomVersion);
-    };
+    match &rules.state_res {
+        StateResolutionVersion::V1 => v1::resolve(rules, state_sets, fetch),
+        StateResolutionVersion::V2(v2) => resolve_v2(rules, *v2, state_sets, auth_chains, fetch),
+        _ => Err(ResolveError::UnsupportedRoomVersion),
+    }
+}
+
+fn resolve_v2(
+    rules: &RoomVersionRules,
+    state_res_rules: StateResolutionV2Rules,
+    state_sets: &[StateMap],
+    auth_chains: Vec<BTreeSet<OwnedEventId>>,
+    fetch: impl Fn(&EventId) -> Option<Arc<Pdu>>,
+) -> Result<StateMap, ResolveError> {
     let maps: Vec<state_res::StateMap<OwnedEventId>> = state_sets
         .iter()
         .map(|set| {
@@ -61,7 +75,7 @@ pub fn resolve(
     };
     let resolved = state_res::resolve(
         &rules.authorization,
-        state_res_rules,
+        &state_res_rules,
         &maps,
         chains,
         &fetch,
@@ -89,14 +103,14 @@ pub fn resolve_conflicted(
     auth_chains: Vec<BTreeSet<OwnedEventId>>,
     fetch: impl Fn(&EventId) -> Option<Arc<Pdu>>,
 ) -> Result<StateMap, ResolveError> {
-    let Some(state_res_rules) = rules.state_res.v2_rules() else {
-        return Err(ResolveError::UnsupportedRoomVersion);
-    };
     let mut sets = conflicted_sets.to_vec();
-    if !state_res_rules.begin_iterative_auth_checks_with_empty_state_map {
+    let v2_rules = rules.state_res.v2_rules();
+    if !v2_rules.is_some_and(|v2| v2.begin_iterative_auth_checks_with_empty_state_map) {
         // The checks start from the unconflicted state, of which they ask for nothing but this.
         let conflicted = conflicted_sets.iter().flat_map(BTreeMap::values);
-        let keys = keys_of_checks(conflicted.chain(difference(&auth_chains)), rules, &fetch)?;
+        let checked_too = v2_rules.map(|_| difference(&auth_chains));
+        let checked = conflicted.chain(checked_too.into_iter().flatten());
+        let keys = keys_of_checks(checked, rules, &fetch)?;
         for (event_type, state_key) in keys {
             let Some(id) = unconflicted(&event_type, &state_key) else {
                 continue;

@@ -7,7 +7,12 @@ use ruma::{RoomVersionId, room_version_rules::RoomVersionRules};
 /// ([spec](https://spec.matrix.org/v1.19/rooms/#complete-list-of-room-versions)).
 pub const DEFAULT: RoomVersionId = RoomVersionId::V12;
 
-const SUPPORTED: [RoomVersionId; 7] = [
+const SUPPORTED: [RoomVersionId; 12] = [
+    RoomVersionId::V1,
+    RoomVersionId::V2,
+    RoomVersionId::V3,
+    RoomVersionId::V4,
+    RoomVersionId::V5,
     RoomVersionId::V6,
     RoomVersionId::V7,
     RoomVersionId::V8,
@@ -18,14 +23,21 @@ const SUPPORTED: [RoomVersionId; 7] = [
 ];
 
 /// The rules of a room version, or `None` if rooms of that version cannot be taken part in.
-///
-/// Versions before 6 do not enforce canonical JSON, so that servers may disagree on hashes.
 #[must_use]
 pub fn rules(version: &RoomVersionId) -> Option<RoomVersionRules> {
     SUPPORTED
         .contains(version)
         .then(|| version.rules())
         .flatten()
+}
+
+/// Whether events of two versions look alike, so that one cannot be told from the other.
+#[must_use]
+pub fn same_format(one: &RoomVersionId, other: &RoomVersionId) -> bool {
+    let format = |version| {
+        rules(version).map(|rules| (rules.event_id_format, rules.events_reference_format))
+    };
+    format(one).is_some_and(|is| Some(is) == format(other))
 }
 
 /// The versions for which [`rules`] has an answer, oldest first.
@@ -44,8 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_without_canonical_json_and_unknown_ones_have_none() {
-        assert!(rules(&RoomVersionId::V5).is_none());
+    fn unknown_versions_have_none() {
         assert!(RoomVersionId::try_from("org.example.custom").is_ok_and(|v| rules(&v).is_none()));
     }
 }

@@ -2,6 +2,7 @@
 
 mod authentication;
 mod end_to_end_encryption;
+mod first_versions;
 mod inviting;
 mod joining_rooms;
 mod media;
@@ -18,6 +19,7 @@ use super::Routes;
 pub(super) fn routes(routes: Routes) -> Routes {
     [
         end_to_end_encryption::routes,
+        first_versions::routes,
         inviting::routes,
         joining_rooms::routes,
         media::routes,

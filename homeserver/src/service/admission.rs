@@ -5,13 +5,12 @@
 //! through: an invite of a user of ours, and a join that a user of ours opens.
 
 mod invite;
-mod restricted;
 
 pub(crate) use self::invite::Invite;
 use std::sync::Arc;
 
 use ruma::{
-    EventId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId,
+    EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId,
     events::{StateEventType, TimelineEventType, room::member::MembershipState},
     room_version_rules::RoomVersionRules,
 };
@@ -21,13 +20,14 @@ use serde_json::{
 };
 use sotto_federation::room::{
     auth::auth_types,
-    builder::{CountersignError, Expected, Template, countersign},
+    builder::{CountersignError, Expected, Hashes, Template, countersign, references},
     pdu::{Pdu, PduError, Unverified},
     signing::SigningKey,
     version,
 };
 
 use super::{
+    doors::{DoorError, Doors},
     incoming::{Errand, Incoming, Refused},
     shared_history::{ShareError, SharedHistory},
     timeline::{SendError, Timeline, membership},
@@ -55,6 +55,7 @@ pub(crate) struct Admission(Arc<Parts>);
 pub(crate) struct Parts {
     pub(crate) storage: Storage,
     pub(crate) timeline: Timeline,
+    pub(crate) doors: Doors,
     pub(crate) history: SharedHistory,
     pub(crate) incoming: Incoming,
     pub(crate) clock: Clock,
@@ -100,6 +101,17 @@ pub(crate) enum AdmissionError {
 impl From<PduError> for AdmissionError {
     fn from(error: PduError) -> Self {
         Self::Refused(error.into())
+    }
+}
+
+impl From<DoorError> for AdmissionError {
+    fn from(error: DoorError) -> Self {
+        match error {
+            DoorError::Forbidden => Self::Forbidden,
+            DoorError::UnableToAuthorize => Self::UnableToAuthorize,
+            DoorError::UnableToGrant => Self::UnableToGrant,
+            DoorError::Storage(error) => Self::Storage(error),
+        }
     }
 }
 
@@ -192,9 +204,19 @@ impl Admission {
         let auth_events: Vec<_> = types
             .iter()
             .filter_map(|key| auth.get(key))
-            .map(|pdu| pdu.event_id())
+            .map(|pdu| pdu.event_id().to_owned())
             .collect();
-        let prev_events: Vec<_> = head.extremities.iter().take(20).collect();
+        let prev_events: Vec<_> = head.extremities.iter().take(20).cloned().collect();
+        let mut hashes = Hashes::default();
+        if Hashes::needed(rules) {
+            let before = timeline.extremities(&prev_events).await?;
+            for pdu in before.iter().map(|e| &e.pdu).chain(auth.values()) {
+                hashes.add(pdu, rules).map_err(SendError::from)?;
+            }
+        }
+        let named =
+            |events: &[OwnedEventId]| references(events, &hashes, rules).map_err(SendError::from);
+        let (prev_events, auth_events) = (named(&prev_events)?, named(&auth_events)?);
         let event = json!({
             "auth_events": auth_events,
             "content": template.content,
@@ -224,9 +246,13 @@ impl Admission {
                 MembershipState::Leave,
                 MembershipState::Join | MembershipState::Invite | MembershipState::Knock,
             ) => Ok(None),
-            (MembershipState::Join, _) => self.may_join(room, rules, asked.user_id).await,
+            (MembershipState::Join, _) => {
+                let doors = &self.0.doors;
+                Ok(doors.may_join(room, rules, asked.user_id).await?)
+            }
             (MembershipState::Knock, MembershipState::Leave | MembershipState::Knock) => {
-                self.may_knock(room, rules).await.map(|()| None)
+                self.0.doors.may_knock(room, rules).await?;
+                Ok(None)
             }
             _ => Err(AdmissionError::Forbidden),
         }

@@ -91,6 +91,20 @@ impl Rooms<'_> {
         .await?;
         Ok(())
     }
+
+    /// Sets the version of a room of which the server has no event in a timeline.
+    pub(crate) async fn correct_version(
+        &mut self,
+        nid: RoomNid,
+        version: &RoomVersionId,
+    ) -> Result<(), StorageError> {
+        sqlx::query("UPDATE rooms SET version = $2 WHERE room_nid = $1 AND head_state IS NULL")
+            .bind(nid.0)
+            .bind(version.as_str())
+            .execute(&mut *self.0)
+            .await?;
+        Ok(())
+    }
 }
 
 /// Makes the room of an append that starts it; whether there was none of this id.

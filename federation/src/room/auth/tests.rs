@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::room::{
-    builder::{Basis, build},
+    builder::{Basis, Hashes, build},
     fixture::{ALICE, BOB, Branch, CAROL, Room},
     state::StateMap,
     version,
@@ -134,6 +134,7 @@ fn with_auth_events(room: &Room, branch: &Branch, auth_events: Vec<OwnedEventId>
         room_id: Some(room.id.clone()),
         prev_events: branch.prev_events.clone(),
         auth_events,
+        hashes: Hashes::default(),
         depth: 9,
     };
     let alice = <&UserId>::try_from(ALICE).unwrap();

@@ -1,13 +1,13 @@
 //! Membership in rooms that only other servers know.
 
 use ruma::{
-    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, RoomId, ServerName,
-    UInt, UserId, events::TimelineEventType, room_version_rules::RoomVersionRules,
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedUserId, RoomId, ServerName, UInt, UserId,
+    events::TimelineEventType, room_version_rules::RoomVersionRules,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Basis, BuildError, Template, build};
+use super::{Basis, BuildError, Template, build, references::Named};
 use crate::room::signing::{SigningKey, Verified};
 
 /// What a user of ours wants to be in a room that only other servers know.
@@ -77,10 +77,13 @@ pub fn from_make_response(
         );
     }
 
+    let mut hashes = answer.prev_events.hashes;
+    hashes.append(answer.auth_events.hashes);
     let basis = Basis {
         room_id: Some(template.room_id.to_owned()),
-        prev_events: answer.prev_events,
-        auth_events: answer.auth_events,
+        prev_events: answer.prev_events.ids,
+        auth_events: answer.auth_events.ids,
+        hashes,
         depth: answer.depth.into(),
     };
     let template_event = Template {
@@ -103,8 +106,8 @@ pub fn from_make_response(
 
 #[derive(Deserialize)]
 struct Answer {
-    prev_events: Vec<OwnedEventId>,
-    auth_events: Vec<OwnedEventId>,
+    prev_events: Named,
+    auth_events: Named,
     depth: UInt,
     #[serde(default)]
     content: AnswerContent,

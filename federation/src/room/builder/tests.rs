@@ -348,7 +348,7 @@ fn a_signed_invite_must_still_be_verified() {
     let content = json!({ "membership": "invite" });
     let mut event = received(&mut room, ALICE, "m.room.member", BOB, &content);
     let none = CanonicalJsonObject::new();
-    event.object.insert("signatures".to_owned(), none.into());
+    event.object.insert("signatures", none.into());
     let event_id = event.event_id().to_owned();
     let signed = sign(&room, event, invite(&event_id, &room.id)).unwrap();
     let error = verify(signed, &room.keys(), &room.rules).unwrap_err();

@@ -1,13 +1,17 @@
 //! The fields of an event, typed.
 
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId,
-    OwnedRoomId, OwnedUserId, RoomId, UInt, events::TimelineEventType,
+    CanonicalJsonObject, CanonicalJsonValue, EventId, Int, MilliSecondsSinceUnixEpoch,
+    OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, events::TimelineEventType,
 };
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
 
 use super::PduError;
+use crate::room::object::Object;
 
 #[derive(Clone)]
 pub(super) struct Fields {
@@ -19,6 +23,8 @@ pub(super) struct Fields {
     pub(super) event_type: TimelineEventType,
     pub(super) state_key: Option<String>,
     pub(super) content: Box<RawValue>,
+    /// The content of power levels with odd numbers, as the rules of authorization are to read it.
+    pub(super) levels: Option<Box<RawValue>>,
     pub(super) prev_events: Vec<OwnedEventId>,
     pub(super) auth_events: Vec<OwnedEventId>,
     pub(super) depth: UInt,
@@ -28,10 +34,8 @@ pub(super) struct Fields {
 
 impl Fields {
     /// Takes the fields from an event whose format is to be checked.
-    pub(super) fn from_object(
-        object: &CanonicalJsonObject,
-        event_id: &EventId,
-    ) -> Result<Self, PduError> {
+    pub(super) fn from_object(event: &Object, event_id: &EventId) -> Result<Self, PduError> {
+        let object = event.map();
         let event_type = TimelineEventType::from(string(object, "type")?);
         let names_room = object.contains_key("room_id");
         let room_id = if names_room {
@@ -42,6 +46,11 @@ impl Fields {
         let redacts = (event_type == TimelineEventType::RoomRedaction)
             .then(|| parse(object, "redacts").ok())
             .flatten();
+        let content = match object.get("content") {
+            Some(CanonicalJsonValue::Object(_)) => event.field("content"),
+            _ => None,
+        };
+        let content = content.ok_or(PduError::Field("content"))?;
         Ok(Self {
             room_id,
             names_room,
@@ -52,12 +61,8 @@ impl Fields {
                 Some(CanonicalJsonValue::String(key)) => Some(key.clone()),
                 Some(_) => return Err(PduError::Field("state_key")),
             },
-            content: match object.get("content") {
-                Some(content @ CanonicalJsonValue::Object(_)) => {
-                    serde_json::value::to_raw_value(content).map_err(|_| PduError::NotCanonical)?
-                }
-                _ => return Err(PduError::Field("content")),
-            },
+            levels: levels(&event_type, &content),
+            content,
             prev_events: event_ids(object, "prev_events")?,
             auth_events: event_ids(object, "auth_events")?,
             depth: uint(object, "depth")?,
@@ -86,11 +91,12 @@ impl Fields {
             names_room,
             sender: stored.sender,
             origin_server_ts: stored.origin_server_ts,
+            levels: levels(&stored.event_type, stored.content),
             event_type: stored.event_type,
             state_key: stored.state_key,
             content: stored.content.to_owned(),
-            prev_events: stored.prev_events,
-            auth_events: stored.auth_events,
+            prev_events: stored.prev_events.into_iter().map(|r| r.0).collect(),
+            auth_events: stored.auth_events.into_iter().map(|r| r.0).collect(),
             depth: stored.depth,
             redacts,
         })
@@ -107,8 +113,8 @@ struct Stored<'a> {
     state_key: Option<String>,
     #[serde(borrow)]
     content: &'a RawValue,
-    prev_events: Vec<OwnedEventId>,
-    auth_events: Vec<OwnedEventId>,
+    prev_events: Vec<Reference>,
+    auth_events: Vec<Reference>,
     depth: UInt,
     /// Raw, because any type may have a field of this name with any value.
     #[serde(borrow)]
@@ -158,10 +164,66 @@ fn event_ids(
         .and_then(CanonicalJsonValue::as_array)
         .ok_or(PduError::Field(field))?
         .iter()
-        .map(|id| {
-            id.as_str()
+        .map(|reference| {
+            let id = match reference {
+                CanonicalJsonValue::Array(pair) => pair.first(),
+                id => Some(id),
+            };
+            id.and_then(CanonicalJsonValue::as_str)
                 .and_then(|id| id.try_into().ok())
                 .ok_or(PduError::Field(field))
         })
         .collect()
+}
+
+/// The id of another event, by itself or, up to room version 2, in a pair with its hashes.
+struct Reference(OwnedEventId);
+
+impl<'de> Deserialize<'de> for Reference {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Id(OwnedEventId),
+            Pair(OwnedEventId, IgnoredAny),
+        }
+        Ok(Self(match Form::deserialize(deserializer)? {
+            Form::Id(id) | Form::Pair(id, _) => id,
+        }))
+    }
+}
+
+/// Power levels with the odd numbers that room versions up to 5 let pass, as the rules are to read
+/// them: what follows the decimal point does not count
+/// ([spec](https://spec.matrix.org/v1.19/rooms/v1/#mroompower_levels-events-accept-values-as-floats)).
+/// `None` if there are none.
+fn levels(event_type: &TimelineEventType, content: &RawValue) -> Option<Box<RawValue>> {
+    if *event_type != TimelineEventType::RoomPowerLevels {
+        return None;
+    }
+    let mut value = serde_json::from_str(content.get()).ok()?;
+    truncate(&mut value).then(|| to_raw_value(&value).ok())?
+}
+
+/// Makes every number an integer that a power level can be. Whether there was another one.
+fn truncate(value: &mut Value) -> bool {
+    match value {
+        Value::Number(number) if number.as_i64().and_then(Int::new).is_none() => {
+            let float = number.as_f64().unwrap_or(0.0).trunc();
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "it saturates, as it should"
+            )]
+            let integer = (float as i64).clamp(Int::MIN.into(), Int::MAX.into());
+            *value = integer.into();
+            true
+        }
+        Value::Array(items) => items
+            .iter_mut()
+            .fold(false, |any, item| truncate(item) | any),
+        Value::Object(map) => map
+            .values_mut()
+            .fold(false, |any, item| truncate(item) | any),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
 }

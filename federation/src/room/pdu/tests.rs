@@ -275,13 +275,123 @@ fn content_is_not_shown() {
     assert!(!format!("{:?}", parse(&message()).unwrap()).contains("hello"));
 }
 
-#[test]
-fn ids_that_are_no_hashes_are_not_supported() {
-    let rules = RoomVersionRules::V1;
+/// A message as in room versions 1 and 2.
+fn first_message() -> Value {
     let mut event = message();
     event["event_id"] = json!("$a:one.example");
-    let parsed = Pdu::parse(&to_raw_value(&event).unwrap(), &rules);
-    assert_eq!(parsed.err(), Some(PduError::UnsupportedRoomVersion));
+    event["auth_events"] = json!([["$b:two.example", { "sha256": "AAAA" }]]);
+    event["prev_events"] = json!([["$c:one.example", {}]]);
+    event
+}
+
+fn parse_as(version: &RoomVersionId, event: &Value) -> Result<Unverified, PduError> {
+    Pdu::parse(&to_raw_value(event).unwrap(), &rules(version))
+}
+
+#[test]
+fn in_the_first_versions_servers_choose_the_ids() {
+    for version in [RoomVersionId::V1, RoomVersionId::V2] {
+        let unverified = parse_as(&version, &first_message()).unwrap();
+        assert_eq!(unverified.event_id(), "$a:one.example");
+        assert_eq!(unverified.prev_events(), ["$c:one.example"]);
+        assert_eq!(unverified.auth_events(), ["$b:two.example"]);
+        // And it is read from the database as it was stored.
+        let json = unverified.pdu.json().to_owned();
+        let stored = Pdu::from_storage(unverified.event_id().to_owned(), json, false).unwrap();
+        assert_eq!(stored.prev_events(), unverified.prev_events());
+        assert_eq!(stored.auth_events(), unverified.auth_events());
+
+        for id in [
+            json!(null),
+            json!(1),
+            json!("$hash"),
+            json!("a:one.example"),
+            json!("$a:"),
+            json!("$a b:one.example"),
+            json!("$a\u{1f}:one.example"),
+        ] {
+            let mut event = first_message();
+            event["event_id"] = id.clone();
+            assert!(parse_as(&version, &event).is_err(), "{id}");
+        }
+        assert!(parse_as(&version, &message()).is_err());
+    }
+}
+
+#[test]
+fn events_are_named_as_the_version_wants_it() {
+    for list in [
+        json!(["$b:two.example"]),
+        json!([["$b:two.example"]]),
+        json!([["$b:two.example", "AAAA"]]),
+        json!([["$b:two.example", {}, {}]]),
+        json!([[1, {}]]),
+    ] {
+        let mut event = first_message();
+        event["auth_events"] = list.clone();
+        assert!(parse_as(&RoomVersionId::V1, &event).is_err(), "{list}");
+    }
+    for version in version::supported().skip(2) {
+        let mut event = message();
+        event["prev_events"] = first_message()["prev_events"].clone();
+        assert!(parse_as(&version, &event).is_err(), "{version}");
+        assert!(parse_as(&version, &message()).is_ok(), "{version}");
+    }
+}
+
+#[test]
+fn the_third_version_has_ids_of_another_alphabet() {
+    let ids = |number: i64| {
+        let mut event = message();
+        event["depth"] = json!(number);
+        let id = |version| parse_as(version, &event).unwrap().event_id().to_string();
+        (id(&RoomVersionId::V3), id(&RoomVersionId::V4))
+    };
+    let mut differ = 0;
+    for depth in 0..20 {
+        let (third, fourth) = ids(depth);
+        assert_eq!(third.replace('+', "-").replace('/', "_"), fourth);
+        differ += usize::from(third != fourth);
+    }
+    assert!(differ > 0);
+}
+
+#[test]
+fn up_to_version_five_any_number_is_kept() {
+    let text = first_message().to_string();
+    for (version, event) in [
+        (RoomVersionId::V1, text.clone()),
+        (RoomVersionId::V2, text),
+        (RoomVersionId::V3, message().to_string()),
+        (RoomVersionId::V5, message().to_string()),
+    ] {
+        let event = event.replace(r#""hello""#, "1.5e3").replace(":5}", ":0.5}");
+        let raw = RawValue::from_string(event).unwrap();
+        let parsed = Pdu::parse(&raw, &rules(&version)).unwrap();
+        assert_eq!(parsed.pdu.content().get(), r#"{"body":1500.0}"#);
+        assert_eq!(parsed.pdu.unsigned().unwrap().get(), r#"{"age":0.5}"#);
+        assert!(parsed.pdu.json().get().contains("1500.0"));
+        let depth = RawValue::from_string(raw.get().replace("12", "12.0")).unwrap();
+        assert!(Pdu::parse(&depth, &rules(&version)).is_err());
+    }
+}
+
+#[test]
+fn power_levels_may_be_floats_where_numbers_may_be_odd() {
+    let mut event = message();
+    event["type"] = json!("m.room.power_levels");
+    event["state_key"] = json!("");
+    event["content"] =
+        json!({ "ban": 50.9, "kick": "7", "users": { "@a:b": -1.5 }, "redact": 1e300 });
+    let parsed = parse_as(&RoomVersionId::V5, &event).unwrap();
+    let seen: &RawValue = Event::content(&parsed.pdu);
+    let seen: Value = serde_json::from_str(seen.get()).unwrap();
+    let expected = json!({
+        "ban": 50, "kick": "7", "users": { "@a:b": -1 }, "redact": 9_007_199_254_740_991_i64,
+    });
+    assert_eq!(seen, expected);
+    assert!(parsed.pdu.content().get().contains("50.9"));
+    assert!(parse_as(&RoomVersionId::V6, &event).is_err());
 }
 
 /// Any value of canonical JSON.

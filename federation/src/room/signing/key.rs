@@ -1,12 +1,15 @@
 //! Our own signing key.
 
 use ruma::{
-    CanonicalJsonObject, OwnedServerSigningKeyId, ServerName, ServerSigningKeyId,
+    CanonicalJsonObject, CanonicalJsonValue, OwnedServerSigningKeyId, ServerName,
+    ServerSigningKeyId,
     room_version_rules::RedactionRules,
     serde::{Base64, base64::Standard},
-    signatures::{Ed25519KeyPair, KeyPair, sign_event, sign_json},
+    signatures::{Ed25519KeyPair, KeyPair, sign_json},
 };
 use zeroize::Zeroizing;
+
+use crate::room::object::Object;
 
 /// The header of a private key of Ed25519 in PKCS #8 version 1
 /// ([RFC 8410](https://www.rfc-editor.org/rfc/rfc8410#section-7)); the 32 bytes of the seed follow.
@@ -104,12 +107,26 @@ impl SigningKey {
     /// Adds our signature to an event that has its content hash.
     pub(in crate::room) fn sign_event(
         &self,
-        object: &mut CanonicalJsonObject,
+        object: &mut Object,
         server_name: &ServerName,
         rules: &RedactionRules,
     ) -> Result<(), KeyError> {
-        sign_event(server_name.as_str(), &self.pair, object, rules)
-            .map_err(|_| KeyError::Unsignable)
+        let signed = object.signed_json(rules);
+        let signature = self.sign_bytes(signed.map_err(|_| KeyError::Unsignable)?.as_bytes());
+        let mut signatures = match object.map().get("signatures") {
+            None => CanonicalJsonObject::new(),
+            Some(CanonicalJsonValue::Object(signatures)) => signatures.clone(),
+            Some(_) => return Err(KeyError::Unsignable),
+        };
+        let of_server = signatures
+            .entry(server_name.to_string())
+            .or_insert_with(|| CanonicalJsonObject::new().into());
+        let CanonicalJsonValue::Object(of_server) = of_server else {
+            return Err(KeyError::Unsignable);
+        };
+        of_server.insert(self.id.to_string(), signature.encode().into());
+        object.insert("signatures", signatures.into());
+        Ok(())
     }
 }
 

@@ -3,11 +3,22 @@
 use proptest::prelude::*;
 use ruma::RoomVersionId;
 use serde_json::{json, value::RawValue};
+use sha1::Digest;
 
 use super::*;
 use crate::room::fixture::{ALICE, BOB, Branch, CAROL, Room};
 
-const VERSIONS: [RoomVersionId; 2] = [RoomVersionId::V10, RoomVersionId::V12];
+const VERSIONS: [RoomVersionId; 4] = [
+    RoomVersionId::V1,
+    RoomVersionId::V2,
+    RoomVersionId::V10,
+    RoomVersionId::V12,
+];
+
+/// Those in which what somebody does while losing the power to do it is undone.
+fn fair_versions() -> impl Iterator<Item = RoomVersionId> {
+    VERSIONS.into_iter().skip(1)
+}
 
 fn try_resolve(room: &Room, sets: &[StateMap]) -> Result<StateMap, ResolveError> {
     let chains = sets.iter().map(|set| room.auth_chain(set)).collect();
@@ -84,7 +95,7 @@ fn of_two_topics_the_later_one_remains() {
 
 #[test]
 fn a_ban_wins_over_what_the_banned_did_at_the_same_time() {
-    for version in VERSIONS {
+    for version in fair_versions() {
         let (mut room, mut one) = room(&version);
         let mut two = one.clone();
         room.member(&mut one, ALICE, BOB, "ban");
@@ -105,7 +116,7 @@ fn a_ban_wins_over_what_the_banned_did_at_the_same_time() {
 
 #[test]
 fn who_loses_power_does_not_keep_it_by_acting_at_the_same_time() {
-    for version in VERSIONS {
+    for version in fair_versions() {
         let (mut room, mut one) = room(&version);
         let mut two = one.clone();
         levels(&mut room, &mut one, ALICE, 0, 0);
@@ -131,7 +142,7 @@ fn missing_events_are_an_error_and_not_a_guess() {
             .to_owned();
         topic(&mut room, &mut two, BOB, "second");
         let sets = [one.state.clone(), two.state];
-        let auth_event = one.state[&("m.room.member".into(), ALICE.to_owned())].clone();
+        let auth_event = one.state[&("m.room.power_levels".into(), String::new())].clone();
         for lost in [conflicted, auth_event] {
             let chains = sets.iter().map(|set| room.auth_chain(set)).collect();
             let fetch = |id: &EventId| (id != lost).then(|| room.fetch()(id)).flatten();
@@ -141,11 +152,58 @@ fn missing_events_are_an_error_and_not_a_guess() {
     }
 }
 
+/// In room version 1, of each branch the topic that was set last, and the level of Bob there.
 #[test]
-fn the_first_algorithm_is_not_supported() {
-    let rules = RoomVersionRules::V1;
-    let resolved = resolve(&rules, &[], Vec::new(), |_| None);
-    assert_eq!(resolved, Err(ResolveError::UnsupportedRoomVersion));
+fn the_first_algorithm_goes_by_depth_and_then_by_hash() {
+    let (mut room, mut one) = room(&RoomVersionId::V1);
+    let mut two = one.clone();
+    // The deeper topic remains, whenever it was sent.
+    topic(&mut room, &mut one, ALICE, "first");
+    topic(&mut room, &mut one, ALICE, "deeper");
+    topic(&mut room, &mut two, BOB, "later");
+    let state = merged(&room, &[&one, &two]);
+    let remaining = content(&room, &state, "m.room.topic", "");
+    assert_eq!(remaining, r#"{"topic":"deeper"}"#);
+
+    // Of two at the same depth that with the smaller hash of its id.
+    topic(&mut room, &mut two, BOB, "as deep");
+    let state = merged(&room, &[&one, &two]);
+    let key = (StateEventType::RoomTopic, String::new());
+    let digest = |id: &OwnedEventId| <[u8; 20]>::from(sha1::Sha1::digest(id.as_bytes()));
+    let smaller = [&one.state[&key], &two.state[&key]]
+        .into_iter()
+        .min_by_key(|id| digest(id));
+    assert_eq!(state.get(&key), smaller);
+}
+
+#[test]
+fn the_first_algorithm_takes_levels_as_long_as_each_allows_the_next() {
+    let (mut room, mut one) = room(&RoomVersionId::V1);
+    let mut two = one.clone();
+    levels(&mut room, &mut one, ALICE, 0, 0);
+    topic(&mut room, &mut two, BOB, "one deeper");
+    levels(&mut room, &mut two, BOB, 50, 40);
+    // By the shallower levels Bob may not set the deeper ones.
+    let state = merged(&room, &[&one, &two]);
+    let key = (StateEventType::RoomPowerLevels, String::new());
+    assert_eq!(state.get(&key), one.state.get(&key));
+
+    // Where nothing is allowed the least deep remains.
+    room.member(&mut one, ALICE, BOB, "leave");
+    let (mut three, mut four) = (one.clone(), two.clone());
+    topic(&mut room, &mut three, CAROL, "not allowed");
+    topic(&mut room, &mut four, BOB, "a deeper one");
+    let state = merged(&room, &[&three, &four]);
+    assert_eq!(state.get(&key), one.state.get(&key));
+}
+
+#[test]
+fn the_first_algorithm_keeps_what_only_some_states_have() {
+    let (mut room, mut one) = room(&RoomVersionId::V1);
+    let two = one.clone();
+    topic(&mut room, &mut one, ALICE, "only here");
+    let state = merged(&room, &[&two, &one]);
+    assert_eq!(state, one.state);
 }
 
 /// Events that have nothing but ids and auth events.

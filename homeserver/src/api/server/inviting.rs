@@ -31,7 +31,7 @@ async fn create_invite(
         origin: &origin,
         room_id: &body.room_id,
         event_id: &body.event_id,
-        version: &body.room_version,
+        version: Some(&body.room_version),
         event: &body.event,
         room_state: body
             .invite_room_state

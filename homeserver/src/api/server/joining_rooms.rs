@@ -137,7 +137,7 @@ async fn prepare_knock_event(
 }
 
 /// `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`
-async fn create_join_event(
+pub(super) async fn create_join_event(
     State(admission): State<Admission>,
     Signed { origin, body }: Signed<create_join_event::v2::Request>,
 ) -> Result<Matrix<create_join_event::v2::Response>, MatrixError> {
@@ -160,7 +160,7 @@ async fn create_join_event(
 }
 
 /// `PUT /_matrix/federation/v2/send_leave/{roomId}/{eventId}`
-async fn create_leave_event(
+pub(super) async fn create_leave_event(
     State(admission): State<Admission>,
     Signed { origin, body }: Signed<create_leave_event::v2::Request>,
 ) -> Result<Matrix<create_leave_event::v2::Response>, MatrixError> {

@@ -95,7 +95,10 @@ impl Placing<'_> {
     /// The same server may redact what it sent; others need the power to
     /// ([spec](https://spec.matrix.org/v1.19/rooms/v3/#handling-redactions)).
     fn may_redact(&self, sender: &UserId, target: &UserId, auth: &AuthState) -> bool {
-        sender.server_name() == target.server_name()
+        // In the first versions only those are allowed that may
+        // (https://spec.matrix.org/v1.19/rooms/v1/#authorisation-rules, rule 11).
+        self.rules.authorization.special_case_room_redaction
+            || sender.server_name() == target.server_name()
             || visibility::may_redact(sender, auth, self.rules)
     }
 }

@@ -14,7 +14,7 @@ use sotto_federation::{
     client::ClientError,
     room::{
         auth::auth_types,
-        builder::{Basis, Template, build},
+        builder::{Basis, Hashes, Template, build},
         signing::{PublicKeyMap, RequiredKeys, SigningKey},
         version,
     },
@@ -190,6 +190,7 @@ impl Place {
             room_id: Some(self.room_id.clone()),
             prev_events: after.map_or(head.extremities, |id| vec![id.clone()]),
             auth_events: selected.map(|pdu| pdu.event_id().to_owned()).collect(),
+            hashes: Hashes::default(),
             depth: 10,
         };
         let (now, other) = (Clock::system().now(), server_name!("b.test"));

@@ -168,11 +168,35 @@ impl Remote {
             .map(|sender| sender.server_name().to_owned()))
     }
 
+    /// That a room has the version which a server says. Of a room known by an invite only we know no more
+    /// than what another server said, and the oldest way to invite does not even say that.
     fn check_version(room: Option<&Room>, version: &RoomVersionId) -> Result<(), RemoteError> {
         match room {
-            Some(room) if room.version != *version => Err(RemoteError::OtherVersion),
+            Some(room) if room.version != *version && room.head.is_some() => {
+                Err(RemoteError::OtherVersion)
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Corrects what is known of a room.
+    async fn correct_version(
+        &self,
+        room_id: &RoomId,
+        version: &RoomVersionId,
+    ) -> Result<(), StorageError> {
+        let room = self.timeline.heads.room(room_id).await?;
+        let wrong = |room: &Room| room.version != *version && room.head.is_none();
+        let Some(room) = room.filter(wrong) else {
+            return Ok(());
+        };
+        let version = version.clone();
+        let write = self.storage.write(move |tx| {
+            Box::pin(async move { tx.rooms().correct_version(room.nid, &version).await })
+        });
+        write.await?;
+        self.timeline.heads.hold(room_id).await?.forget();
+        Ok(())
     }
 }
 

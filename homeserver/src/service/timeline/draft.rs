@@ -12,7 +12,7 @@ use ruma::{
 };
 use sotto_federation::room::{
     auth::{self, Judged, Verdict},
-    builder::{self, Basis, BuildError, Template},
+    builder::{self, Basis, BuildError, Hashes, Template},
     pdu::Pdu,
     redaction, version,
 };
@@ -142,7 +142,8 @@ impl Timeline {
         let auth = self
             .auth_state(draft.state, sender, &template, &rules)
             .await?;
-        let judged = self.build(draft, sender, template, &auth, &rules)?;
+        let hashes = self.hashes(draft, &auth, &rules).await?;
+        let judged = self.build(draft, sender, template, (&auth, hashes), &rules)?;
         match judged.verdict() {
             Verdict::Accepted => {}
             Verdict::SoftFailed(rejection) | Verdict::Rejected(rejection) => {
@@ -187,12 +188,58 @@ impl Timeline {
         Ok(found)
     }
 
+    /// The hashes that an event on top of a draft names, if events of its version name any.
+    async fn hashes(
+        &self,
+        draft: &Draft,
+        auth: &AuthState,
+        rules: &RoomVersionRules,
+    ) -> Result<Hashes, SendError> {
+        let mut hashes = Hashes::default();
+        if !Hashes::needed(rules) {
+            return Ok(hashes);
+        }
+        let drafted = draft.events.iter().map(|event| event.judged.pdu());
+        for pdu in drafted.chain(auth.values().map(|pdu| &**pdu)) {
+            hashes.add(pdu, rules)?;
+        }
+        let mut stored = draft.extremities.clone();
+        stored.retain(|id| {
+            !draft
+                .events
+                .iter()
+                .any(|event| event.judged.pdu().event_id() == id)
+        });
+        for event in self.extremities(&stored).await? {
+            hashes.add(&event.pdu, rules)?;
+        }
+        Ok(hashes)
+    }
+
+    /// Forward extremities that are or will be in the database.
+    pub(crate) async fn extremities(
+        &self,
+        extremities: &[OwnedEventId],
+    ) -> Result<Vec<Arc<StoredEvent>>, StorageError> {
+        let found = self.events.by_ids(extremities).await?;
+        if found.len() == extremities.len() {
+            return Ok(found.into_values().collect());
+        }
+        // Events whose commit is under way: this write comes after them.
+        let barrier = self
+            .storage
+            .write(|_| Box::pin(async { Ok::<_, StorageError>(()) }));
+        barrier.await?;
+        let found = self.events.by_ids(extremities).await?;
+        Ok(found.into_values().collect())
+    }
+
     fn build(
         &self,
         draft: &Draft,
         sender: &UserId,
         template: Template,
-        auth: &AuthState,
+        (auth, hashes): (&AuthState, Hashes),
         rules: &RoomVersionRules,
     ) -> Result<Judged, SendError> {
         let Template {
@@ -213,6 +260,7 @@ impl Timeline {
                 .cloned()
                 .collect(),
             auth_events: auth_events.map(|pdu| pdu.event_id().to_owned()).collect(),
+            hashes,
             depth: u64::try_from(draft.depth + 1).unwrap_or(1),
         };
         let (now, key) = (self.clock.now(), &self.key);

@@ -54,6 +54,7 @@ struct Around {
 impl Remote {
     /// Makes the server part of a room, with the join as its head.
     pub(super) async fn arrive(&self, asked: Question, told: Told) -> Result<(), RemoteError> {
+        self.correct_version(&asked.room_id, &asked.version).await?;
         let slot = self.timeline.heads.hold(&asked.room_id).await?;
         let room = slot.room().cloned();
         Self::check_version(room.as_ref(), &asked.version)?;

@@ -1,15 +1,25 @@
 //! Inviting users of other servers
 //! ([spec](https://spec.matrix.org/v1.19/server-server-api/#inviting-to-a-room)).
 
+use std::{collections::BTreeMap, fmt::Display};
+
 use ruma::{
     OwnedEventId, RoomId, ServerName, UserId,
-    api::federation::membership::{RawStrippedState, create_invite::v2 as create_invite},
+    api::{
+        federation::membership::{RawStrippedState, create_invite::v2 as create_invite},
+        path_builder::{PathBuilder, SinglePath},
+    },
     events::StateEventType,
 };
-use sotto_federation::room::{
-    builder::Template,
-    pdu::Pdu,
-    signing::{self, SignatureError},
+use serde::Deserialize;
+use serde_json::value::{RawValue, to_raw_value};
+use sotto_federation::{
+    client::{ClientError, Limits},
+    room::{
+        builder::{Hashes, Template},
+        pdu::Pdu,
+        signing::{self, SignatureError},
+    },
 };
 
 use super::{Remote, RemoteError};
@@ -20,6 +30,10 @@ use crate::{
 
 /// How often an invite is made again because the room went on meanwhile.
 const ATTEMPTS: usize = 5;
+
+/// Where servers are asked that know the first room versions only.
+const FIRST_INVITE: SinglePath =
+    SinglePath::new("/_matrix/federation/v1/invite/{room_id}/{event_id}");
 
 /// What tells the invited user which room it is
 /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#stripped-state)).
@@ -66,9 +80,18 @@ impl Remote {
             pdu.json().to_owned(),
             self.telling(sender, proposal).await?,
         );
-        let answer = self.federation.send(server, request).await?;
+        let room_state = request.invite_room_state.clone();
+        let event = match self.federation.send(server, request).await {
+            Ok(answer) => Some(answer.event),
+            Err(error) if Hashes::needed(&proposal.rules) && error.is_unknown_endpoint() => None,
+            Err(error) => return Err(error.into()),
+        };
+        let event = match event {
+            Some(event) => event,
+            None => self.ask_as_before(server, pdu, room_state).await?,
+        };
         let wrong = |_| SignatureError::Malformed;
-        let answer = Pdu::parse(&answer.event, &proposal.rules).map_err(wrong)?;
+        let answer = Pdu::parse(&event, &proposal.rules).map_err(wrong)?;
         let required = signing::keys_of_countersigner(&answer, server)?;
         let keys = self.server_keys.key_map(&required, &[]).await?;
         Ok(signing::verify_countersigned(
@@ -78,6 +101,31 @@ impl Remote {
             &keys,
             &proposal.rules,
         )?)
+    }
+
+    /// As [`Remote::ask`], of a server that knows the first room versions only
+    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1inviteroomideventid)).
+    async fn ask_as_before(
+        &self,
+        server: &ServerName,
+        pdu: &Pdu,
+        room_state: Vec<RawStrippedState>,
+    ) -> Result<Box<RawValue>, RemoteError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            event: Box<RawValue>,
+        }
+        let request = as_before(pdu, room_state)?;
+        let limits = Limits::default();
+        let client = self.federation.client();
+        let sent = client.send_streamed(server, request, limits.request);
+        let answer = sent.await?.read(limits.answer).await?;
+        if !answer.status().is_success() {
+            return Err(ClientError::refused(&answer).into());
+        }
+        let (_, answer): (u16, Answer) =
+            serde_json::from_slice(answer.body()).map_err(|_| ClientError::MalformedAnswer)?;
+        Ok(answer.event)
     }
 
     /// The parts of the state that the invited user's server is told, as full events.
@@ -98,4 +146,24 @@ impl Remote {
         }
         Ok(found)
     }
+}
+
+/// The request that servers understand which know the first room versions only: the event itself.
+fn as_before(
+    pdu: &Pdu,
+    room_state: Vec<RawStrippedState>,
+) -> Result<http::Request<Vec<u8>>, ClientError> {
+    let path: [&dyn Display; 2] = [&pdu.room_id(), &pdu.event_id()];
+    let url = FIRST_INVITE.make_endpoint_url((), "https://destination.invalid", &path, "");
+    let url = url.map_err(|_| ClientError::Unsendable)?;
+    let unsendable = |_| ClientError::Unsendable;
+    let mut body: BTreeMap<String, Box<RawValue>> =
+        serde_json::from_str(pdu.json().get()).map_err(unsendable)?;
+    let unsigned = BTreeMap::from([("invite_room_state", room_state)]);
+    let unsigned = to_raw_value(&unsigned).map_err(unsendable)?;
+    body.insert("unsigned".to_owned(), unsigned);
+    http::Request::put(url)
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(serde_json::to_vec(&body).map_err(unsendable)?)
+        .map_err(|_| ClientError::Unsendable)
 }

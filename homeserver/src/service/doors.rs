@@ -1,5 +1,7 @@
-//! Rooms that are open to the members of others
-//! ([spec](https://spec.matrix.org/v1.19/server-server-api/#restricted-rooms)).
+//! Whether a room of ours lets somebody in who is not invited, or knock
+//! ([spec](https://spec.matrix.org/v1.19/client-server-api/#restricted-rooms)).
+
+use std::sync::Arc;
 
 use ruma::{
     OwnedRoomId, OwnedUserId, UserId,
@@ -8,9 +10,33 @@ use ruma::{
     state_res::events::{RoomCreateEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField},
 };
 use serde::Deserialize;
+use sotto_federation::room::pdu::Pdu;
 
-use super::{Admission, AdmissionError};
-use crate::storage::rooms::Room;
+use super::events::Events;
+use crate::storage::{Storage, StorageError, rooms::Room};
+
+/// Knows who may come in.
+#[derive(Clone, Debug)]
+pub(crate) struct Doors {
+    storage: Storage,
+    events: Events,
+}
+
+/// Why somebody may not come in.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DoorError {
+    /// The rules of the room do not allow it.
+    #[error("the room does not allow it")]
+    Forbidden,
+    /// Whether the user may join depends on rooms that are not known here.
+    #[error("this server cannot tell whether the user may join")]
+    UnableToAuthorize,
+    /// The user may join, but nobody here can open the room.
+    #[error("this server cannot let the user join")]
+    UnableToGrant,
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
 
 #[derive(Default, Deserialize)]
 struct JoinRules {
@@ -26,14 +52,18 @@ struct Allow {
     room_id: OwnedRoomId,
 }
 
-impl Admission {
+impl Doors {
+    pub(crate) fn new(storage: Storage, events: Events) -> Self {
+        Self { storage, events }
+    }
+
     /// Whether somebody who is not invited may join; by whom of ours, if it takes one.
-    pub(super) async fn may_join(
+    pub(crate) async fn may_join(
         &self,
         room: &Room,
         rules: &RoomVersionRules,
         user_id: &UserId,
-    ) -> Result<Option<OwnedUserId>, AdmissionError> {
+    ) -> Result<Option<OwnedUserId>, DoorError> {
         let join_rules = self.join_rules(room).await?;
         let restricted = match join_rules.join_rule.as_str() {
             "public" => return Ok(None),
@@ -42,9 +72,9 @@ impl Admission {
             _ => false,
         };
         if !restricted {
-            return Err(AdmissionError::Forbidden);
+            return Err(DoorError::Forbidden);
         }
-        let roster = self.0.storage.log().roster();
+        let roster = self.storage.log().roster();
         let mut all_known = true;
         for allow in join_rules.allow {
             let Ok(Allow { kind, room_id }) = serde_json::from_value(allow) else {
@@ -60,18 +90,18 @@ impl Admission {
             }
         }
         Err(if all_known {
-            AdmissionError::Forbidden
+            DoorError::Forbidden
         } else {
-            AdmissionError::UnableToAuthorize
+            DoorError::UnableToAuthorize
         })
     }
 
     /// Whether one may knock.
-    pub(super) async fn may_knock(
+    pub(crate) async fn may_knock(
         &self,
         room: &Room,
         rules: &RoomVersionRules,
-    ) -> Result<(), AdmissionError> {
+    ) -> Result<(), DoorError> {
         let allowed = match self.join_rules(room).await?.join_rule.as_str() {
             "knock" => rules.authorization.knocking,
             "knock_restricted" => rules.authorization.knock_restricted_join_rule,
@@ -80,7 +110,7 @@ impl Admission {
         if allowed {
             Ok(())
         } else {
-            Err(AdmissionError::Forbidden)
+            Err(DoorError::Forbidden)
         }
     }
 
@@ -89,16 +119,14 @@ impl Admission {
         &self,
         room: &Room,
         rules: &RoomVersionRules,
-    ) -> Result<OwnedUserId, AdmissionError> {
+    ) -> Result<OwnedUserId, DoorError> {
         let rules = &rules.authorization;
-        let create = self.state(room, StateEventType::RoomCreate, "").await?;
+        let create = self.state(room, StateEventType::RoomCreate).await?;
         let creators = create
             .as_ref()
             .and_then(|create| RoomCreateEvent::new(&**create).creators(rules).ok())
             .unwrap_or_default();
-        let levels = self
-            .state(room, StateEventType::RoomPowerLevels, "")
-            .await?;
+        let levels = self.state(room, StateEventType::RoomPowerLevels).await?;
         let may = |user_id: &UserId| {
             let creator = creators.contains(user_id);
             if creator && rules.explicitly_privilege_room_creators {
@@ -112,13 +140,25 @@ impl Admission {
                 matches!((has, needed), (Ok(has), Ok(needed)) if has >= needed)
             })
         };
-        let members = self.0.storage.log().roster().local_members(&room.room_id);
+        let members = self.storage.log().roster().local_members(&room.room_id);
         let inviter = members.into_iter().find(|user_id| may(user_id));
-        inviter.ok_or(AdmissionError::UnableToGrant)
+        inviter.ok_or(DoorError::UnableToGrant)
     }
 
-    async fn join_rules(&self, room: &Room) -> Result<JoinRules, AdmissionError> {
-        let event = self.state(room, StateEventType::RoomJoinRules, "").await?;
+    async fn state(
+        &self,
+        room: &Room,
+        event_type: StateEventType,
+    ) -> Result<Option<Arc<Pdu>>, StorageError> {
+        let Some(head) = &room.head else {
+            return Ok(None);
+        };
+        let found = self.events.state_pdu(head.state, &event_type, "").await?;
+        Ok(found.map(|(_, pdu)| pdu))
+    }
+
+    async fn join_rules(&self, room: &Room) -> Result<JoinRules, DoorError> {
+        let event = self.state(room, StateEventType::RoomJoinRules).await?;
         let content = event.and_then(|event| event.content_as().ok());
         Ok(content.unwrap_or_default())
     }
