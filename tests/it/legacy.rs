@@ -42,6 +42,20 @@ async fn old_paths_lead_to_the_new_ones() {
 }
 
 #[tokio::test]
+async fn server_keys_may_be_asked_for_by_id() {
+    let server = TestServer::start().await;
+    let nobody = sotto_tests::User::anonymous(server.url());
+    let keys = nobody.get("/_matrix/key/v2/server").await.ok();
+    let key = keys["verify_keys"].as_object().unwrap().keys().next();
+    let key = key.unwrap().replace(':', "%3A");
+    let one = nobody.get(&format!("/_matrix/key/v2/server/{key}")).await;
+    assert_eq!(one.ok()["verify_keys"], keys["verify_keys"]);
+    let path = format!("/_matrix/key/v2/query/{}/{key}", server.name());
+    let notary = nobody.get(&path).await.ok();
+    assert_eq!(notary["server_keys"][0]["verify_keys"], keys["verify_keys"]);
+}
+
+#[tokio::test]
 async fn events_may_come_without_a_transaction_id() {
     let server = TestServer::start().await;
     let (alice, room) = room(&server).await;

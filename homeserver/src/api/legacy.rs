@@ -7,6 +7,7 @@
 //! - The paths of `r0`, from before specifications had versions, and of `media/v1`.
 //! - Unstable paths of what became stable long ago.
 //! - Events and redactions without a transaction id, as `POST`.
+//! - Server keys by the id of a key: the answer always holds all of them.
 
 use axum::{Router, extract::Request};
 use http::{
@@ -49,6 +50,8 @@ fn modernize(mut request: Request) -> Request {
         take_token(&mut request);
         follow_move(&mut request);
         add_transaction_id(&mut request);
+    } else if path.starts_with("/_matrix/key/v2/") {
+        drop_key_id(&mut request);
     }
     request
 }
@@ -109,6 +112,20 @@ fn add_transaction_id(request: &mut Request) {
         set_path(request, &uri);
         *request.method_mut() = Method::PUT;
     }
+}
+
+fn drop_key_id(request: &mut Request) {
+    let path = request.uri().path().to_owned();
+    let rest = path.trim_start_matches("/_matrix/key/v2/");
+    let parts: Vec<&str> = rest.split('/').collect();
+    let path = match parts.as_slice() {
+        ["server", key] if !key.is_empty() => "/_matrix/key/v2/server".to_owned(),
+        ["query", server, key] if !key.is_empty() => format!("/_matrix/key/v2/query/{server}"),
+        _ => return,
+    };
+    let query = request.uri().query();
+    let query = query.map_or_else(String::new, |query| format!("?{query}"));
+    set_path(request, &format!("{path}{query}"));
 }
 
 fn path_and_query(request: &Request) -> String {
