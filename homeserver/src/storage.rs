@@ -163,7 +163,8 @@ impl Storage {
             .after_connect(move |connection, _| Box::pin(dialect.prepare(connection)))
             .connect(url)
             .await?;
-        sqlx::migrate!("./migrations")
+        dialect
+            .migrator()
             .run(&pool)
             .await
             .map_err(|error| StorageError::Migration(Arc::new(error)))?;

@@ -140,7 +140,8 @@ fn no_global_state() {
         .collect();
     no_line(&sources, |_, line| {
         let line = line.trim_start();
-        line.starts_with("static ")
+        // The allocator of the binary holds nothing that two servers could share by mistake.
+        (line.starts_with("static ") && !line.starts_with("static ALLOCATOR"))
             || line.starts_with("pub static ")
             || line.contains("thread_local!")
             || line.contains("static mut")

@@ -1,7 +1,10 @@
 //! The few real differences between SQLite and PostgreSQL, and the only place where SQL text is put
 //! together at run time.
 
-use sqlx::{Any, AnyConnection, AssertSqlSafe, any::AnyArguments, query::Query};
+use sqlx::{
+    Any, AnyConnection, AssertSqlSafe, SqlSafeStr, any::AnyArguments, migrate::Migrator,
+    query::Query,
+};
 
 /// Which database this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,23 @@ impl Dialect {
             Self::Postgres => "SET synchronous_commit = on; SET TIME ZONE 'UTC'",
         };
         sqlx::raw_sql(text).execute(connection).await.map(drop)
+    }
+
+    /// The tables as this database wants them: on SQLite only an `INTEGER PRIMARY KEY` is the table
+    /// itself, every other key is an index beside it, written with every row.
+    pub(super) fn migrator(self) -> Migrator {
+        let mut migrator = sqlx::migrate!("./migrations");
+        if self == Self::Sqlite {
+            for migration in migrator.migrations.to_mut() {
+                let text = migration.sql.as_str();
+                let text = text.replace(
+                    "BIGINT NOT NULL PRIMARY KEY",
+                    "INTEGER NOT NULL PRIMARY KEY",
+                );
+                migration.sql = AssertSqlSafe(text).into_sql_str();
+            }
+        }
+        migrator
     }
 
     /// How a write transaction begins: on SQLite it takes the write lock at once, because a read lock
