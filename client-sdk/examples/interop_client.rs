@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use sotto_client::{
     Client,
     client::RoomOptions,
+    crypto::{SharePolicy, TrustRequirement},
     sync::{Membership, SyncUpdate},
     timeline::{Protection, TimelineEvent},
 };
@@ -341,7 +342,11 @@ impl Person {
 
 async fn open(homeserver: &str, store: &Path) -> Result<Client, Failure> {
     tokio::fs::create_dir_all(store).await?;
-    let builder = Client::builder().homeserver(homeserver);
+    // Some of the others know no cross-signing.
+    let builder = Client::builder()
+        .homeserver(homeserver)
+        .share_policy(SharePolicy::AllDevices)
+        .trust_requirement(TrustRequirement::Untrusted);
     Ok(builder.store(store.join("sdk.sqlite")).build().await?)
 }
 

@@ -22,7 +22,7 @@ use crate::{
     Room,
     crypto::{
         Alarm, Failure, Machine, MachineError, MarkError, OutgoingRequest, Request, Response,
-        RoomChange,
+        RoomChange, SharePolicy, TrustRequirement,
     },
     environment::{Environment, SystemEnvironment},
     room::{RoomError, RoomRow},
@@ -65,7 +65,16 @@ pub(crate) struct Inner {
     /// Guards the rows of rooms, which are read and written again.
     pub(crate) rooms: tokio::sync::Mutex<()>,
     machine: OnceLock<Arc<Machine>>,
+    pub(crate) settings: Settings,
     sending: Mutex<HashMap<OwnedRoomId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// How a client encrypts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) cross_signing: bool,
+    share_policy: SharePolicy,
+    trust_requirement: TrustRequirement,
 }
 
 /// Where a client keeps its keys and its place in the sync.
@@ -117,6 +126,7 @@ pub struct ClientBuilder {
     transport: TransportConfig,
     store: StoreConfig,
     environment: Arc<dyn Environment>,
+    settings: Settings,
 }
 
 impl fmt::Debug for ClientBuilder {
@@ -175,6 +185,28 @@ impl ClientBuilder {
         self
     }
 
+    /// Decides which devices get keys; the signed ones, if not called.
+    #[must_use]
+    pub fn share_policy(mut self, policy: SharePolicy) -> Self {
+        self.settings.share_policy = policy;
+        self
+    }
+
+    /// Decides how much has to be known about the sender of an event to show it.
+    #[must_use]
+    pub fn trust_requirement(mut self, requirement: TrustRequirement) -> Self {
+        self.settings.trust_requirement = requirement;
+        self
+    }
+
+    /// Makes no identity for a user who has none. Other people's clients will not give keys to
+    /// this device.
+    #[must_use]
+    pub fn without_cross_signing(mut self) -> Self {
+        self.settings.cross_signing = false;
+        self
+    }
+
     /// Replaces clock and randomness, for tests.
     #[must_use]
     pub fn environment(mut self, environment: Arc<dyn Environment>) -> Self {
@@ -200,6 +232,7 @@ impl ClientBuilder {
             sync: tokio::sync::Mutex::default(),
             rooms: tokio::sync::Mutex::default(),
             machine: OnceLock::new(),
+            settings: self.settings,
             sending: Mutex::default(),
         };
         Ok(Client {
@@ -243,6 +276,11 @@ impl Client {
             transport: TransportConfig::default(),
             store: StoreConfig::default(),
             environment: Arc::new(SystemEnvironment),
+            settings: Settings {
+                cross_signing: true,
+                share_policy: SharePolicy::default(),
+                trust_requirement: TrustRequirement::default(),
+            },
         }
     }
 
@@ -269,7 +307,10 @@ impl Client {
         self.inner.machine.get().ok_or(NotLoggedIn)
     }
 
-    pub(crate) fn set_machine(&self, machine: Machine) {
+    pub(crate) async fn set_machine(&self, machine: Machine) {
+        let settings = &self.inner.settings;
+        machine.set_share_policy(settings.share_policy).await;
+        machine.set_trust_requirement(settings.trust_requirement);
         // Logging in twice at the same moment is refused by whoever stores the session.
         let _ = self.inner.machine.set(Arc::new(machine));
     }
@@ -413,6 +454,13 @@ impl Client {
                 .await
                 .map(Response::KeysClaim)
                 .map_err(failure),
+            Request::SignaturesUpload(request) => transport
+                .send(request)
+                .await
+                .map(Response::SignaturesUpload)
+                .map_err(failure),
+            // It may take a person: see `Client::bootstrap_cross_signing`.
+            Request::SigningKeysUpload(_) => Err((RequestError::Malformed, Failure::Temporary)),
             Request::ToDevice(request) => transport
                 .send(request)
                 .await

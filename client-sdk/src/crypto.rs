@@ -12,11 +12,16 @@
 //! - the payload of an Olm message has to name us, its sender and both keys correctly;
 //! - room keys arrive over Olm only, and a room key makes its sender the owner of the session;
 //! - an event is decrypted only for the owner of its session, in its room, once per index;
-//! - a room that was encrypted once stays encrypted.
+//! - a room that was encrypted once stays encrypted;
+//! - only devices for which their user's identity vouches get keys, and no identity is replaced
+//!   behind the user's back.
 
 mod account;
+mod cross_signing;
 mod devices;
 mod error;
+mod identity;
+mod identity_keys;
 mod keys;
 mod machine;
 mod megolm;
@@ -25,28 +30,33 @@ mod outbound;
 mod payload;
 mod query;
 mod requests;
+mod secret;
 mod share;
 mod to_device;
 mod trust;
 mod unwedge;
+mod withheld;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::{
+    cross_signing::Bootstrap,
     devices::{Device, LocalTrust},
     error::{
         DecryptError, EncryptError, MachineError, MarkError, OpenError, RejectedMessage,
-        ShareError, WithheldCode,
+        ShareError, SigningError, WithheldCode,
     },
+    identity::IdentityState,
     keys::SignatureError,
     machine::Machine,
     megolm::DecryptedEvent,
     requests::{Alarm, Failure, OutgoingRequest, Request, Response},
+    secret::Secret,
     share::Share,
     to_device::{
         InboxItem, RejectedToDevice, RoomChange, RoomKeyInfo, SyncChanges, SyncOutcome,
         ToDeviceEvent,
     },
-    trust::{SenderData, SenderTrust, SharePolicy},
+    trust::{SenderData, SenderTrust, SharePolicy, Shield, TrustRequirement},
 };

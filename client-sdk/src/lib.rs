@@ -16,6 +16,7 @@ pub mod attachment;
 pub mod bot;
 pub mod client;
 pub mod crypto;
+pub mod encryption;
 pub mod environment;
 pub mod login;
 pub mod room;

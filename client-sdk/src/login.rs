@@ -228,7 +228,8 @@ impl Client {
 
     async fn open_machine(&self, user_id: &UserId, device_id: &DeviceId) -> Result<(), OpenError> {
         let (store, environment) = (self.inner.store.clone(), self.inner.environment.clone());
-        self.set_machine(Machine::open(store, environment, user_id, device_id).await?);
+        let machine = Machine::open(store, environment, user_id, device_id).await?;
+        self.set_machine(machine).await;
         Ok(())
     }
 }

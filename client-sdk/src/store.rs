@@ -46,6 +46,12 @@ pub enum Table {
     Withheld,
     /// Known devices, partitioned by user.
     Devices,
+    /// The identities of users.
+    Identities,
+    /// Private keys of the own identity and other secrets.
+    Secrets,
+    /// Signatures that wait to be uploaded.
+    SignatureUploads,
     /// Users whose device lists are followed.
     TrackedUsers,
     /// The encryption settings of rooms. Rows are never removed.
@@ -80,6 +86,9 @@ impl Table {
             Self::MessageIndices => "message_indices",
             Self::Withheld => "withheld",
             Self::Devices => "devices",
+            Self::Identities => "identities",
+            Self::Secrets => "secrets",
+            Self::SignatureUploads => "signature_uploads",
             Self::TrackedUsers => "tracked_users",
             Self::EncryptedRooms => "encrypted_rooms",
             Self::Outbox => "outbox",

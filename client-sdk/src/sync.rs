@@ -23,8 +23,8 @@ use crate::{
     Client,
     client::{NotLoggedIn, OutgoingError},
     crypto::{
-        Alarm, InboxItem, Machine, MachineError, RejectedToDevice, RoomKeyInfo, SyncChanges,
-        ToDeviceEvent,
+        Alarm, Bootstrap, InboxItem, Machine, MachineError, RejectedToDevice, RoomKeyInfo,
+        SyncChanges, ToDeviceEvent,
     },
     store::{Batch, Changes, StoreError, Table},
     timeline::{Protection, TimelineEvent},
@@ -43,6 +43,8 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 pub(crate) struct SyncState {
     /// The pending part was delivered in this process.
     delivered: bool,
+    /// The user has an identity.
+    has_identity: bool,
     /// Items of the inbox that were delivered with it.
     consumed: Vec<String>,
     /// What becomes of the store once the program has consumed it.
@@ -169,6 +171,9 @@ impl Client {
             // They are offered again with the next sync.
             Err(error) => tracing::warn!(%error, "key requests could not be sent"),
         }
+        if self.inner.settings.cross_signing && !state.has_identity {
+            state.has_identity = self.ensure_identity().await;
+        }
         let update = self.deliver(&machine, &mut state, pending).await?;
         state.delivered = true;
         Ok(update)
@@ -192,6 +197,26 @@ impl Client {
             };
             Some((result, next))
         })
+    }
+
+    /// Makes an identity if the user has none; returns whether there is one.
+    async fn ensure_identity(&self) -> bool {
+        let made = self.bootstrap_cross_signing(Bootstrap::IfMissing, None);
+        match made.await {
+            Ok(true) => true,
+            // There is one, or that is not known yet.
+            Ok(false) => match (self.machine(), self.user_id()) {
+                (Ok(machine), Some(user_id)) => machine
+                    .master_key(user_id)
+                    .await
+                    .is_ok_and(|key| key.is_some()),
+                _ => false,
+            },
+            Err(error) => {
+                tracing::warn!(%error, "there is no identity yet");
+                false
+            }
+        }
     }
 
     async fn fetch(

@@ -59,6 +59,8 @@ pub enum UndecryptableReason {
     BeforeOurKey,
     /// It was sent by somebody else than the owner of the session.
     MismatchedSender,
+    /// Its sender's device is not trusted enough; it is delivered again if it becomes so.
+    UntrustedSender(SenderData),
     /// It was encrypted for another room.
     MismatchedRoom,
     /// It repeats another event.
@@ -73,7 +75,10 @@ impl UndecryptableReason {
     /// Whether a key that arrives later may help.
     #[must_use]
     pub fn may_be_cured(&self) -> bool {
-        matches!(self, Self::MissingRoomKey { .. } | Self::BeforeOurKey)
+        matches!(
+            self,
+            Self::MissingRoomKey { .. } | Self::BeforeOurKey | Self::UntrustedSender(_)
+        )
     }
 }
 
@@ -85,6 +90,7 @@ impl TryFrom<DecryptError> for UndecryptableReason {
             DecryptError::MissingRoomKey { withheld } => Self::MissingRoomKey { withheld },
             DecryptError::RoomKeyTooNew { .. } => Self::BeforeOurKey,
             DecryptError::MismatchedSender { .. } => Self::MismatchedSender,
+            DecryptError::UntrustedSender { sender } => Self::UntrustedSender(*sender),
             DecryptError::MismatchedRoom { .. } => Self::MismatchedRoom,
             DecryptError::Replay => Self::Replay,
             DecryptError::Malformed | DecryptError::Invalid => Self::Invalid,

@@ -377,6 +377,21 @@ async fn a_new_device_reads_what_is_new() {
         .iter()
         .filter(|event| matches!(event.protection, Protection::Undecryptable(_)));
     assert_eq!(unread.count(), 1, "the message before");
+    // Somebody who knows the password is not yet Bob.
+    alice.sync_once(SOON).await.unwrap();
+    alice.room(&room_id).send_text("between").await.unwrap();
+    wait_for(&bob, &room_id, "between").await;
+    let update = phone.sync_once(SOON).await.unwrap();
+    let between = &events(&update, &room_id)[0].protection;
+    assert!(matches!(between, Protection::Undecryptable(_)));
+    // His other device says that it is.
+    let machine = bob.machine().unwrap();
+    let devices = machine.devices(bob.user_id().unwrap()).await.unwrap();
+    let device = devices
+        .iter()
+        .find(|device| Some(&*device.device_id) == phone.device_id());
+    machine.sign_own_device(device.unwrap()).await.unwrap();
+    bob.sync_once(NOW).await.unwrap();
     alice.sync_once(SOON).await.unwrap();
     alice.room(&room_id).send_text("after").await.unwrap();
     for client in [&bob, &phone] {

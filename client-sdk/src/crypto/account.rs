@@ -248,7 +248,7 @@ impl Machine {
         }
         let mut request = upload_keys::v3::Request::new();
         if !account.state.uploaded {
-            request.device_keys = Some(raw(self.device_keys())?);
+            request.device_keys = Some(raw(&self.device_keys())?);
         }
         request.one_time_keys =
             account.signed_keys(account.olm.one_time_keys(), KeyKind::OneTime)?;

@@ -41,6 +41,12 @@ pub struct Device {
     pub(crate) claim_after: u64,
     /// It was told that no session can be made.
     pub(crate) told_no_olm: bool,
+    /// The self-signing key that signed it.
+    #[serde(default)]
+    pub(crate) signed_by: Option<String>,
+    /// Its keys as they are served; kept for devices of the own user, to be signed.
+    #[serde(default)]
+    pub(crate) object: Option<serde_json::Value>,
 }
 
 /// What the user decided about a device.
@@ -70,6 +76,8 @@ impl Device {
             claim_failures: 0,
             claim_after: 0,
             told_no_olm: false,
+            signed_by: None,
+            object: None,
         }
     }
 

@@ -73,6 +73,16 @@ pub enum ShareError {
     /// The room asks for an algorithm that is not supported; it is not sent to at all.
     #[error("the room asks for an unsupported algorithm")]
     UnsupportedAlgorithm,
+    /// The server shows another identity for the own user than the one that is known.
+    #[error("the server shows another identity for this user")]
+    OwnIdentityChanged,
+    /// The identities of these members changed. See
+    /// [`Machine::accept_identity`](super::Machine::accept_identity).
+    #[error("the identities of members changed")]
+    IdentitiesChanged {
+        /// The members.
+        users: Vec<OwnedUserId>,
+    },
     /// The server shows others different keys for this device than it has.
     #[error("the server serves other keys for this device than its own")]
     OwnDeviceMismatch,
@@ -82,6 +92,33 @@ pub enum ShareError {
 }
 
 impl From<StoreError> for ShareError {
+    fn from(error: StoreError) -> Self {
+        Self::Machine(error.into())
+    }
+}
+
+/// Why a key was not signed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SigningError {
+    /// This device does not have the private key that it takes.
+    #[error("this device does not have the private key to sign with")]
+    NoPrivateKey,
+    /// The device is another user's, who alone can vouch for it.
+    #[error("the device belongs to another user")]
+    NotOwn,
+    /// What should be signed is not known, or is not what the server shows now.
+    #[error("the key to be signed is not known, or has changed")]
+    Unknown,
+    /// The object cannot be signed.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+impl From<StoreError> for SigningError {
     fn from(error: StoreError) -> Self {
         Self::Machine(error.into())
     }
@@ -138,6 +175,13 @@ pub enum DecryptError {
     MismatchedSender {
         /// The owner of the session.
         owner: OwnedUserId,
+    },
+    /// Too little is known about the sender's device; see
+    /// [`TrustRequirement`](super::TrustRequirement).
+    #[error("the sender's device is not trusted")]
+    UntrustedSender {
+        /// The owner of the session.
+        sender: Box<super::SenderData>,
     },
     /// The event was encrypted for another room.
     #[error("the event was encrypted for another room")]

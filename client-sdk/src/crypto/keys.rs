@@ -57,14 +57,19 @@ pub enum SignatureError {
 /// What is signed: canonical JSON without `signatures` and `unsigned`.
 ///
 /// <https://spec.matrix.org/v1.19/appendices/#signing-details>
-fn signed_text(object: &Value) -> Result<String, SignatureError> {
-    let mut fields = object.as_object().ok_or(SignatureError::Malformed)?.clone();
-    fields.remove("signatures");
-    fields.remove("unsigned");
-    match to_canonical_value(fields) {
+pub(crate) fn signed_text(object: &Value) -> Result<String, SignatureError> {
+    match to_canonical_value(without_signatures(object)?) {
         Ok(value @ CanonicalJsonValue::Object(_)) => Ok(value.to_string()),
         _ => Err(SignatureError::Malformed),
     }
+}
+
+/// The part of an object that is signed.
+pub(crate) fn without_signatures(object: &Value) -> Result<Value, SignatureError> {
+    let mut fields = object.as_object().ok_or(SignatureError::Malformed)?.clone();
+    fields.remove("signatures");
+    fields.remove("unsigned");
+    Ok(Value::Object(fields))
 }
 
 /// Checks that `key`, named `ed25519:{key_name}`, signed `object` for `user_id`.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use ruma::{
@@ -15,11 +15,12 @@ use vodozemac::{Curve25519PublicKey, Ed25519PublicKey};
 
 use super::{
     account::StoredAccount,
-    devices,
+    cross_signing, devices,
     error::{MachineError, MarkError, OpenError},
     keys,
     requests::{Alarm, Failure, OutgoingRequest, Response},
     to_device::Outgoing,
+    trust::{SharePolicy, TrustRequirement},
 };
 use crate::{
     environment::{self, Environment},
@@ -43,8 +44,16 @@ pub struct Machine {
     device_id: OwnedDeviceId,
     ed25519: Ed25519PublicKey,
     curve25519: Curve25519PublicKey,
-    device_keys: Value,
+    device_keys: RwLock<Value>,
+    settings: RwLock<Settings>,
     volatile: Mutex<Volatile>,
+}
+
+/// What the application decides.
+#[derive(Debug, Clone, Copy, Default)]
+struct Settings {
+    share_policy: SharePolicy,
+    trust_requirement: TrustRequirement,
 }
 
 /// What may be forgotten: the requests under way. If the process dies, so do their answers.
@@ -77,6 +86,7 @@ pub(crate) enum Asked {
     Claim {
         devices: BTreeSet<(OwnedUserId, OwnedDeviceId)>,
     },
+    SigningKeys,
 }
 
 impl Volatile {
@@ -102,7 +112,11 @@ impl Machine {
         devices::track(&mut batch, user_id).await?;
         batch.commit().await?;
         let (ed25519, curve25519) = (account.olm.ed25519_key(), account.olm.curve25519_key());
-        let device_keys = keys::own_device_keys(&account.olm, user_id, device_id)?;
+        let stored = cross_signing::stored_device_keys(&Batch::new(&*store)).await?;
+        let device_keys = match stored {
+            Some(keys) => keys,
+            None => keys::own_device_keys(&account.olm, user_id, device_id)?,
+        };
         Ok(Self {
             store,
             environment,
@@ -110,7 +124,8 @@ impl Machine {
             device_id: device_id.to_owned(),
             ed25519,
             curve25519,
-            device_keys,
+            device_keys: RwLock::new(device_keys),
+            settings: RwLock::default(),
             volatile: Mutex::default(),
         })
     }
@@ -147,6 +162,7 @@ impl Machine {
         requests.extend(self.upload_request(&mut volatile).await?);
         requests.extend(self.due_queries(&mut volatile).await?);
         requests.extend(self.unwedging_claim(&mut volatile).await?);
+        requests.extend(self.signature_uploads().await?);
         let batch = self.batch();
         for (_, outgoing) in batch.list::<Outgoing>(Table::Outbox, "").await? {
             requests.push(outgoing.into_request());
@@ -165,6 +181,13 @@ impl Machine {
             self.remove_from_outbox(id).await?;
             return Ok(Vec::new());
         }
+        if let Response::SignaturesUpload(response) = response {
+            for (user_id, keys) in &response.failures {
+                tracing::warn!(%user_id, count = keys.len(), "signatures were refused");
+            }
+            self.remove_signature_upload(id).await?;
+            return Ok(Vec::new());
+        }
         let request = volatile
             .in_flight
             .remove(id)
@@ -181,6 +204,16 @@ impl Machine {
             }
             (Response::KeysClaim(response), Asked::Claim { devices }) => {
                 self.take_claim(response, &devices).await?;
+                Vec::new()
+            }
+            (Response::SigningKeysUpload(_), Asked::SigningKeys) => {
+                self.take_signing_keys().await?;
+                // What was asked before the upload knows nothing of it.
+                let asked = volatile.queries;
+                volatile
+                    .answered
+                    .insert(self.user_id().to_owned(), asked + 1);
+                volatile.queries += 1;
                 Vec::new()
             }
             _ => return Err(MarkError::UnknownRequest),
@@ -203,8 +236,11 @@ impl Machine {
                 self.fail_query(generations.keys()).await?;
             }
             Some(Asked::Claim { devices }) => self.fail_claim(&devices).await?,
-            None if failure == Failure::Permanent => self.remove_from_outbox(id).await?,
-            Some(Asked::Upload { .. }) | None => {}
+            None if failure == Failure::Permanent => {
+                self.remove_from_outbox(id).await?;
+                self.remove_signature_upload(id).await?;
+            }
+            Some(Asked::Upload { .. } | Asked::SigningKeys) | None => {}
         }
         Ok(Vec::new())
     }
@@ -214,8 +250,48 @@ impl Machine {
         Ok(own_device_mismatch(&self.batch()).await?)
     }
 
-    pub(crate) fn device_keys(&self) -> &Value {
-        &self.device_keys
+    /// The own device keys, with the signature of the own identity once it has signed them.
+    pub(crate) fn device_keys(&self) -> Value {
+        let keys = self.device_keys.read();
+        keys.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_device_keys(&self, keys: Value) {
+        let stored = self.device_keys.write();
+        *stored.unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    fn settings(&self) -> Settings {
+        *self.settings.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which devices get keys.
+    #[must_use]
+    pub fn share_policy(&self) -> SharePolicy {
+        self.settings().share_policy
+    }
+
+    /// Decides which devices get keys from the next message on. Not stored.
+    pub async fn set_share_policy(&self, policy: SharePolicy) {
+        self.lock().await.settled.clear();
+        let settings = self.settings.write();
+        settings
+            .unwrap_or_else(PoisonError::into_inner)
+            .share_policy = policy;
+    }
+
+    /// How much has to be known about a sender.
+    #[must_use]
+    pub fn trust_requirement(&self) -> TrustRequirement {
+        self.settings().trust_requirement
+    }
+
+    /// Decides how much has to be known about a sender. Not stored.
+    pub fn set_trust_requirement(&self, requirement: TrustRequirement) {
+        let settings = self.settings.write();
+        settings
+            .unwrap_or_else(PoisonError::into_inner)
+            .trust_requirement = requirement;
     }
 
     pub(crate) fn environment(&self) -> &dyn Environment {

@@ -3,7 +3,7 @@
 //! <https://spec.matrix.org/v1.19/client-server-api/#mmegolmv1aes-sha2>
 
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
     events::AnySyncTimelineEvent, serde::Raw,
 };
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use vodozemac::megolm::{
 use super::{
     devices,
     error::{DecryptError, RejectedMessage, WithheldCode},
+    identity,
     keys::MEGOLM,
     machine::Machine,
     trust::{SenderData, SenderTrust},
@@ -217,7 +218,7 @@ impl Machine {
         let mut batch = self.batch();
         let mut results = Vec::new();
         for event in events {
-            match decrypt(&mut batch, room_id, event).await {
+            match decrypt(self, &mut batch, room_id, event).await {
                 Err(DecryptError::Store(error)) => return Err(error),
                 result => results.push(result),
             }
@@ -241,6 +242,7 @@ impl Machine {
 }
 
 async fn decrypt(
+    machine: &Machine,
     batch: &mut Batch<'_>,
     room_id: &RoomId,
     event: &Raw<AnySyncTimelineEvent>,
@@ -275,7 +277,11 @@ async fn decrypt(
             .entry("m.relates_to")
             .or_insert_with(|| relation.clone());
     }
-    let sender = upgraded(batch, owner).await?;
+    let sender = upgraded(batch, machine.user_id(), owner).await?;
+    if !machine.trust_requirement().is_met_by(sender.trust) {
+        let sender = Box::new(sender);
+        return Err(DecryptError::UntrustedSender { sender });
+    }
     let session_id = session_id.to_owned();
     Ok(DecryptedEvent {
         kind: plaintext.kind,
@@ -357,16 +363,22 @@ async fn claim_index(
     }
 }
 
-/// What is known about the owner by now: the device list may have arrived after the key.
-async fn upgraded(batch: &Batch<'_>, mut owner: SenderData) -> Result<SenderData, StoreError> {
-    if owner.trust > SenderTrust::UnknownDevice {
+/// What is known about the owner by now: the device list may have arrived after the key, and the
+/// identity of the user may be verified by now. What was known when the key came is not forgotten.
+async fn upgraded(
+    batch: &Batch<'_>,
+    own_id: &UserId,
+    mut owner: SenderData,
+) -> Result<SenderData, StoreError> {
+    if owner.trust == SenderTrust::OwnDevice || owner.trust == SenderTrust::Imported {
         return Ok(owner);
     }
     let device =
         devices::load_device_by_curve25519(batch, &owner.user_id, &owner.curve25519).await?;
     if let Some(device) = device.filter(|device| device.ed25519 == owner.ed25519) {
+        let now = identity::trust_of(batch, own_id, &device).await?;
         owner.device_id = Some(device.device_id);
-        owner.trust = SenderTrust::UnsignedDevice;
+        owner.trust = owner.trust.max(now);
     }
     Ok(owner)
 }

@@ -325,7 +325,7 @@ impl Machine {
             keys: SigningKeys {
                 ed25519: self.ed25519_key().to_base64(),
             },
-            sender_device_keys: Some(self.device_keys().clone()),
+            sender_device_keys: Some(self.device_keys()),
         }
     }
 

@@ -15,7 +15,8 @@ use serde_json::Value;
 use super::{
     devices::{self, Device, TrackedUser},
     error::MachineError,
-    keys::DeviceKeys,
+    identity::Identity,
+    keys::{self, DeviceKeys},
     machine::{self, Asked, InFlight, Machine, Volatile},
     requests::{Alarm, OutgoingRequest, Request},
 };
@@ -176,25 +177,41 @@ impl Machine {
         response: &get_keys::v3::Response,
     ) -> Result<Vec<Alarm>, StoreError> {
         let identities = cross_signing_keys(response, user_id);
-        let mut alarms = Vec::new();
+        let mut alarms: Vec<_> = self
+            .take_identity(batch, user_id, response)
+            .await?
+            .into_iter()
+            .collect();
+        let identity = Identity::load(batch, user_id).await?;
         let mut present = BTreeSet::new();
         for (device_id, keys) in served.into_iter().flatten() {
             // A device id that is also a key id would make two different keys have one name.
             if identities.contains(device_id.as_str()) {
                 continue;
             }
-            let Some(keys) = parse(keys, user_id, device_id) else {
+            let Some((keys, object)) = parse(keys, user_id, device_id) else {
                 continue;
             };
             if user_id == self.user_id() && device_id == self.device_id() {
                 if keys.ed25519 != self.ed25519_key() || keys.curve25519 != self.curve25519_key() {
                     machine::set_own_device_mismatch(batch)?;
                     alarms.push(Alarm::OwnDeviceMismatch);
+                } else if identity
+                    .as_ref()
+                    .is_some_and(|identity| signer(&object, identity).is_some())
+                {
+                    self.take_own_signatures(batch, &object)?;
                 }
                 continue;
             }
             present.insert(device_id.clone());
-            if !take_device(batch, &keys).await? {
+            let seen = Seen {
+                signed_by: identity
+                    .as_ref()
+                    .and_then(|identity| signer(&object, identity)),
+                object: (user_id == self.user_id()).then_some(object),
+            };
+            if !take_device(batch, &keys, seen).await? {
                 let (user_id, device_id) = (user_id.to_owned(), device_id.clone());
                 alarms.push(Alarm::DeviceKeysChanged { user_id, device_id });
             }
@@ -209,10 +226,28 @@ impl Machine {
     }
 }
 
+/// What is known of a device beside its keys.
+struct Seen {
+    signed_by: Option<String>,
+    object: Option<Value>,
+}
+
+/// The self-signing key of an identity that signed the keys of a device.
+fn signer(object: &Value, identity: &Identity) -> Option<String> {
+    let name = identity.self_signing.as_deref()?;
+    let key = keys::ed25519(name)?;
+    let signed = keys::verify(object, &identity.user_id, name, &key).is_ok();
+    signed.then(|| name.to_owned())
+}
+
 /// Stores a device; `false` if its keys are not those that were pinned.
-async fn take_device(batch: &mut Batch<'_>, keys: &DeviceKeys) -> Result<bool, StoreError> {
+async fn take_device(
+    batch: &mut Batch<'_>,
+    keys: &DeviceKeys,
+    seen: Seen,
+) -> Result<bool, StoreError> {
     let known = devices::load_device(batch, &keys.user_id, &keys.device_id).await?;
-    let device = match known {
+    let mut device = match known {
         None => Device::new(keys),
         Some(device) if !device.has_keys(keys) => return Ok(false),
         Some(mut device) => {
@@ -222,14 +257,20 @@ async fn take_device(batch: &mut Batch<'_>, keys: &DeviceKeys) -> Result<bool, S
             device
         }
     };
+    device.signed_by = seen.signed_by;
+    device.object = seen.object;
     device.save(batch)?;
     Ok(true)
 }
 
-fn parse(keys: &Raw<RawDeviceKeys>, user_id: &UserId, device_id: &DeviceId) -> Option<DeviceKeys> {
+fn parse(
+    keys: &Raw<RawDeviceKeys>,
+    user_id: &UserId,
+    device_id: &DeviceId,
+) -> Option<(DeviceKeys, Value)> {
     let object: Value = serde_json::from_str(keys.json().get()).ok()?;
     match DeviceKeys::parse_for(&object, user_id, device_id) {
-        Ok(keys) => Some(keys),
+        Ok(keys) => Some((keys, object)),
         Err(error) => {
             tracing::debug!(%user_id, %device_id, %error, "refused a device");
             None

@@ -3,7 +3,7 @@
 use ruma::{
     OwnedDeviceId, OwnedTransactionId, OwnedUserId,
     api::client::{
-        keys::{claim_keys, get_keys, upload_keys},
+        keys::{claim_keys, get_keys, upload_keys, upload_signatures, upload_signing_keys},
         to_device::send_event_to_device,
     },
 };
@@ -27,6 +27,12 @@ pub enum Request {
     KeysQuery(get_keys::v3::Request),
     /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3keysclaim>
     KeysClaim(claim_keys::v3::Request),
+    /// May need authentication.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3keysdevice_signingupload>
+    SigningKeysUpload(upload_signing_keys::v3::Request),
+    /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3keyssignaturesupload>
+    SignaturesUpload(upload_signatures::v3::Request),
     /// <https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3sendtodeviceeventtypetxnid>
     ToDevice(send_event_to_device::v3::Request),
 }
@@ -41,6 +47,10 @@ pub enum Response {
     KeysQuery(get_keys::v3::Response),
     /// One-time keys were claimed.
     KeysClaim(claim_keys::v3::Response),
+    /// Cross-signing keys were accepted.
+    SigningKeysUpload(upload_signing_keys::v3::Response),
+    /// Signatures were taken, or not.
+    SignaturesUpload(upload_signatures::v3::Response),
     /// Messages were accepted.
     ToDevice(send_event_to_device::v3::Response),
 }
@@ -71,6 +81,19 @@ pub enum Alarm {
     },
     /// The server serves other keys for this device than its own. Nothing is shared any more.
     OwnDeviceMismatch,
+    /// A user whom nobody verified has another identity, or none any more. Nothing is sent to the
+    /// user until somebody says that this is all right.
+    IdentityChanged {
+        /// The user.
+        user_id: OwnedUserId,
+    },
+    /// A user who was verified has another identity. Nothing is sent to the user.
+    VerifiedIdentityChanged {
+        /// The user.
+        user_id: OwnedUserId,
+    },
+    /// The server shows another identity for the own user. Nothing is shared any more.
+    OwnIdentityChanged,
     /// Another program uses a copy of this store; both will fail to decrypt.
     StoreForked,
 }

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::{OwnedUserId, RoomId, UserId};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{
-    devices::{self, Device, LocalTrust, TrackedUser},
+    devices::{self, Device, TrackedUser},
     error::{MachineError, ShareError},
+    identity,
     keys::MEGOLM,
     machine::{self, Machine, Volatile},
     megolm::RoomKeyContent,
@@ -15,7 +16,7 @@ use super::{
     outbound::{self, KeyShare, OutboundSession, RoomEncryption, share_id},
     requests::OutgoingRequest,
     to_device::{Messages, Outgoing, Purpose},
-    trust::SharePolicy,
+    withheld::Refusal,
 };
 use crate::store::{Batch, StoreError, Table};
 
@@ -48,19 +49,13 @@ struct Plan {
     ready: Vec<Device>,
     /// They lack a session.
     claim: Vec<Device>,
-    /// They are blocked.
-    blocked: Vec<Device>,
+    /// They get no key, for the reason given.
+    refused: Vec<(Device, Refusal)>,
     /// They lack a session, and the last attempt to make one failed.
     unreachable: Vec<Device>,
 }
 
 impl Machine {
-    /// Which devices get keys.
-    #[must_use]
-    pub fn share_policy(&self) -> SharePolicy {
-        SharePolicy::AllSelfSignedDevices
-    }
-
     /// Shares the key of the room's session with all devices of `members`, one step at a time.
     ///
     /// `members` are the users who may read the next message: those who have joined, and those who
@@ -83,6 +78,9 @@ impl Machine {
         if machine::own_device_mismatch(&batch).await? {
             return Err(ShareError::OwnDeviceMismatch);
         }
+        if identity::own_identity_changed(&batch).await? {
+            return Err(ShareError::OwnIdentityChanged);
+        }
         if self
             .is_settled(&volatile, &batch, room_id, members, &encryption)
             .await?
@@ -96,6 +94,7 @@ impl Machine {
                 self.queries_for(&mut volatile, &lists.outdated)?,
             ));
         }
+        self.check_identities(&batch, members).await?;
         let session = self
             .usable_session(&mut batch, room_id, members, &encryption)
             .await?;
@@ -204,12 +203,12 @@ impl Machine {
                 return Ok(true);
             }
             let device = devices::load_device(batch, &user_id, device_id.as_str().into()).await?;
-            let may_read = device.is_some_and(|device| {
-                !device.deleted
-                    && device.local_trust != LocalTrust::Blocked
-                    && device.curve25519 == share.curve25519
-            });
-            if !may_read {
+            let device =
+                device.filter(|device| !device.deleted && device.curve25519 == share.curve25519);
+            let Some(device) = device else {
+                return Ok(true);
+            };
+            if self.refusal(batch, &device).await?.is_some() {
                 return Ok(true);
             }
         }
@@ -235,8 +234,8 @@ impl Machine {
                 if device.deleted || !device.understands_encryption() {
                     continue;
                 }
-                if device.local_trust == LocalTrust::Blocked {
-                    plan.blocked.push(device);
+                if let Some(refusal) = self.refusal(batch, &device).await? {
+                    plan.refused.push((device, refusal));
                     continue;
                 }
                 let share = shares.get(&share_id(&device.user_id, &device.device_id));
@@ -265,7 +264,7 @@ impl Machine {
         for chunk in plan.ready.chunks(DEVICES_PER_REQUEST) {
             self.queue_keys(batch, room_id, session, chunk).await?;
         }
-        self.tell_blocked(batch, room_id, session, &plan.blocked)
+        self.tell_refused(batch, room_id, session, &plan.refused)
             .await?;
         self.tell_unreachable(batch, &plan.unreachable).await
     }
@@ -314,71 +313,6 @@ impl Machine {
             session_id: session.megolm.session_id(),
         };
         self.queue("m.room.encrypted", messages, purpose, batch)
-            .await
-    }
-
-    /// Tells blocked devices, once for each session, that they get no key.
-    ///
-    /// <https://spec.matrix.org/v1.19/client-server-api/#reporting-that-decryption-keys-are-withheld>
-    async fn tell_blocked(
-        &self,
-        batch: &mut Batch<'_>,
-        room_id: &RoomId,
-        session: &OutboundSession,
-        devices: &[Device],
-    ) -> Result<(), MachineError> {
-        const TOLD: &str = "blocked devices were told of session";
-        let mut told: BTreeMap<String, String> = batch
-            .get(Table::Meta, TOLD, room_id.as_str())
-            .await?
-            .unwrap_or_default();
-        let mut messages = Messages::new();
-        for device in devices {
-            let session_id = session.megolm.session_id();
-            let id = share_id(&device.user_id, &device.device_id);
-            if told.insert(id, session_id.clone()).as_ref() == Some(&session_id) {
-                continue;
-            }
-            let content = json!({
-                "algorithm": MEGOLM,
-                "code": "m.blacklisted",
-                "reason": "The sender has blocked this device.",
-                "room_id": room_id,
-                "sender_key": self.curve25519_key().to_base64(),
-                "session_id": session_id,
-            });
-            let user = messages.entry(device.user_id.clone()).or_default();
-            user.insert(device.device_id.clone(), content);
-        }
-        if messages.is_empty() {
-            return Ok(());
-        }
-        batch.put(Table::Meta, TOLD, room_id.as_str(), &told)?;
-        self.queue("m.room_key.withheld", messages, Purpose::Other, batch)
-            .await
-    }
-
-    /// Tells devices, once until a session is made, that there is no way to reach them.
-    async fn tell_unreachable(
-        &self,
-        batch: &mut Batch<'_>,
-        devices: &[Device],
-    ) -> Result<(), MachineError> {
-        let mut messages = Messages::new();
-        for device in devices.iter().filter(|device| !device.told_no_olm) {
-            let content = json!({
-                "algorithm": MEGOLM,
-                "code": "m.no_olm",
-                "reason": "No secure channel could be established.",
-                "sender_key": self.curve25519_key().to_base64(),
-            });
-            let user = messages.entry(device.user_id.clone()).or_default();
-            user.insert(device.device_id.clone(), content);
-            let mut device = device.clone();
-            device.told_no_olm = true;
-            device.save(batch)?;
-        }
-        self.queue("m.room_key.withheld", messages, Purpose::Other, batch)
             .await
     }
 

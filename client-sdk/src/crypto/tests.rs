@@ -5,6 +5,7 @@ mod conversations;
 mod crashes;
 mod device_lists;
 mod fake;
+mod identities;
 mod interleavings;
 mod megolm;
 mod olm;

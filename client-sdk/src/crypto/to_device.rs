@@ -19,6 +19,7 @@ use super::{
     account::StoredAccount,
     devices::{self, TrackedUser},
     error::{MachineError, RejectedMessage, WithheldCode},
+    identity,
     machine::Machine,
     megolm::{RoomKeyContent, session_partition},
     olm::{self, Received},
@@ -336,7 +337,8 @@ impl Machine {
             Ok(checked) => checked,
             Err(error) => return Ok(Err(error)),
         };
-        let sender = match sender_data(batch, &checked, received.sender_key).await? {
+        let sender = match sender_data(batch, self.user_id(), &checked, received.sender_key).await?
+        {
             Ok(sender) => sender,
             Err(error) => return Ok(Err(error)),
         };
@@ -347,6 +349,7 @@ impl Machine {
 /// Binds a message to a device of its sender (check 2, and the rule that keys never change).
 async fn sender_data(
     batch: &mut Batch<'_>,
+    own_id: &UserId,
     payload: &CheckedPayload,
     sender_key: Curve25519PublicKey,
 ) -> Result<Result<SenderData, RejectedMessage>, StoreError> {
@@ -374,7 +377,7 @@ async fn sender_data(
             return Ok(Err(RejectedMessage::MismatchedDeviceKeys));
         }
         data.device_id = Some(device.device_id.clone());
-        data.trust = SenderTrust::UnsignedDevice;
+        data.trust = identity::trust_of(batch, own_id, device).await?;
         return Ok(Ok(data));
     }
     if known

@@ -1,11 +1,9 @@
-//! How much is known about who sent something.
+//! How much is known about who sent something, and who gets keys.
 
 use ruma::{OwnedDeviceId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
-/// What is known about the device that sent a message or a room key.
-///
-/// Cross-signing will add levels above these; nothing here claims that a human verified anything.
+/// What is known about the device that sent a message or a room key; more is greater.
 ///
 /// <https://spec.matrix.org/v1.19/client-server-api/#verification-of-the-sending-user-for-incoming-events>
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -17,6 +15,17 @@ pub enum SenderTrust {
     /// The device is in the claimed sender's list with these keys, which it signed itself; no
     /// identity of the user vouches for it.
     UnsignedDevice,
+    /// A person had verified the user, whose identity is another one now.
+    VerificationViolation,
+    /// The user's identity changed since it was first seen.
+    ChangedIdentity,
+    /// The key was not given to us by its owner: it is from a backup, a file, or another device.
+    /// The server, or whoever has access to these, may have forged the message.
+    Imported,
+    /// The user's identity vouches for the device. Nobody has verified the identity.
+    SignedDevice,
+    /// A person has verified the user's identity, which vouches for the device.
+    Verified,
     /// It is this very device.
     OwnDevice,
 }
@@ -26,16 +35,83 @@ pub enum SenderTrust {
 #[non_exhaustive]
 #[serde(rename_all = "snake_case")]
 pub enum SharePolicy {
-    /// All devices of all members that signed their own keys, whose keys never changed, and that
-    /// are not blocked. The name says what it does not do: verify anybody.
+    /// The devices for which the identity of their user vouches. A server cannot add a device to
+    /// these.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#cross-signing>
     #[default]
-    AllSelfSignedDevices,
+    SignedDevicesOnly,
+    /// The signed devices of users whom a person has verified.
+    VerifiedOnly,
+    /// All devices of all members that signed their own keys. Insecure: a server can add a device
+    /// to a user and read what follows. For rooms with programs that know no cross-signing.
+    AllDevices,
+}
+
+/// How much has to be known about the sender of an event for it to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+#[serde(rename_all = "snake_case")]
+pub enum TrustRequirement {
+    /// Nothing.
+    Untrusted,
+    /// The sender's identity vouches for the device, or nothing can be known because the key is
+    /// from a backup or a file.
+    #[default]
+    SignedOrImported,
+    /// The sender's identity vouches for the device.
+    Signed,
+    /// A person has verified the sender.
+    Verified,
+}
+
+impl TrustRequirement {
+    /// Whether a sender is trusted enough.
+    #[must_use]
+    pub fn is_met_by(self, trust: SenderTrust) -> bool {
+        let changed = trust == SenderTrust::ChangedIdentity;
+        match self {
+            Self::Untrusted => true,
+            // Whether to believe a changed identity is for people to decide, with a warning.
+            Self::SignedOrImported => trust >= SenderTrust::Imported || changed,
+            Self::Signed => trust >= SenderTrust::SignedDevice || changed,
+            Self::Verified => trust >= SenderTrust::Verified,
+        }
+    }
+}
+
+/// A warning to be shown beside a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Shield {
+    /// Grey: the key is from a backup or a file, so the sender is not certain.
+    AuthenticityNotGuaranteed,
+    /// Red: the sender's list does not have the device.
+    UnknownDevice,
+    /// Red: the sender's identity does not vouch for the device.
+    UnsignedDevice,
+    /// Red: the sender was verified, and is not any more.
+    VerificationViolation,
+    /// Grey: the sender's identity changed.
+    ChangedIdentity,
+}
+
+impl Shield {
+    /// Whether it is a warning of a likely attack rather than a note.
+    #[must_use]
+    pub fn is_red(self) -> bool {
+        !matches!(
+            self,
+            Self::AuthenticityNotGuaranteed | Self::ChangedIdentity
+        )
+    }
 }
 
 /// The owner of a session: whoever sent its key over Olm.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SenderData {
-    /// The user, as the Olm payload and the event that carried it both say.
+    /// The user, as the Olm payload and the event that carried it both say. For an imported key
+    /// the sender that the server names.
     pub user_id: OwnedUserId,
     /// The device, if it is known.
     pub device_id: Option<OwnedDeviceId>,
@@ -45,4 +121,19 @@ pub struct SenderData {
     pub ed25519: String,
     /// What is known about the device.
     pub trust: SenderTrust,
+}
+
+impl SenderData {
+    /// The warning that belongs beside what this sender sent.
+    #[must_use]
+    pub fn shield(&self) -> Option<Shield> {
+        match self.trust {
+            SenderTrust::UnknownDevice => Some(Shield::UnknownDevice),
+            SenderTrust::UnsignedDevice => Some(Shield::UnsignedDevice),
+            SenderTrust::VerificationViolation => Some(Shield::VerificationViolation),
+            SenderTrust::ChangedIdentity => Some(Shield::ChangedIdentity),
+            SenderTrust::Imported => Some(Shield::AuthenticityNotGuaranteed),
+            SenderTrust::SignedDevice | SenderTrust::Verified | SenderTrust::OwnDevice => None,
+        }
+    }
 }

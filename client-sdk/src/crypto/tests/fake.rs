@@ -10,7 +10,7 @@ use std::{
 use ruma::{
     DeviceId, OwnedDeviceId, OwnedUserId, RoomId, UInt, UserId,
     api::client::{
-        keys::{claim_keys, get_keys, upload_keys},
+        keys::{claim_keys, get_keys, upload_keys, upload_signatures, upload_signing_keys},
         sync::sync_events::DeviceLists,
         to_device::send_event_to_device,
     },
@@ -22,8 +22,8 @@ use ruma::{
 use serde_json::{Map, Value, json, value::to_raw_value};
 
 use crate::crypto::{
-    Alarm, DecryptError, DecryptedEvent, Device, EncryptError, Machine, OutgoingRequest, Request,
-    Response, RoomChange, Share, SyncChanges, SyncOutcome,
+    Alarm, Bootstrap, DecryptError, DecryptedEvent, Device, EncryptError, Machine, OutgoingRequest,
+    Request, Response, RoomChange, Share, SharePolicy, SyncChanges, SyncOutcome, TrustRequirement,
 };
 use crate::{
     environment::tests::TestEnvironment,
@@ -57,6 +57,8 @@ pub(crate) struct Server {
     transactions: BTreeSet<(DeviceName, String)>,
     events: u64,
     pub(crate) claims: u64,
+    /// Cross-signing keys by usage and user.
+    pub(crate) identities: BTreeMap<(&'static str, OwnedUserId), Value>,
 }
 
 impl Server {
@@ -102,6 +104,14 @@ impl Server {
             Request::KeysQuery(request) => Response::KeysQuery(self.query(request)),
             Request::KeysClaim(request) => Response::KeysClaim(self.claim(request)),
             Request::ToDevice(request) => Response::ToDevice(self.take_messages(name, request)),
+            Request::SigningKeysUpload(request) => {
+                self.take_signing_keys(&name.0, request);
+                Response::SigningKeysUpload(upload_signing_keys::v3::Response::new())
+            }
+            Request::SignaturesUpload(request) => {
+                self.take_signatures(&name.0, request);
+                Response::SignaturesUpload(upload_signatures::v3::Response::new())
+            }
         }
     }
 
@@ -141,8 +151,50 @@ impl Server {
                 .filter_map(|((_, id), device)| Some((id.clone(), raw(device.keys.as_ref()?))))
                 .collect();
             response.device_keys.insert(user.clone(), devices);
+            for (usage, keys) in [
+                ("master", &mut response.master_keys),
+                ("self_signing", &mut response.self_signing_keys),
+                ("user_signing", &mut response.user_signing_keys),
+            ] {
+                if let Some(key) = self.identities.get(&(usage, user.clone())) {
+                    keys.insert(user.clone(), raw(key));
+                }
+            }
         }
         response
+    }
+
+    fn take_signing_keys(&mut self, user: &UserId, request: &upload_signing_keys::v3::Request) {
+        for (usage, key) in [
+            ("master", &request.master_key),
+            ("self_signing", &request.self_signing_key),
+            ("user_signing", &request.user_signing_key),
+        ] {
+            let key = json(key.as_ref().unwrap().json().get());
+            self.identities.insert((usage, user.to_owned()), key);
+        }
+        self.note_change(user);
+    }
+
+    fn take_signatures(&mut self, user: &UserId, request: &upload_signatures::v3::Request) {
+        for (target, keys) in &request.signed_keys {
+            for (name, object) in keys {
+                let object = json(object.get());
+                let device = (target.clone(), OwnedDeviceId::from(name));
+                let stored = match self.devices.get_mut(&device) {
+                    Some(device) => device.keys.as_mut().unwrap(),
+                    None => self
+                        .identities
+                        .get_mut(&("master", target.clone()))
+                        .unwrap(),
+                };
+                let added = object["signatures"][user.as_str()].as_object().unwrap();
+                for (id, signature) in added {
+                    stored["signatures"][user.as_str()][id] = signature.clone();
+                }
+            }
+            self.note_change(target);
+        }
     }
 
     fn claim(&mut self, request: &claim_keys::v3::Request) -> claim_keys::v3::Response {
@@ -257,6 +309,9 @@ impl Peer {
         let machine = Machine::open(store.clone(), environment.clone(), &name.0, &name.1)
             .await
             .unwrap();
+        // Most tests are about something else.
+        machine.set_share_policy(SharePolicy::AllDevices).await;
+        machine.set_trust_requirement(TrustRequirement::Untrusted);
         let environment = environment.clone();
         Self {
             machine,
@@ -271,9 +326,15 @@ impl Peer {
     /// Throws away all that is in memory.
     pub(crate) async fn restart(&mut self) {
         let (store, environment) = (self.store.clone(), self.environment.clone());
+        let (policy, trust) = (
+            self.machine.share_policy(),
+            self.machine.trust_requirement(),
+        );
         self.machine = Machine::open(store, environment, &self.name.0, &self.name.1)
             .await
             .unwrap();
+        self.machine.set_share_policy(policy).await;
+        self.machine.set_trust_requirement(trust);
     }
 
     pub(crate) fn user(&self) -> &UserId {
@@ -471,4 +532,37 @@ pub(crate) async fn another(
     peer.encrypt_room(room(), json!({ "algorithm": "m.megolm.v1.aes-sha2" }));
     peer.sync(server).await;
     peer
+}
+
+/// One more device, strict about trust, whose user has an identity that vouches for it.
+pub(crate) async fn signed(
+    server: &mut Server,
+    user: &str,
+    device: &str,
+    environment: &Arc<TestEnvironment>,
+) -> Peer {
+    let mut peer = another(server, user, device, environment).await;
+    peer.be_strict().await;
+    peer.bootstrap(server, Bootstrap::IfMissing).await;
+    peer.sync(server).await;
+    peer
+}
+
+impl Peer {
+    /// Takes the policies that are the default.
+    pub(crate) async fn be_strict(&self) {
+        self.machine.set_share_policy(SharePolicy::default()).await;
+        self.machine
+            .set_trust_requirement(TrustRequirement::default());
+    }
+
+    pub(crate) async fn bootstrap(&mut self, server: &mut Server, how: Bootstrap) -> bool {
+        let request = self.machine.bootstrap_cross_signing(how).await.unwrap();
+        let some = request.is_some();
+        self.send(server, request.into_iter().collect())
+            .await
+            .unwrap();
+        self.send_outgoing(server).await;
+        some
+    }
 }

@@ -150,7 +150,7 @@ async fn t_olm_8_the_device_keys_are_of_the_sending_user() {
     carol.share(&mut server, room(), &[&bob]).await;
     bob.sync(&mut server).await;
     let account = carol_account(&carol).await;
-    let stolen = signed_keys(&account, carol.machine.device_keys(), |keys| {
+    let stolen = signed_keys(&account, &carol.machine.device_keys(), |keys| {
         keys["user_id"] = json!(alice.user());
     });
     let lie = encrypted(&carol, &bob, |payload| {
@@ -186,7 +186,7 @@ async fn t_olm_8_the_device_keys_have_the_keys_that_sent_the_message() {
 async fn t_olm_8_the_device_keys_have_the_pinned_name() {
     let (mut server, alice, mut bob) = with_session().await;
     let account = carol_account(&alice).await;
-    let renamed = signed_keys(&account, alice.machine.device_keys(), |keys| {
+    let renamed = signed_keys(&account, &alice.machine.device_keys(), |keys| {
         let (ed25519, curve25519) = (
             keys["keys"]["ed25519:ALICE"].clone(),
             keys["keys"]["curve25519:ALICE"].clone(),

@@ -1,0 +1,163 @@
+//! Devices that get no key, and telling them so.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/#reporting-that-decryption-keys-are-withheld>
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ruma::{OwnedUserId, RoomId};
+use serde_json::json;
+
+use super::{
+    devices::{Device, LocalTrust},
+    error::{MachineError, ShareError},
+    identity::{Identity, IdentityState},
+    keys::MEGOLM,
+    machine::Machine,
+    outbound::{OutboundSession, share_id},
+    to_device::{Messages, Purpose},
+    trust::SharePolicy,
+};
+use crate::store::{Batch, StoreError, Table};
+
+/// Why a device gets no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The user blocked it.
+    Blocked,
+    /// The policy does not allow it.
+    Untrusted,
+}
+
+impl Refusal {
+    fn code(self) -> &'static str {
+        match self {
+            Self::Blocked => "m.blacklisted",
+            Self::Untrusted => "m.unverified",
+        }
+    }
+
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Blocked => "The sender has blocked this device.",
+            Self::Untrusted => "This device is not verified by its owner.",
+        }
+    }
+}
+
+impl Machine {
+    /// Why a device gets no key, if it does not.
+    pub(crate) async fn refusal(
+        &self,
+        batch: &Batch<'_>,
+        device: &Device,
+    ) -> Result<Option<Refusal>, StoreError> {
+        if device.local_trust == LocalTrust::Blocked {
+            return Ok(Some(Refusal::Blocked));
+        }
+        let policy = self.share_policy();
+        if policy == SharePolicy::AllDevices {
+            return Ok(None);
+        }
+        let identity = Identity::load(batch, &device.user_id).await?;
+        let Some(identity) = identity.filter(|identity| identity.vouches_for(device)) else {
+            return Ok(Some(Refusal::Untrusted));
+        };
+        if policy == SharePolicy::VerifiedOnly {
+            let own = Identity::load(batch, self.user_id()).await?;
+            let verified = identity.state(own.as_ref()) == IdentityState::Verified;
+            return Ok((!verified).then_some(Refusal::Untrusted));
+        }
+        Ok(None)
+    }
+
+    /// Refuses to send to users whose identity is not the one that is known.
+    pub(crate) async fn check_identities(
+        &self,
+        batch: &Batch<'_>,
+        members: &BTreeSet<OwnedUserId>,
+    ) -> Result<(), ShareError> {
+        let own = Identity::load(batch, self.user_id()).await?;
+        let lax = self.share_policy() == SharePolicy::AllDevices;
+        let mut users = Vec::new();
+        for user_id in members {
+            let Some(identity) = Identity::load(batch, user_id).await? else {
+                continue;
+            };
+            match identity.state(own.as_ref()) {
+                IdentityState::VerificationViolation => users.push(user_id.clone()),
+                IdentityState::PinViolation if !lax => users.push(user_id.clone()),
+                _ => {}
+            }
+        }
+        if users.is_empty() {
+            Ok(())
+        } else {
+            Err(ShareError::IdentitiesChanged { users })
+        }
+    }
+
+    /// Tells devices, once for each session, that they get no key.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#reporting-that-decryption-keys-are-withheld>
+    pub(crate) async fn tell_refused(
+        &self,
+        batch: &mut Batch<'_>,
+        room_id: &RoomId,
+        session: &OutboundSession,
+        devices: &[(Device, Refusal)],
+    ) -> Result<(), MachineError> {
+        const TOLD: &str = "refused devices were told of session";
+        let mut told: BTreeMap<String, String> = batch
+            .get(Table::Meta, TOLD, room_id.as_str())
+            .await?
+            .unwrap_or_default();
+        let mut messages = Messages::new();
+        for (device, refusal) in devices {
+            let session_id = session.megolm.session_id();
+            let id = share_id(&device.user_id, &device.device_id);
+            if told.insert(id, session_id.clone()).as_ref() == Some(&session_id) {
+                continue;
+            }
+            let content = json!({
+                "algorithm": MEGOLM,
+                "code": refusal.code(),
+                "reason": refusal.reason(),
+                "room_id": room_id,
+                "sender_key": self.curve25519_key().to_base64(),
+                "session_id": session_id,
+            });
+            let user = messages.entry(device.user_id.clone()).or_default();
+            user.insert(device.device_id.clone(), content);
+        }
+        if messages.is_empty() {
+            return Ok(());
+        }
+        batch.put(Table::Meta, TOLD, room_id.as_str(), &told)?;
+        self.queue("m.room_key.withheld", messages, Purpose::Other, batch)
+            .await
+    }
+
+    /// Tells devices, once until a session is made, that there is no way to reach them.
+    pub(crate) async fn tell_unreachable(
+        &self,
+        batch: &mut Batch<'_>,
+        devices: &[Device],
+    ) -> Result<(), MachineError> {
+        let mut messages = Messages::new();
+        for device in devices.iter().filter(|device| !device.told_no_olm) {
+            let content = json!({
+                "algorithm": MEGOLM,
+                "code": "m.no_olm",
+                "reason": "No secure channel could be established.",
+                "sender_key": self.curve25519_key().to_base64(),
+            });
+            let user = messages.entry(device.user_id.clone()).or_default();
+            user.insert(device.device_id.clone(), content);
+            let mut device = device.clone();
+            device.told_no_olm = true;
+            device.save(batch)?;
+        }
+        self.queue("m.room_key.withheld", messages, Purpose::Other, batch)
+            .await
+    }
+}
