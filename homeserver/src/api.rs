@@ -8,6 +8,7 @@ mod leftover;
 mod legacy;
 pub(crate) mod routes;
 pub(crate) mod server;
+mod standing;
 
 use axum::{
     Router,
@@ -27,12 +28,12 @@ use crate::{
     clock::Clock,
     service::{
         account_data::AccountData, accounts::Accounts, admission::Admission, aliases::Aliases,
-        backfill::Backfill, devices::Devices, directory::Directory, e2e_keys::E2eKeys,
-        filter::Filters, key_backup::KeyBackup, media::Media, membership::Membership,
-        presence::Presence, profiles::Profiles, push_rules::PushRules, receipts::Receipts,
-        rooms::Rooms, server_keys::ServerKeys, shared_history::SharedHistory, sync::Sync,
-        timeline::Timeline, to_device::ToDevice, transactions::Transactions, typing::Typing,
-        uia::Uia,
+        backfill::Backfill, deactivation::Deactivation, devices::Devices, directory::Directory,
+        e2e_keys::E2eKeys, filter::Filters, key_backup::KeyBackup, media::Media,
+        membership::Membership, moderation::Moderation, presence::Presence, profiles::Profiles,
+        push_rules::PushRules, receipts::Receipts, registration::Registration, rooms::Rooms,
+        server_keys::ServerKeys, shared_history::SharedHistory, sync::Sync, timeline::Timeline,
+        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
     },
 };
 
@@ -45,6 +46,7 @@ pub(crate) struct Edge {
     pub(crate) aliases: Aliases,
     pub(crate) clock: Clock,
     pub(crate) backfill: Backfill,
+    pub(crate) deactivation: Deactivation,
     pub(crate) devices: Devices,
     pub(crate) directory: Directory,
     pub(crate) filters: Filters,
@@ -52,10 +54,12 @@ pub(crate) struct Edge {
     pub(crate) key_backup: KeyBackup,
     pub(crate) media: Media,
     pub(crate) membership: Membership,
+    pub(crate) moderation: Moderation,
     pub(crate) presence: Presence,
     pub(crate) profiles: Profiles,
     pub(crate) push_rules: PushRules,
     pub(crate) receipts: Receipts,
+    pub(crate) registration: Registration,
     pub(crate) rooms: Rooms,
     pub(crate) server_keys: ServerKeys,
     pub(crate) shared_history: SharedHistory,

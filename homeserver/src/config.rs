@@ -49,6 +49,9 @@ pub struct Config {
     /// them. Default true.
     #[serde(default = "default_deprecated_requests")]
     pub deprecated_requests: bool,
+    /// Whether people may look around without an account. Default no.
+    #[serde(default)]
+    pub guests: bool,
     /// How the server speaks with other servers.
     #[serde(default)]
     pub federation: Federation,
@@ -167,6 +170,7 @@ impl Config {
             registration: Registration::default(),
             default_room_version: default_room_version(),
             deprecated_requests: default_deprecated_requests(),
+            guests: false,
             federation: Federation::default(),
             media: Media::default(),
             presence: Presence::default(),

@@ -25,6 +25,7 @@ use crate::{
         admission::{self, Admission},
         aliases::Aliases,
         backfill::Backfill,
+        deactivation::Deactivation,
         devices::Devices,
         directory::Directory,
         doors::Doors,
@@ -36,10 +37,12 @@ use crate::{
         key_backup::KeyBackup,
         media::Media,
         membership::{Membership, Remote},
+        moderation::Moderation,
         presence::Presence,
         profiles::{self, Profiles},
         push_rules::PushRules,
         receipts::Receipts,
+        registration::Registration,
         room_summaries::RoomSummaries,
         rooms::Rooms,
         server_acl::ServerAcls,
@@ -50,7 +53,7 @@ use crate::{
         to_device::ToDevice,
         transactions::{self, Transactions},
         typing::Typing,
-        uia::Uia,
+        uia::{Stages, Uia},
         unread::Unread,
     },
     storage::{Storage, StorageError},
@@ -270,7 +273,6 @@ fn services(
         storage.clone(),
         clock.clone(),
         server_name.clone(),
-        config.registration,
         base_url,
     );
     let server_keys = ServerKeys::new(
@@ -346,6 +348,19 @@ fn services(
         key.clone(),
     );
     let membership = Membership::new(storage.clone(), timeline.clone(), remote);
+    let uia = Uia::new(
+        storage.clone(),
+        clock.clone(),
+        Stages::new(accounts.clone()),
+    );
+    let deactivation = Deactivation::new(
+        storage.clone(),
+        accounts.clone(),
+        membership.clone(),
+        tasks.clone(),
+        stopping.clone(),
+    );
+    tasks.spawn(deactivation.clone().resume());
     let profiles = Profiles::new(profiles::Parts {
         storage: storage.clone(),
         timeline: timeline.clone(),
@@ -395,6 +410,13 @@ fn services(
         unread,
         stopping: stopping.clone(),
     });
+    let moderation = Moderation::new(
+        storage.clone(),
+        clock.clone(),
+        accounts.clone(),
+        timeline.clone(),
+    );
+    let registration = Registration::new(accounts.clone(), uia.clone(), config);
     Edge {
         account_data: AccountData::new(storage.clone()),
         accounts,
@@ -402,6 +424,7 @@ fn services(
         aliases,
         clock: clock.clone(),
         backfill,
+        deactivation,
         devices,
         directory,
         filters: Filters::new(storage.clone()),
@@ -409,10 +432,12 @@ fn services(
         key_backup: KeyBackup::new(storage.clone()),
         media,
         membership,
+        moderation,
         presence,
         profiles,
         push_rules,
         receipts,
+        registration,
         rooms,
         server_keys,
         shared_history,
@@ -421,7 +446,7 @@ fn services(
         transactions,
         typing,
         to_device,
-        uia: Uia::new(clock.clone()),
+        uia,
     }
 }
 

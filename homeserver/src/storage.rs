@@ -29,23 +29,27 @@ pub(crate) mod one_time_keys;
 pub(crate) mod otk_epoch;
 pub(crate) mod profile_changes;
 pub(crate) mod receipts;
+pub(crate) mod reports;
 pub(crate) mod rooms;
 pub(crate) mod roster;
 pub(crate) mod server_keys;
 pub(crate) mod state_map;
 pub(crate) mod state_nodes;
 pub(crate) mod to_device;
+pub(crate) mod tokens;
+pub(crate) mod uia;
 pub(crate) mod unread;
 pub(crate) mod writer;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use futures_util::future::BoxFuture;
-use ruma::ServerName;
+use ruma::{OwnedUserId, ServerName, UserId};
 use sqlx::{Any, AnyConnection, AnyPool, any::AnyPoolOptions, pool::PoolConnection};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
@@ -143,6 +147,7 @@ struct Inner {
     states: StateNodes,
     events: event_cache::EventCache,
     otk_epoch: Arc<OtkEpoch>,
+    erased: RwLock<BTreeSet<OwnedUserId>>,
 }
 
 impl Storage {
@@ -173,6 +178,7 @@ impl Storage {
         let otk_epoch = Arc::new(OtkEpoch::begin(&mut connection, data_dir).await?);
         let counters = Arc::new(Counters::load(&mut connection).await?);
         let rows = memberships::Memberships(&mut connection).all().await?;
+        let erased = accounts::Accounts(&mut connection).erased().await?;
         drop(connection);
         let log = Arc::new(Log::new(
             counters.position(),
@@ -196,6 +202,7 @@ impl Storage {
             states,
             events,
             otk_epoch,
+            erased: RwLock::new(erased.into_iter().collect()),
         })))
     }
 
@@ -220,6 +227,22 @@ impl Storage {
     /// What keeps one-time keys from being handed out again after a restore.
     pub(crate) fn otk_epoch(&self) -> &Arc<OtkEpoch> {
         &self.0.otk_epoch
+    }
+
+    /// Whether a local user asked for their messages to be hidden from those who come later.
+    pub(crate) fn is_erased(&self, user_id: &UserId) -> bool {
+        let erased = self.0.erased.read().unwrap_or_else(PoisonError::into_inner);
+        !erased.is_empty() && erased.contains(user_id)
+    }
+
+    /// Notes what a transaction wrote about a user.
+    pub(crate) fn note_erased(&self, user_id: OwnedUserId) {
+        let mut erased = self
+            .0
+            .erased
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        erased.insert(user_id);
     }
 
     /// A connection to read with.
@@ -333,6 +356,9 @@ pub(crate) trait Families {
     fn one_time_keys(&mut self) -> one_time_keys::OneTimeKeys<'_> {
         one_time_keys::OneTimeKeys(self.connection())
     }
+    fn reports(&mut self) -> reports::Reports<'_> {
+        reports::Reports(self.connection())
+    }
     fn rooms(&mut self) -> rooms::Rooms<'_> {
         rooms::Rooms(self.connection())
     }
@@ -341,6 +367,12 @@ pub(crate) trait Families {
     }
     fn to_device(&mut self) -> to_device::ToDevice<'_> {
         to_device::ToDevice(self.connection())
+    }
+    fn tokens(&mut self) -> tokens::Tokens<'_> {
+        tokens::Tokens(self.connection())
+    }
+    fn uia(&mut self) -> uia::Uia<'_> {
+        uia::Uia(self.connection())
     }
     fn unread(&mut self) -> unread::Unread<'_> {
         unread::Unread(self.connection())

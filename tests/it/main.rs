@@ -7,6 +7,7 @@
     reason = "tests: a panic is a failed test, and seeds are told"
 )]
 
+mod accounts;
 mod chat;
 mod crash;
 mod directory;
@@ -21,6 +22,7 @@ mod hostile;
 mod key_backup;
 mod legacy;
 mod media;
+mod moderation;
 mod presence;
 mod profiles;
 mod push;

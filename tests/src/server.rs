@@ -142,6 +142,13 @@ impl TestServer {
         format!("http://{}", running.address())
     }
 
+    /// The token that lets the first account be made.
+    #[must_use]
+    pub fn first_registration_token(&self) -> Option<String> {
+        let running = self.running.as_ref().expect("the server runs");
+        running.first_registration_token().map(ToOwned::to_owned)
+    }
+
     /// Where other servers connect, whether or not the server runs.
     #[must_use]
     pub fn federation_address(&self) -> SocketAddr {
@@ -188,6 +195,12 @@ impl TestServer {
         }
         self.stop().await;
         self.resume().await;
+    }
+
+    /// Lets anybody register, after a restart.
+    pub async fn open_registration(&mut self) {
+        self.config.registration = Registration::Open;
+        self.restart().await;
     }
 
     /// Makes an account, logged in.

@@ -1,5 +1,6 @@
 //! The client-server API, a file for each chapter.
 
+mod account_management;
 mod aliases;
 mod capabilities;
 mod client_config;
@@ -10,6 +11,7 @@ mod filtering;
 mod media;
 mod membership;
 mod messages;
+mod openid;
 mod presence;
 mod profiles;
 mod published_rooms;
@@ -17,10 +19,12 @@ mod push_rules;
 mod reauthentication;
 mod receipts;
 mod registration;
+mod reporting_content;
 mod room_creation;
 mod room_state;
 mod send_to_device;
 mod sending;
+mod server_administration;
 mod server_side_key_backups;
 mod session;
 mod sync;
@@ -37,6 +41,7 @@ use crate::service::accounts::Requester;
 pub(super) fn routes(routes: Routes) -> Routes {
     [
         aliases::routes,
+        account_management::routes,
         capabilities::routes,
         client_config::routes,
         devices::routes,
@@ -46,16 +51,19 @@ pub(super) fn routes(routes: Routes) -> Routes {
         media::routes,
         membership::routes,
         messages::routes,
+        openid::routes,
         presence::routes,
         profiles::routes,
         published_rooms::routes,
         push_rules::routes,
         receipts::routes,
         registration::routes,
+        reporting_content::routes,
         room_creation::routes,
         room_state::routes,
         sending::routes,
         server_side_key_backups::routes,
+        server_administration::routes,
         session::routes,
         send_to_device::routes,
         sync::routes,

@@ -4,14 +4,13 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use ruma::api::{
     OutgoingResponseExt,
-    client::uiaa::UiaaInfo,
     error::{
         DeserializationError, Error, ErrorBody, ErrorKind, FromHttpRequestError, StandardErrorBody,
         UnknownTokenErrorData,
     },
 };
 
-use crate::storage::StorageError;
+use crate::{service::uia::Challenge, storage::StorageError};
 
 /// What a request is refused with
 /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#standard-error-response)).
@@ -21,7 +20,7 @@ pub(crate) enum MatrixError {
     Standard(Box<Standard>),
     /// More authentication is needed; always 401
     /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#user-interactive-authentication-api)).
-    Uia(Box<UiaaInfo>),
+    Uia(Box<Challenge>),
 }
 
 /// Status, errcode, and a sentence for people.
@@ -82,6 +81,19 @@ impl MatrixError {
             StatusCode::UNAUTHORIZED,
             kind,
             "The access token is not known",
+        )
+    }
+
+    /// 401 `M_UNKNOWN_TOKEN`, with which the client keeps what it has and gets another token
+    /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#soft-logout)).
+    pub(crate) fn expired_token() -> Self {
+        let mut data = UnknownTokenErrorData::new();
+        data.soft_logout = true;
+        let kind = ErrorKind::UnknownToken(data);
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            kind,
+            "The access token has expired",
         )
     }
 

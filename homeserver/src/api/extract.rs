@@ -13,9 +13,10 @@ use ruma::api::{
     IncomingRequest, IncomingRequestExt, OutgoingResponse, OutgoingResponseExt,
     auth_scheme::AccessToken, error::ErrorKind,
 };
+use zeroize::Zeroizing;
 
-use super::error::MatrixError;
-use crate::service::accounts::{Accounts, Requester};
+use super::{error::MatrixError, standing};
+use crate::service::accounts::{Accounts, Requester, sessions::Bearer};
 
 /// The largest body of a request that is not an upload, in bytes: a federation transaction of fifty
 /// events of the largest size fits.
@@ -84,9 +85,7 @@ where
     type Rejection = MatrixError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
-        let token = bearer(&request)?;
-        let requester = Accounts::from_ref(state).authenticate(&token).await?;
-        let requester = requester.ok_or_else(MatrixError::unknown_token)?;
+        let requester = requester(&request, state).await?;
         let (request, path) = read(request, state).await?;
         Ok(Self {
             requester,
@@ -104,18 +103,41 @@ where
     type Rejection = MatrixError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
-        let requester = match bearer(&request) {
-            Err(_) => None,
-            Ok(token) => {
-                let found = Accounts::from_ref(state).authenticate(&token).await?;
-                Some(found.ok_or_else(MatrixError::unknown_token)?)
-            }
+        let requester = if request.headers().contains_key(AUTHORIZATION) {
+            Some(requester(&request, state).await?)
+        } else {
+            None
         };
         let (request, path) = read(request, state).await?;
         Ok(Self {
             requester,
             body: parse(&request, &path)?,
         })
+    }
+}
+
+/// Who an access token speaks for, if they may ask for this. Holds on to nothing of the request, whose body
+/// cannot be shared between threads.
+pub(super) fn requester<S>(
+    request: &Request,
+    state: &S,
+) -> impl Future<Output = Result<Requester, MatrixError>> + use<S>
+where
+    Accounts: FromRef<S>,
+{
+    let accounts = Accounts::from_ref(state);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let token = bearer(request).map(Zeroizing::new);
+    async move {
+        let token = token?;
+        match accounts.authenticate(&token).await? {
+            Bearer::Known(known) => {
+                standing::check(&known, &method, &path)?;
+                Ok(known.requester)
+            }
+            Bearer::Expired => Err(MatrixError::expired_token()),
+            Bearer::Unknown => Err(MatrixError::unknown_token()),
+        }
     }
 }
 

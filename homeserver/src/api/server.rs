@@ -6,6 +6,7 @@ mod first_versions;
 mod inviting;
 mod joining_rooms;
 mod media;
+mod openid;
 mod published_rooms;
 mod querying;
 mod retrieving_events;
@@ -23,6 +24,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         inviting::routes,
         joining_rooms::routes,
         media::routes,
+        openid::routes,
         published_rooms::routes,
         querying::routes,
         retrieving_events::routes,

@@ -1,24 +1,31 @@
 //! Accounts: registration, login, and who an access token speaks for.
 
-use std::{fmt, sync::Arc};
+pub(crate) mod passwords;
+pub(crate) mod sessions;
 
-use argon2::{
-    Argon2,
-    password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash},
-};
+use std::sync::{Arc, atomic::AtomicU64};
+
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 use quick_cache::sync::Cache;
 use ruma::{
-    OwnedDeviceId, OwnedServerName, OwnedUserId, UserId, events::room::member::MembershipState,
+    MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedServerName, OwnedUserId, ServerName, UserId,
+    events::room::member::MembershipState,
 };
-use sha2::{Digest, Sha256};
 
+pub(crate) use self::sessions::{AccessToken, NewDevice, Session};
+use self::{
+    passwords::{Hashed, Passwords},
+    sessions::Known,
+};
 use crate::{
     clock::Clock,
-    config::Registration,
-    service::device_lists::{self, DeviceChange},
-    storage::{Families, Storage, StorageError, accounts::TokenHash},
+    storage::{
+        Families, Storage, StorageError,
+        accounts::{Account, Flag, Kind, TokenHash},
+        tokens::Generation,
+        writer::Tx,
+    },
 };
 
 /// The user and the device that a request comes from.
@@ -36,35 +43,24 @@ struct Inner {
     storage: Storage,
     clock: Clock,
     server_name: OwnedServerName,
-    registration: Registration,
     public_base_url: String,
+    passwords: Passwords,
     /// Tokens that were good. Every way to make a token worthless goes through
-    /// [`Accounts::forget_device`].
-    tokens: Cache<TokenHash, Requester>,
+    /// [`Accounts::forget_device`] or [`Accounts::forget_user`].
+    tokens: Cache<TokenHash, Known>,
+    /// How often something was forgotten.
+    forgotten: AtomicU64,
 }
 
-/// A secret that lets its holder act as a device.
-#[derive(Clone)]
-pub(crate) struct AccessToken(pub(crate) String);
-
-impl fmt::Debug for AccessToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AccessToken(…)")
-    }
-}
-
-/// A new session.
-#[derive(Debug)]
-pub(crate) struct Session {
-    pub(crate) requester: Requester,
-    pub(crate) token: AccessToken,
-}
-
-/// What a new device is called.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct NewDevice {
-    pub(crate) device_id: Option<OwnedDeviceId>,
-    pub(crate) display_name: Option<String>,
+/// A new account.
+pub(crate) struct NewAccount {
+    pub(crate) user_id: OwnedUserId,
+    pub(crate) password: Option<Hashed>,
+    pub(crate) kind: Kind,
+    /// Used up in the same transaction.
+    pub(crate) registration_token: Option<TokenHash>,
+    /// Opens a session.
+    pub(crate) device: Option<NewDevice>,
 }
 
 /// Why there is no new account.
@@ -76,8 +72,6 @@ pub(crate) enum RegisterError {
     NameTaken,
     #[error("the registration token is not valid")]
     BadToken,
-    #[error("the password could not be hashed")]
-    Hash,
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
@@ -90,8 +84,54 @@ pub(crate) enum LoginError {
     WrongCredentials,
     #[error("the account is deactivated")]
     Deactivated,
+    #[error("the account is locked")]
+    Locked,
     #[error(transparent)]
     Storage(#[from] StorageError),
+}
+
+impl LoginError {
+    /// What keeps an account from being logged in to.
+    fn of(account: &Account) -> Option<Self> {
+        if account.deactivated {
+            Some(Self::Deactivated)
+        } else if account.standing.locked {
+            Some(Self::Locked)
+        } else {
+            None
+        }
+    }
+}
+
+impl NewAccount {
+    async fn insert(
+        &self,
+        tx: &mut Tx,
+        now: MilliSecondsSinceUnixEpoch,
+    ) -> Result<(), RegisterError> {
+        let mut kind = self.kind;
+        if let Some(token) = &self.registration_token {
+            // The first token is told on the console: whoever has it runs the server.
+            if kind == Kind::User && tx.accounts().none().await? {
+                kind = Kind::Administrator;
+            }
+            if !tx.accounts().use_registration_token(*token).await? {
+                return Err(RegisterError::BadToken);
+            }
+        }
+        let user_id = &self.user_id;
+        let hash = self.password.as_ref().map(|hash| hash.0.as_str());
+        if !tx.accounts().insert(user_id, hash, kind, now).await? {
+            return Err(RegisterError::NameTaken);
+        }
+        if kind != Kind::Guest {
+            let name = serde_json::Value::from(user_id.localpart()).to_string();
+            tx.accounts()
+                .set_profile_field(user_id, "displayname", Some(&name))
+                .await?;
+        }
+        Ok(())
+    }
 }
 
 impl Accounts {
@@ -99,7 +139,6 @@ impl Accounts {
         storage: Storage,
         clock: Clock,
         server_name: OwnedServerName,
-        registration: Registration,
         public_base_url: String,
     ) -> Self {
         let tokens = Cache::new(100_000);
@@ -107,9 +146,10 @@ impl Accounts {
             storage,
             clock,
             server_name,
-            registration,
             public_base_url,
+            passwords: Passwords::new(),
             tokens,
+            forgotten: AtomicU64::new(0),
         }))
     }
 
@@ -118,9 +158,9 @@ impl Accounts {
         &self.0.public_base_url
     }
 
-    /// Who may register.
-    pub(crate) fn registration(&self) -> Registration {
-        self.0.registration
+    /// Our name.
+    pub(crate) fn server_name(&self) -> &ServerName {
+        &self.0.server_name
     }
 
     /// The user id for a localpart, or for a full id of this server, as a new account may have it
@@ -152,57 +192,82 @@ impl Accounts {
         }
     }
 
-    /// Makes an account, with the token that it takes in the same transaction, and logs it in if a
-    /// device is given.
-    pub(crate) async fn register(
+    /// Hashes passwords.
+    pub(crate) fn passwords(&self) -> &Passwords {
+        &self.0.passwords
+    }
+
+    /// Makes an account, and logs it in if a device is given. `with` is done in the same transaction.
+    pub(crate) async fn register<F>(
+        &self,
+        new: NewAccount,
+        with: F,
+    ) -> Result<Option<Session>, RegisterError>
+    where
+        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<(), RegisterError>> + Send + 'static,
+    {
+        let session = new
+            .device
+            .as_ref()
+            .map(|device| Session::new(new.user_id.clone(), device));
+        let now = self.0.clock.now();
+        let parts = session.as_ref().map(|session| {
+            let tokens = session.tokens(i64::from(now.0), Generation(0));
+            (tokens, session.requester.device_id.clone())
+        });
+        let write = self.0.storage.write(move |tx| {
+            async move {
+                new.insert(tx, now).await?;
+                if let Some((tokens, device_id)) = parts {
+                    let name = new.device.as_ref().and_then(|d| d.display_name.as_deref());
+                    let user_id = &new.user_id;
+                    tx.devices().upsert(user_id, &device_id, name, now).await?;
+                    tokens.insert(tx, user_id, &device_id).await?;
+                }
+                with(tx).await
+            }
+            .boxed()
+        });
+        write.await?;
+        Ok(session)
+    }
+
+    /// Makes a user of a guest, under the same name.
+    pub(crate) async fn upgrade_guest(
         &self,
         user_id: OwnedUserId,
-        password: Option<String>,
-        registration_token: Option<String>,
-        device: Option<NewDevice>,
-    ) -> Result<Option<Session>, RegisterError> {
-        let hash = match password {
-            Some(password) => Some(hash(password).await.ok_or(RegisterError::Hash)?),
-            None => None,
-        };
-        let session = device
-            .as_ref()
-            .map(|device| Session::new(user_id.clone(), device));
-        let parts = session
-            .as_ref()
-            .map(|s| (s.token.hash(), s.requester.device_id.clone()));
-        let now = self.0.clock.now();
-        let display_name = device.and_then(|device| device.display_name);
-        self.0
-            .storage
-            .write(move |tx| {
-                async move {
-                    if let Some(token) = registration_token {
-                        let token = AccessToken(token).hash();
-                        if !tx.accounts().use_registration_token(token).await? {
-                            return Err(RegisterError::BadToken);
-                        }
-                    }
-                    if !tx.accounts().insert(&user_id, hash.as_deref(), now).await? {
-                        return Err(RegisterError::NameTaken);
-                    }
-                    let name = serde_json::Value::from(user_id.localpart()).to_string();
-                    tx.accounts()
-                        .set_profile_field(&user_id, "displayname", Some(&name))
-                        .await?;
-                    if let Some((token, device_id)) = parts {
-                        let name = display_name.as_deref();
-                        tx.devices().upsert(&user_id, &device_id, name, now).await?;
-                        tx.accounts()
-                            .insert_access_token(token, &user_id, &device_id)
-                            .await?;
-                    }
-                    Ok(())
-                }
-                .boxed()
-            })
-            .await?;
-        Ok(session)
+        password: Hashed,
+    ) -> Result<(), StorageError> {
+        let owner = user_id.clone();
+        let write = self.0.storage.write(move |tx| {
+            async move {
+                tx.accounts()
+                    .set_password(&owner, Some(&password.0))
+                    .await?;
+                tx.accounts().set_kind(&owner, Kind::User).await
+            }
+            .boxed()
+        });
+        write.await?;
+        self.forget_user(&user_id);
+        Ok(())
+    }
+
+    /// Sets another password.
+    pub(crate) async fn set_password(
+        &self,
+        user_id: OwnedUserId,
+        password: Hashed,
+    ) -> Result<(), StorageError> {
+        let write = self.0.storage.write(move |tx| {
+            async move {
+                tx.accounts()
+                    .set_password(&user_id, Some(&password.0))
+                    .await
+            }
+            .boxed()
+        });
+        write.await
     }
 
     /// Whether a registration token can be used now.
@@ -234,90 +299,59 @@ impl Accounts {
         Ok(Some(token))
     }
 
+    /// Whether the account is a guest's.
+    pub(crate) async fn is_guest(&self, user_id: &UserId) -> Result<bool, StorageError> {
+        let account = self.account(user_id).await?;
+        Ok(account.is_some_and(|account| account.standing.kind == Kind::Guest))
+    }
+
+    /// The account of a local user.
+    pub(crate) async fn account(&self, user_id: &UserId) -> Result<Option<Account>, StorageError> {
+        let mut reader = self.0.storage.read().await?;
+        reader.accounts().by_id(user_id).await
+    }
+
     /// Checks a password.
     pub(crate) async fn check_password(
         &self,
         user_id: &UserId,
         password: String,
     ) -> Result<(), LoginError> {
-        let account = self
-            .0
-            .storage
-            .read()
-            .await?
-            .accounts()
-            .by_id(user_id)
-            .await?;
+        let account = self.account(user_id).await?;
         let hash = account
             .as_ref()
             .and_then(|account| account.password_hash.clone());
         // The same work whether the account exists or not, so that time does not tell.
-        let good = verify(password, hash).await;
-        match account {
-            Some(account) if good && account.deactivated => Err(LoginError::Deactivated),
-            Some(_) if good => Ok(()),
-            _ => Err(LoginError::WrongCredentials),
+        let good = self.0.passwords.verify(password, hash).await;
+        let Some(account) = account.filter(|_| good) else {
+            return Err(LoginError::WrongCredentials);
+        };
+        LoginError::of(&account).map_or(Ok(()), Err)
+    }
+
+    /// Whether somebody who has proved to be this user may log in.
+    pub(crate) async fn may_log_in(&self, user_id: &UserId) -> Result<(), LoginError> {
+        match self.account(user_id).await? {
+            None => Err(LoginError::WrongCredentials),
+            Some(account) => LoginError::of(&account).map_or(Ok(()), Err),
         }
     }
 
-    /// Opens a session for a user who has proved to be who they say.
-    pub(crate) async fn open_session(
+    /// Locks or suspends an account, or lifts that; whether there is such an account.
+    pub(crate) async fn set_flag(
         &self,
         user_id: OwnedUserId,
-        device: NewDevice,
-    ) -> Result<Session, StorageError> {
-        let session = Session::new(user_id.clone(), &device);
-        let (token, device_id) = (session.token.hash(), session.requester.device_id.clone());
-        let now = self.0.clock.now();
-        let followers = device_lists::followers(&self.0.storage, &user_id);
-        self.forget_device(&session.requester);
-        let write = self.0.storage.write(move |tx| {
-            async move {
-                // Logging in again with a device makes its former token worthless.
-                tx.devices()
-                    .delete_access_tokens(&user_id, &device_id)
-                    .await?;
-                let name = device.display_name.as_deref();
-                tx.devices().upsert(&user_id, &device_id, name, now).await?;
-                tx.accounts()
-                    .insert_access_token(token, &user_id, &device_id)
-                    .await?;
-                let change = DeviceChange::Updated;
-                device_lists::announce(tx, &followers, &user_id, &device_id, change).await
-            }
-            .boxed()
-        });
-        write.await?;
-        Ok(session)
-    }
-
-    /// Who an access token speaks for.
-    pub(crate) async fn authenticate(
-        &self,
-        token: &str,
-    ) -> Result<Option<Requester>, StorageError> {
-        let hash = AccessToken(token.to_owned()).hash();
-        if let Some(requester) = self.0.tokens.get(&hash) {
-            return Ok(Some(requester));
-        }
-        let found = self
+        flag: Flag,
+        to: bool,
+    ) -> Result<bool, StorageError> {
+        let owner = user_id.clone();
+        let write = self
             .0
             .storage
-            .read()
-            .await?
-            .accounts()
-            .by_access_token(hash)
-            .await?;
-        Ok(found.map(|(user_id, device_id)| {
-            let requester = Requester { user_id, device_id };
-            self.0.tokens.insert(hash, requester.clone());
-            requester
-        }))
-    }
-
-    /// Forgets the tokens of a device in memory; called before they are deleted, and after.
-    pub(crate) fn forget_device(&self, requester: &Requester) {
-        self.0.tokens.retain(|_, known| known != requester);
+            .write(move |tx| async move { tx.accounts().set_flag(&owner, flag, to).await }.boxed());
+        let found: bool = write.await?;
+        self.forget_user(&user_id);
+        Ok(found)
     }
 
     /// The rooms that a local user is joined to.
@@ -330,32 +364,6 @@ impl Accounts {
     }
 }
 
-impl AccessToken {
-    fn hash(&self) -> TokenHash {
-        TokenHash(Sha256::digest(self.0.as_bytes()).into())
-    }
-}
-
-impl Session {
-    fn new(user_id: OwnedUserId, device: &NewDevice) -> Self {
-        let fresh = || {
-            random_id()
-                .replace(['-', '_'], "")
-                .chars()
-                .take(10)
-                .collect::<String>()
-        };
-        let device_id = device
-            .device_id
-            .clone()
-            .unwrap_or_else(|| fresh().to_uppercase().into());
-        Self {
-            requester: Requester { user_id, device_id },
-            token: AccessToken(format!("sotto_{}", random_id())),
-        }
-    }
-}
-
 /// 192 random bits, as 32 characters that are safe in URLs.
 pub(crate) fn random_id() -> String {
     let mut bytes = [0_u8; 24];
@@ -365,33 +373,4 @@ pub(crate) fn random_id() -> String {
     )]
     getrandom::fill(&mut bytes).expect("the operating system gives randomness");
     URL_SAFE_NO_PAD.encode(bytes)
-}
-
-/// Hashes a password, off the threads that answer requests.
-async fn hash(password: String) -> Option<String> {
-    tokio::task::spawn_blocking(move || {
-        let hash = Argon2::default().hash_password(password.as_bytes());
-        hash.ok().map(|hash| hash.to_string())
-    })
-    .await
-    .ok()
-    .flatten()
-}
-
-async fn verify(password: String, hash: Option<String>) -> bool {
-    tokio::task::spawn_blocking(move || {
-        let known = hash
-            .as_deref()
-            .and_then(|hash| PasswordHash::new(hash).ok());
-        if let Some(known) = known {
-            Argon2::default()
-                .verify_password(password.as_bytes(), &known)
-                .is_ok()
-        } else {
-            drop(Argon2::default().hash_password(password.as_bytes()));
-            false
-        }
-    })
-    .await
-    .unwrap_or(false)
 }

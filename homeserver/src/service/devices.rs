@@ -1,12 +1,14 @@
 //! Devices ([spec](https://spec.matrix.org/v1.19/client-server-api/#device-management)).
 
+use std::collections::BTreeSet;
+
 use futures_util::FutureExt;
-use ruma::{DeviceId, OwnedDeviceId, UserId, api::client::device::Device};
+use ruma::{DeviceId, OwnedDeviceId, OwnedServerName, UserId, api::client::device::Device};
 
 use super::accounts::{Accounts, Requester};
 use crate::{
     service::device_lists::{self, DeviceChange},
-    storage::{Families, Storage, StorageError},
+    storage::{Families, Storage, StorageError, writer::Tx},
 };
 
 /// The longest name of a device, in bytes.
@@ -106,21 +108,7 @@ impl Devices {
         let user_id = user_id.to_owned();
         let write = self.storage.write(move |tx| {
             async move {
-                for device_id in &device_ids {
-                    if !tx.devices().delete(&user_id, device_id).await? {
-                        continue;
-                    }
-                    tx.device_keys().delete(&user_id, device_id).await?;
-                    tx.cross_signing()
-                        .delete_signatures_on(&user_id, device_id.as_str())
-                        .await?;
-                    tx.one_time_keys()
-                        .delete_device(&user_id, device_id)
-                        .await?;
-                    tx.to_device().delete_device(&user_id, device_id).await?;
-                    let change = DeviceChange::Deleted;
-                    device_lists::announce(tx, &followers, &user_id, device_id, change).await?;
-                }
+                delete(tx, &followers, &user_id, &device_ids).await?;
                 Ok::<_, StorageError>(())
             }
             .boxed()
@@ -131,4 +119,28 @@ impl Devices {
         }
         outcome
     }
+}
+
+/// Deletes devices, in a transaction of somebody else.
+pub(super) async fn delete(
+    tx: &mut Tx,
+    followers: &BTreeSet<OwnedServerName>,
+    user_id: &UserId,
+    device_ids: &[OwnedDeviceId],
+) -> Result<(), StorageError> {
+    for device_id in device_ids {
+        tx.tokens().delete_of_device(user_id, device_id).await?;
+        if !tx.devices().delete(user_id, device_id).await? {
+            continue;
+        }
+        tx.device_keys().delete(user_id, device_id).await?;
+        tx.cross_signing()
+            .delete_signatures_on(user_id, device_id.as_str())
+            .await?;
+        tx.one_time_keys().delete_device(user_id, device_id).await?;
+        tx.to_device().delete_device(user_id, device_id).await?;
+        let change = DeviceChange::Deleted;
+        device_lists::announce(tx, followers, user_id, device_id, change).await?;
+    }
+    Ok(())
 }

@@ -1,116 +1,260 @@
 //! User-interactive authentication
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#user-interactive-authentication-api)).
+//!
+//! A session is bound to what it was opened for, and to whom; it is kept in the database, under a hash
+//! of its id, until it is used or too old. A request that brings a complete proof opens none.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
-};
+mod stages;
 
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures_util::FutureExt;
 use ruma::{
-    MilliSecondsSinceUnixEpoch,
+    MilliSecondsSinceUnixEpoch, UInt, UserId,
     api::{
-        client::uiaa::{AuthFlow, AuthType, UiaaInfo},
+        client::uiaa::{AuthData, AuthType},
         error::{ErrorKind, StandardErrorBody},
     },
 };
+use serde::Serialize;
+use serde_json::{Value, json};
 
-use super::accounts::random_id;
-use crate::clock::Clock;
+pub(crate) use self::stages::{Stages, registration_token};
+use super::accounts::{AccessToken, random_id};
+use crate::{
+    clock::Clock,
+    storage::{Families, Storage, StorageError, accounts::TokenHash, uia::SessionRow},
+};
 
 /// How long a session lives, in milliseconds.
-const LIFETIME: u64 = 15 * 60 * 1000;
-/// How many sessions there can be at once; the oldest goes first.
-const CAPACITY: usize = 10_000;
+const LIFETIME: u32 = 15 * 60 * 1000;
 
-/// The sessions that are open. In memory: after a restart a client begins again.
-#[derive(Clone, Debug)]
+/// Asks people to prove who they are.
+#[derive(Clone)]
 pub(crate) struct Uia {
+    storage: Storage,
     clock: Clock,
-    sessions: Arc<Mutex<HashMap<String, Session>>>,
+    stages: Arc<Stages>,
 }
 
-#[derive(Clone, Debug)]
-struct Session {
-    /// For what it was opened: a session cannot be used for anything else.
-    purpose: Purpose,
-    completed: BTreeMap<String, AuthType>,
-    opened_at: MilliSecondsSinceUnixEpoch,
+/// What must be proved, and what the client brings.
+pub(crate) struct Demand<'a> {
+    /// For what: a session is good for nothing else.
+    pub(crate) purpose: String,
+    /// The flows, each of which is enough.
+    pub(crate) flows: Vec<Vec<AuthType>>,
+    pub(crate) auth: Option<&'a AuthData>,
+    /// Whose password is asked for.
+    pub(crate) user_id: Option<&'a UserId>,
+    /// What is kept of a first request.
+    pub(crate) remember: Value,
 }
 
-/// For what a session authenticates, and for whom.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Purpose(pub(crate) String);
+/// The stages that were completed, by name, with what they proved.
+pub(crate) type Completed = BTreeMap<String, Value>;
+
+/// That everything was proved.
+pub(crate) struct Proof {
+    pub(crate) completed: Completed,
+    pub(crate) remembered: Value,
+    /// The session, if there was one.
+    pub(crate) session: Option<TokenHash>,
+}
+
+/// What the client is told while something is left to prove.
+#[derive(Debug, Serialize)]
+pub(crate) struct Challenge {
+    flows: Vec<Flow>,
+    completed: Vec<String>,
+    params: Value,
+    session: String,
+    #[serde(flatten)]
+    error: Option<StandardErrorBody>,
+}
+
+#[derive(Debug, Serialize)]
+struct Flow {
+    stages: Vec<AuthType>,
+}
 
 /// How one stage went.
 #[derive(Clone, Debug)]
-pub(crate) enum Stage {
+enum Stage {
     /// Nothing was tried: the client asks what there is to do.
     Ask,
-    /// The client completed this stage.
-    Done(AuthType),
+    /// The client completed this stage, and proved that.
+    Done(AuthType, Value),
     /// The client failed.
     Failed(ErrorKind, &'static str),
 }
 
+impl Stage {
+    /// What was completed, or why it was not.
+    fn outcome(self) -> (Option<(String, Value)>, Option<StandardErrorBody>) {
+        match self {
+            Self::Ask => (None, None),
+            Self::Done(stage, proof) => (Some((stage.to_string(), proof)), None),
+            Self::Failed(kind, text) => (None, Some(StandardErrorBody::new(kind, text.to_owned()))),
+        }
+    }
+}
+
+/// Why the request cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UiaError {
+    #[error("something is left to prove")]
+    Incomplete(Box<Challenge>),
+    #[error("the session was opened for something else")]
+    OtherPurpose,
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
 impl Uia {
-    pub(crate) fn new(clock: Clock) -> Self {
+    pub(crate) fn new(storage: Storage, clock: Clock, stages: Stages) -> Self {
         Self {
+            storage,
             clock,
-            sessions: Arc::default(),
+            stages: Arc::new(stages),
         }
     }
 
-    /// Takes a step. `Ok` when one of `flows` is complete, which ends the session; otherwise what the
-    /// client is told.
-    pub(crate) fn step(
-        &self,
-        flows: &[Vec<AuthType>],
-        purpose: &Purpose,
-        session: Option<&str>,
-        stage: Stage,
-    ) -> Result<(), Box<UiaaInfo>> {
-        let now = self.clock.now();
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let expired = |s: &Session| u64::from(now.0) > u64::from(s.opened_at.0) + LIFETIME;
-        sessions.retain(|_, session| !expired(session));
-        let known = session.filter(|id| sessions.get(*id).is_some_and(|s| s.purpose == *purpose));
-        let id = known.map_or_else(random_id, ToOwned::to_owned);
-        let mut open = sessions.remove(&id).unwrap_or_else(|| Session {
-            purpose: purpose.clone(),
-            completed: BTreeMap::new(),
-            opened_at: now,
-        });
-        let mut error = None;
-        match stage {
-            Stage::Ask => {}
-            Stage::Done(done) => {
-                open.completed.insert(done.to_string(), done);
-            }
-            Stage::Failed(kind, message) => {
-                error = Some(Box::new(StandardErrorBody::new(kind, message.to_owned())));
-            }
+    /// Takes a step; `Ok` when everything is proved. That ends the session: what was proved counts for
+    /// one request.
+    pub(crate) async fn authenticate(&self, demand: Demand<'_>) -> Result<Proof, UiaError> {
+        let proof = self.collect(demand).await?;
+        if let Some(session) = proof.session {
+            let write = self
+                .storage
+                .write(move |tx| async move { tx.uia().delete(session).await }.boxed());
+            write.await?;
         }
-        let complete = |flow: &&Vec<AuthType>| {
-            flow.iter()
-                .all(|stage| open.completed.contains_key(stage.as_str()))
-        };
-        if flows.iter().any(|flow| complete(&flow)) {
-            return Ok(());
-        }
-        let mut info = UiaaInfo::new(flows.iter().cloned().map(AuthFlow::new).collect());
-        info.completed = open.completed.values().cloned().collect();
-        info.params = serde_json::value::to_raw_value(&serde_json::json!({})).ok();
-        info.session = Some(id.clone());
-        info.auth_error = error;
-        if sessions.len() >= CAPACITY
-            && let Some(oldest) = sessions
-                .iter()
-                .min_by_key(|(_, s)| s.opened_at)
-                .map(|(id, _)| id.clone())
-        {
-            sessions.remove(&oldest);
-        }
-        sessions.insert(id, open);
-        Err(Box::new(info))
+        Ok(proof)
     }
+
+    /// As [`Uia::authenticate`], but the session stays open.
+    pub(crate) async fn collect(&self, demand: Demand<'_>) -> Result<Proof, UiaError> {
+        let id = demand.auth.and_then(AuthData::session);
+        let known = self.opened_for(id, &demand.purpose).await?;
+        let stage = self.stages.check(demand.auth, demand.user_id).await?;
+        let (done, error) = stage.outcome();
+        let is_open = known.is_some();
+        let row = known.unwrap_or_else(|| SessionRow {
+            purpose: demand.purpose,
+            completed: "{}".to_owned(),
+            remembered: demand.remember.to_string(),
+            opened_at: i64::from(self.clock.now().0),
+        });
+        let id = id
+            .filter(|_| is_open)
+            .map_or_else(random_id, ToOwned::to_owned);
+        let mut completed = parse_completed(&row);
+        completed.extend(done.clone());
+        if !is_open && is_complete(&demand.flows, &completed) {
+            let remembered = demand.remember;
+            let session = None;
+            return Ok(Proof {
+                completed,
+                remembered,
+                session,
+            });
+        }
+        let completed = if done.is_none() && is_open {
+            completed
+        } else {
+            self.keep(&id, row.clone(), done).await?
+        };
+        if is_complete(&demand.flows, &completed) {
+            return Ok(Proof {
+                completed,
+                remembered: serde_json::from_str(&row.remembered).unwrap_or_default(),
+                session: Some(hash(&id)),
+            });
+        }
+        let flows = demand.flows.into_iter();
+        Err(UiaError::Incomplete(Box::new(Challenge {
+            flows: flows.map(|stages| Flow { stages }).collect(),
+            completed: completed.into_keys().collect(),
+            params: json!({}),
+            session: id,
+            error,
+        })))
+    }
+
+    /// What an open session remembers.
+    pub(crate) async fn remembered(
+        &self,
+        purpose: &str,
+        session: &str,
+    ) -> Result<Option<Value>, StorageError> {
+        let row = self.session(session).await?;
+        let row = row.filter(|row| row.purpose == purpose);
+        Ok(row.and_then(|row| serde_json::from_str(&row.remembered).ok()))
+    }
+
+    /// The session that the client names, if it was opened for this.
+    async fn opened_for(
+        &self,
+        id: Option<&str>,
+        purpose: &str,
+    ) -> Result<Option<SessionRow>, UiaError> {
+        let Some(id) = id else {
+            return Ok(None);
+        };
+        let row = self.session(id).await?;
+        if row.as_ref().is_some_and(|row| row.purpose != purpose) {
+            return Err(UiaError::OtherPurpose);
+        }
+        Ok(row)
+    }
+
+    /// A session that is not too old.
+    async fn session(&self, id: &str) -> Result<Option<SessionRow>, StorageError> {
+        let row = self.storage.read().await?.uia().by_id(hash(id)).await?;
+        let oldest = i64::from(self.oldest().0);
+        Ok(row.filter(|row| row.opened_at >= oldest))
+    }
+
+    /// Stores a step. Another step of the same session may have been stored meanwhile.
+    async fn keep(
+        &self,
+        id: &str,
+        mut row: SessionRow,
+        done: Option<(String, Value)>,
+    ) -> Result<Completed, StorageError> {
+        let (session, oldest) = (hash(id), self.oldest());
+        let write = self.storage.write(move |tx| {
+            async move {
+                tx.uia().delete_before(oldest).await?;
+                if let Some(now) = tx.uia().by_id(session).await? {
+                    row = now;
+                }
+                let mut completed = parse_completed(&row);
+                completed.extend(done);
+                row.completed = json!(completed).to_string();
+                tx.uia().set(session, &row).await?;
+                Ok::<_, StorageError>(completed)
+            }
+            .boxed()
+        });
+        write.await
+    }
+
+    fn oldest(&self) -> MilliSecondsSinceUnixEpoch {
+        let now = self.clock.now().0;
+        MilliSecondsSinceUnixEpoch(now.saturating_sub(UInt::from(LIFETIME)))
+    }
+}
+
+fn hash(id: &str) -> TokenHash {
+    AccessToken(id.to_owned()).hash()
+}
+
+fn parse_completed(row: &SessionRow) -> Completed {
+    serde_json::from_str(&row.completed).unwrap_or_default()
+}
+
+fn is_complete(flows: &[Vec<AuthType>], completed: &Completed) -> bool {
+    let done = |stage: &AuthType| completed.contains_key(stage.as_str());
+    flows.iter().any(|flow| flow.iter().all(done))
 }

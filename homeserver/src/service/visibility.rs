@@ -16,6 +16,7 @@ use ruma::{
     state_res::events::{RoomCreateEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField},
 };
 use serde_json::value::RawValue;
+use sotto_federation::room::redaction;
 
 use super::{events::Events, own_data::OwnData, timeline::AuthState};
 use crate::storage::{Families, Storage, StorageError, events::StoredEvent, state_map::NodeId};
@@ -40,6 +41,29 @@ impl Visibility {
             events,
             ignored,
         }
+    }
+
+    /// What a local user may see of an event: all, nothing, or, if whoever sent it was erased and the user
+    /// was not there then, its redacted form
+    /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3accountdeactivate)).
+    pub(crate) async fn view(
+        &self,
+        user_id: &UserId,
+        event: Arc<StoredEvent>,
+    ) -> Result<Option<Arc<StoredEvent>>, StorageError> {
+        if !self.allows(user_id, &event).await? {
+            return Ok(None);
+        }
+        let sender = event.pdu.sender();
+        let (true, Some(state)) = (self.storage.is_erased(sender), event.state) else {
+            return Ok(Some(event));
+        };
+        if self.membership(state.after, user_id).await? == MembershipState::Join {
+            return Ok(Some(event));
+        }
+        let rules = event.version.rules();
+        let pruned = rules.and_then(|rules| redaction::redact(&event.pdu, &rules).ok());
+        Ok(pruned.map(|pdu| Arc::new(event.showing(pdu))))
     }
 
     /// Whether a local user may see an event.

@@ -1,8 +1,8 @@
-//! `users`, `access_tokens`, `registration_tokens`, `profiles`: who may speak, and what they say of
+//! `users`, `registration_tokens`, `profiles`: who may speak, and what they say of
 //! themselves.
 
-use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UserId};
-use sqlx::{AnyConnection, Row};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedUserId, UserId};
+use sqlx::{AnyConnection, Row, any::AnyRow};
 
 use super::StorageError;
 
@@ -19,6 +19,48 @@ pub(crate) struct TokenHash(pub(crate) [u8; 32]);
 pub(crate) struct Account {
     pub(crate) password_hash: Option<String>,
     pub(crate) deactivated: bool,
+    pub(crate) standing: Standing,
+}
+
+/// What an account may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) kind: Kind,
+    pub(crate) locked: bool,
+    pub(crate) suspended: bool,
+}
+
+/// What an account is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Guest,
+    User,
+    Administrator,
+}
+
+impl Kind {
+    pub(super) fn from_number(number: i64) -> Self {
+        match number {
+            0 => Self::Guest,
+            2 => Self::Administrator,
+            _ => Self::User,
+        }
+    }
+
+    fn number(self) -> i64 {
+        match self {
+            Self::Guest => 0,
+            Self::User => 1,
+            Self::Administrator => 2,
+        }
+    }
+}
+
+/// What an administrator changes of an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flag {
+    Locked,
+    Suspended,
 }
 
 impl Accounts<'_> {
@@ -27,14 +69,16 @@ impl Accounts<'_> {
         &mut self,
         user_id: &UserId,
         password_hash: Option<&str>,
+        kind: Kind,
         now: MilliSecondsSinceUnixEpoch,
     ) -> Result<bool, StorageError> {
         let done = sqlx::query(
-            "INSERT INTO users (user_id, password_hash, created_at) VALUES ($1, $2, $3)
+            "INSERT INTO users (user_id, password_hash, kind, created_at) VALUES ($1, $2, $3, $4)
              ON CONFLICT (user_id) DO NOTHING",
         )
         .bind(user_id.as_str())
         .bind(password_hash)
+        .bind(kind.number())
         .bind(i64::from(now.0))
         .execute(&mut *self.0)
         .await?;
@@ -45,17 +89,115 @@ impl Accounts<'_> {
         &mut self,
         user_id: &UserId,
     ) -> Result<Option<Account>, StorageError> {
-        let row = sqlx::query("SELECT password_hash, deactivated FROM users WHERE user_id = $1")
-            .bind(user_id.as_str())
-            .fetch_optional(&mut *self.0)
-            .await?;
+        let row = sqlx::query(
+            "SELECT password_hash, deactivated, kind, locked, suspended FROM users \
+             WHERE user_id = $1",
+        )
+        .bind(user_id.as_str())
+        .fetch_optional(&mut *self.0)
+        .await?;
         row.map(|row| {
             Ok(Account {
                 password_hash: row.try_get(0)?,
                 deactivated: row.try_get::<i64, _>(1)? != 0,
+                standing: Standing {
+                    kind: Kind::from_number(row.try_get(2)?),
+                    locked: row.try_get::<i64, _>(3)? != 0,
+                    suspended: row.try_get::<i64, _>(4)? != 0,
+                },
             })
         })
         .transpose()
+    }
+
+    /// Sets the password; `None` for none.
+    pub(crate) async fn set_password(
+        &mut self,
+        user_id: &UserId,
+        password_hash: Option<&str>,
+    ) -> Result<(), StorageError> {
+        sqlx::query("UPDATE users SET password_hash = $1 WHERE user_id = $2")
+            .bind(password_hash)
+            .bind(user_id.as_str())
+            .execute(&mut *self.0)
+            .await?;
+        Ok(())
+    }
+
+    /// Makes a user of a guest, or an administrator of a user.
+    pub(crate) async fn set_kind(
+        &mut self,
+        user_id: &UserId,
+        kind: Kind,
+    ) -> Result<(), StorageError> {
+        sqlx::query("UPDATE users SET kind = $1 WHERE user_id = $2")
+            .bind(kind.number())
+            .bind(user_id.as_str())
+            .execute(&mut *self.0)
+            .await?;
+        Ok(())
+    }
+
+    /// Locks or suspends an account, or lifts that; whether there is such an account.
+    pub(crate) async fn set_flag(
+        &mut self,
+        user_id: &UserId,
+        flag: Flag,
+        to: bool,
+    ) -> Result<bool, StorageError> {
+        let text = match flag {
+            Flag::Locked => "UPDATE users SET locked = $1 WHERE user_id = $2",
+            Flag::Suspended => "UPDATE users SET suspended = $1 WHERE user_id = $2",
+        };
+        let done = sqlx::query(text)
+            .bind(i64::from(to))
+            .bind(user_id.as_str())
+            .execute(&mut *self.0)
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Ends an account for ever: nobody can log in, and nobody can have the name again.
+    pub(crate) async fn deactivate(
+        &mut self,
+        user_id: &UserId,
+        erase: bool,
+    ) -> Result<(), StorageError> {
+        sqlx::query(
+            "UPDATE users SET deactivated = 1, password_hash = NULL, \
+             erased = CASE WHEN $1 = 1 THEN 1 ELSE erased END WHERE user_id = $2",
+        )
+        .bind(i64::from(erase))
+        .bind(user_id.as_str())
+        .execute(&mut *self.0)
+        .await?;
+        for text in [
+            "DELETE FROM profiles WHERE user_id = $1",
+            "DELETE FROM account_data WHERE user_id = $1",
+            "DELETE FROM filters WHERE user_id = $1",
+        ] {
+            sqlx::query(text)
+                .bind(user_id.as_str())
+                .execute(&mut *self.0)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// The users who asked for their messages to be hidden from those who come later.
+    pub(crate) async fn erased(&mut self) -> Result<Vec<OwnedUserId>, StorageError> {
+        let rows = sqlx::query("SELECT user_id FROM users WHERE erased = 1")
+            .fetch_all(&mut *self.0)
+            .await?;
+        rows.iter().map(user).collect()
+    }
+
+    /// The users whose accounts were ended.
+    pub(crate) async fn deactivated(&mut self) -> Result<Vec<OwnedUserId>, StorageError> {
+        let rows = sqlx::query("SELECT user_id FROM users WHERE deactivated = 1")
+            .fetch_all(&mut *self.0)
+            .await?;
+        rows.iter().map(user).collect()
     }
 
     /// Whether there is no account yet.
@@ -64,42 +206,6 @@ impl Accounts<'_> {
             .fetch_optional(&mut *self.0)
             .await?;
         Ok(one.is_none())
-    }
-
-    pub(crate) async fn insert_access_token(
-        &mut self,
-        token: TokenHash,
-        user_id: &UserId,
-        device_id: &DeviceId,
-    ) -> Result<(), StorageError> {
-        sqlx::query(
-            "INSERT INTO access_tokens (token_hash, user_id, device_id) VALUES ($1, $2, $3)",
-        )
-        .bind(token.0.to_vec())
-        .bind(user_id.as_str())
-        .bind(device_id.as_str())
-        .execute(&mut *self.0)
-        .await?;
-        Ok(())
-    }
-
-    /// Whose token it is.
-    pub(crate) async fn by_access_token(
-        &mut self,
-        token: TokenHash,
-    ) -> Result<Option<(OwnedUserId, OwnedDeviceId)>, StorageError> {
-        let row = sqlx::query("SELECT user_id, device_id FROM access_tokens WHERE token_hash = $1")
-            .bind(token.0.to_vec())
-            .fetch_optional(&mut *self.0)
-            .await?;
-        row.map(|row| {
-            let user_id: String = row.try_get(0)?;
-            let device_id: String = row.try_get(1)?;
-            let user_id = UserId::parse(&user_id)
-                .map_err(|_| StorageError::inconsistent("access_tokens", "user_id", &user_id))?;
-            Ok((user_id, device_id.into()))
-        })
-        .transpose()
     }
 
     /// Adds a registration token; `uses` of `None` is any number.
@@ -185,4 +291,9 @@ impl Accounts<'_> {
         query.execute(&mut *self.0).await?;
         Ok(())
     }
+}
+
+fn user(row: &AnyRow) -> Result<OwnedUserId, StorageError> {
+    let user_id: String = row.try_get(0)?;
+    UserId::parse(&user_id).map_err(|_| StorageError::inconsistent("users", "user_id", &user_id))
 }

@@ -76,33 +76,18 @@ impl Devices<'_> {
         Ok(())
     }
 
-    /// Removes a device with its access tokens; whether it was there.
+    /// Removes a device; whether it was there.
     pub(crate) async fn delete(
         &mut self,
         user_id: &UserId,
         device_id: &DeviceId,
     ) -> Result<bool, StorageError> {
-        self.delete_access_tokens(user_id, device_id).await?;
         let done = sqlx::query("DELETE FROM devices WHERE user_id = $1 AND device_id = $2")
             .bind(user_id.as_str())
             .bind(device_id.as_str())
             .execute(&mut *self.0)
             .await?;
         Ok(done.rows_affected() == 1)
-    }
-
-    /// Makes every access token of a device worthless.
-    pub(crate) async fn delete_access_tokens(
-        &mut self,
-        user_id: &UserId,
-        device_id: &DeviceId,
-    ) -> Result<(), StorageError> {
-        sqlx::query("DELETE FROM access_tokens WHERE user_id = $1 AND device_id = $2")
-            .bind(user_id.as_str())
-            .bind(device_id.as_str())
-            .execute(&mut *self.0)
-            .await?;
-        Ok(())
     }
 }
 

@@ -75,6 +75,28 @@ pub(crate) struct StoredEvent {
     pub(crate) client_json: OnceLock<Raw<AnySyncTimelineEvent>>,
 }
 
+impl StoredEvent {
+    /// The same event, showing less.
+    pub(crate) fn showing(&self, pdu: Pdu) -> Self {
+        Self {
+            nid: self.nid,
+            room_nid: self.room_nid,
+            pdu: Arc::new(pdu),
+            version: self.version.clone(),
+            verdict: self.verdict,
+            position: self.position,
+            state: self.state,
+            head_before: self.head_before,
+            replaces: self.replaces,
+            redacted_by: self.redacted_by.clone(),
+            txn: self.txn.clone(),
+            memberships: self.memberships.clone(),
+            membership_nids: self.membership_nids.clone(),
+            client_json: OnceLock::new(),
+        }
+    }
+}
+
 /// The states around an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct States {

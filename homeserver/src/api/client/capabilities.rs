@@ -2,8 +2,8 @@
 
 use axum::extract::State;
 use ruma::api::client::discovery::get_capabilities::v3::{
-    self, Capabilities, ChangePasswordCapability, RoomVersionStability, RoomVersionsCapability,
-    ThirdPartyIdChangesCapability,
+    self, Capabilities, ChangePasswordCapability, GetLoginTokenCapability, RoomVersionStability,
+    RoomVersionsCapability, ThirdPartyIdChangesCapability,
 };
 use sotto_federation::room::version;
 
@@ -13,7 +13,7 @@ use crate::{
         error::MatrixError,
         extract::{Authenticated, Matrix},
     },
-    service::rooms::Rooms,
+    service::{moderation::Moderation, rooms::Rooms},
 };
 
 pub(super) fn routes(routes: Routes) -> Routes {
@@ -22,8 +22,9 @@ pub(super) fn routes(routes: Routes) -> Routes {
 
 /// `GET /_matrix/client/v3/capabilities`
 async fn get_capabilities(
+    State(moderation): State<Moderation>,
     State(rooms): State<Rooms>,
-    _: Authenticated<v3::Request>,
+    request: Authenticated<v3::Request>,
 ) -> Result<Matrix<v3::Response>, MatrixError> {
     let mut capabilities = Capabilities::new();
     let available = version::supported()
@@ -31,7 +32,15 @@ async fn get_capabilities(
         .collect();
     capabilities.room_versions =
         RoomVersionsCapability::new(rooms.default_version().clone(), available);
-    capabilities.change_password = ChangePasswordCapability::new(false);
+    capabilities.change_password = ChangePasswordCapability::new(true);
     capabilities.thirdparty_id_changes = ThirdPartyIdChangesCapability::new(false);
+    capabilities.get_login_token = GetLoginTokenCapability::new(true);
+    if moderation
+        .is_administrator(&request.requester.user_id)
+        .await?
+    {
+        capabilities.account_moderation.suspend = true;
+        capabilities.account_moderation.lock = true;
+    }
     Ok(Matrix(v3::Response::new(capabilities)))
 }

@@ -13,7 +13,6 @@ use crate::{
         extract::{Authenticated, Matrix},
     },
     service::{
-        accounts::Accounts,
         devices::{Devices, RenameError},
         uia::Uia,
     },
@@ -72,13 +71,12 @@ async fn update_device(
 
 /// `DELETE /_matrix/client/v3/devices/{deviceId}`
 async fn delete_device(
-    State(accounts): State<Accounts>,
     State(devices): State<Devices>,
     State(uia): State<Uia>,
     Authenticated { requester, body }: Authenticated<delete_device::v3::Request>,
 ) -> Result<Matrix<delete_device::v3::Response>, MatrixError> {
     let purpose = format!("delete {}", body.device_id);
-    reauthenticate(&accounts, &uia, &requester, &purpose, body.auth.as_ref()).await?;
+    reauthenticate(&uia, &requester, &purpose, body.auth.as_ref()).await?;
     devices
         .delete(&requester.user_id, vec![body.device_id])
         .await?;
@@ -87,7 +85,6 @@ async fn delete_device(
 
 /// `POST /_matrix/client/v3/delete_devices`
 async fn delete_devices(
-    State(accounts): State<Accounts>,
     State(devices): State<Devices>,
     State(uia): State<Uia>,
     Authenticated { requester, body }: Authenticated<delete_devices::v3::Request>,
@@ -97,7 +94,7 @@ async fn delete_devices(
     device_ids.dedup();
     let names: Vec<_> = device_ids.iter().map(|id| id.as_str()).collect();
     let purpose = format!("delete {}", names.join(" "));
-    reauthenticate(&accounts, &uia, &requester, &purpose, body.auth.as_ref()).await?;
+    reauthenticate(&uia, &requester, &purpose, body.auth.as_ref()).await?;
     devices.delete(&requester.user_id, device_ids).await?;
     Ok(Matrix(delete_devices::v3::Response::new()))
 }

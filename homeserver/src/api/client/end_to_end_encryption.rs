@@ -24,7 +24,6 @@ use crate::{
         extract::{Authenticated, Matrix},
     },
     service::{
-        accounts::Accounts,
         e2e_keys::{
             E2eKeys,
             cross_signing::{Consent, CrossSigningError, NewCrossSigningKeys},
@@ -169,7 +168,6 @@ async fn get_key_changes(
 
 /// `POST /_matrix/client/v3/keys/device_signing/upload`
 async fn upload_signing_keys(
-    State(accounts): State<Accounts>,
     State(keys): State<E2eKeys>,
     State(uia): State<Uia>,
     Authenticated { requester, body }: Authenticated<upload_signing_keys::v3::Request>,
@@ -182,7 +180,7 @@ async fn upload_signing_keys(
     let checked = keys.check_cross_signing(&requester.user_id, new).await?;
     if checked.consent == Consent::Needed {
         let purpose = "replace cross-signing keys";
-        reauthenticate(&accounts, &uia, &requester, purpose, body.auth.as_ref()).await?;
+        reauthenticate(&uia, &requester, purpose, body.auth.as_ref()).await?;
     }
     keys.set_cross_signing(checked).await?;
     Ok(Matrix(upload_signing_keys::v3::Response::new()))

@@ -30,7 +30,7 @@ use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{Authenticated, Matrix, bearer, parse, read},
+        extract::{Authenticated, Matrix, parse, read, requester},
     },
     service::{
         accounts::{Accounts, Requester},
@@ -113,9 +113,7 @@ async fn upload<T: IncomingRequest>(
     media: &Media,
     request: Request,
 ) -> Result<(Requester, T, Body), MatrixError> {
-    let token = bearer(&request)?;
-    let requester = accounts.authenticate(&token).await?;
-    let requester = requester.ok_or_else(MatrixError::unknown_token)?;
+    let requester = requester(&request, accounts).await?;
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > media.limit()) {

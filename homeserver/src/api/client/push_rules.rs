@@ -8,10 +8,7 @@ use axum::{
     routing::any,
 };
 use http::Method;
-use ruma::api::{
-    auth_scheme::{AccessToken, AuthScheme},
-    error::ErrorKind,
-};
+use ruma::api::error::ErrorKind;
 use serde_json::{Value, json};
 
 use crate::{
@@ -143,10 +140,8 @@ async fn push_rules(
     State(accounts): State<Accounts>,
     request: Request,
 ) -> Result<Plain, MatrixError> {
-    let token =
-        AccessToken::extract_authentication(&request).map_err(|_| MatrixError::missing_token())?;
-    let requester = accounts.authenticate(&token).await?;
-    let user_id = requester.ok_or_else(MatrixError::unknown_token)?.user_id;
+    let requester = extract::requester(&request, &accounts).await?;
+    let user_id = requester.user_id;
     let (request, _) = extract::read(request, &()).await?;
     let place = Place::parse(request.uri().path())?;
     match (request.method().clone(), place) {

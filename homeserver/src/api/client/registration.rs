@@ -1,28 +1,26 @@
 //! [Account registration](https://spec.matrix.org/v1.19/client-server-api/#account-registration).
 
 use axum::extract::State;
+use http::StatusCode;
 use ruma::api::{
-    client::{
-        account::{
-            check_registration_token_validity, get_username_availability,
-            register::{self, RegistrationKind},
-            whoami,
-        },
-        uiaa::{AuthData, AuthType},
+    client::account::{
+        check_registration_token_validity, get_username_availability,
+        register::{self, RegistrationKind},
+        whoami,
     },
     error::ErrorKind,
 };
+use serde_json::json;
 
 use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{Anonymous, Authenticated, Matrix},
+        extract::{Anonymous, Authenticated, Matrix, Plain},
     },
-    config::Registration,
     service::{
-        accounts::{Accounts, NewDevice, RegisterError, random_id},
-        uia::{Purpose, Stage, Uia},
+        accounts::{Accounts, NewDevice, RegisterError, passwords::PasswordError},
+        registration::{Registered, Registration, RegistrationError, Wish},
     },
 };
 
@@ -44,92 +42,83 @@ impl From<RegisterError> for MatrixError {
                 Self::bad_request(ErrorKind::UserInUse, "This user name is taken")
             }
             RegisterError::BadToken => Self::forbidden("The registration token is not valid"),
-            RegisterError::Hash => Self::internal(&error),
             RegisterError::Storage(error) => error.into(),
+        }
+    }
+}
+
+impl From<PasswordError> for MatrixError {
+    fn from(error: PasswordError) -> Self {
+        match error {
+            PasswordError::Empty => {
+                Self::bad_request(ErrorKind::WeakPassword, "The password is empty")
+            }
+            PasswordError::TooLong => Self::invalid_param("The password is too long"),
+            PasswordError::Hash => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RegistrationError> for MatrixError {
+    fn from(error: RegistrationError) -> Self {
+        match error {
+            RegistrationError::Closed => Self::forbidden("Registration is closed on this server"),
+            RegistrationError::NoGuests => Self::new(
+                StatusCode::FORBIDDEN,
+                ErrorKind::GuestAccessForbidden,
+                "This server has no guests",
+            ),
+            RegistrationError::OtherGuest => {
+                Self::forbidden("This is not the token of the guest with that name")
+            }
+            RegistrationError::NoPassword => {
+                Self::bad_request(ErrorKind::MissingParam, "A password is needed")
+            }
+            RegistrationError::Password(error) => error.into(),
+            RegistrationError::Register(error) => error.into(),
+            RegistrationError::Uia(error) => error.into(),
+            RegistrationError::Storage(error) => error.into(),
         }
     }
 }
 
 /// `POST /_matrix/client/v3/register`
 async fn register(
-    State(accounts): State<Accounts>,
-    State(uia): State<Uia>,
+    State(registration): State<Registration>,
     Anonymous(body): Anonymous<register::v3::Request>,
-) -> Result<Matrix<register::v3::Response>, MatrixError> {
-    if body.kind == RegistrationKind::Guest {
-        return Err(MatrixError::forbidden("This server has no guests"));
-    }
-    let flow = match accounts.registration() {
-        Registration::Closed => {
-            return Err(MatrixError::forbidden(
-                "Registration is closed on this server",
-            ));
-        }
-        Registration::Open => vec![AuthType::Dummy],
-        Registration::Token => vec![AuthType::RegistrationToken, AuthType::Dummy],
-    };
-    let name = body
-        .username
-        .clone()
-        .unwrap_or_else(|| random_id().to_lowercase());
-    // Said before the client goes through the stages for nothing.
-    accounts.is_available(&name).await?;
-    let user_id = accounts.new_user_id(&name)?;
-    let token = registration_token(body.auth.as_ref());
-    let stage = stage(&accounts, body.auth.as_ref()).await?;
-    let flows = if flow.len() == 1 {
-        vec![flow]
-    } else {
-        vec![vec![AuthType::RegistrationToken]]
-    };
-    let purpose = Purpose(format!("register {user_id}"));
-    let session = body.auth.as_ref().and_then(AuthData::session);
-    uia.step(&flows, &purpose, session, stage)
-        .map_err(MatrixError::Uia)?;
-    let Some(password) = body.password else {
-        return Err(MatrixError::bad_request(
-            ErrorKind::MissingParam,
-            "A password is needed",
-        ));
-    };
-    let device = (!body.inhibit_login).then_some(NewDevice {
+) -> Result<Plain, MatrixError> {
+    let device = NewDevice {
         device_id: body.device_id,
         display_name: body.initial_device_display_name,
-    });
-    let session = accounts
-        .register(user_id.clone(), Some(password), token, device)
-        .await?;
-    let mut response = register::v3::Response::new(user_id);
+        refreshes: body.refresh_token,
+    };
+    let registered = if body.kind == RegistrationKind::Guest {
+        registration.guest(device).await?
+    } else {
+        let wish = Wish {
+            username: body.username,
+            password: body.password,
+            device,
+            inhibit_login: body.inhibit_login,
+            guest_access_token: body.guest_access_token,
+            auth: body.auth,
+        };
+        registration.register(wish).await?
+    };
+    let Registered { user_id, session } = registered;
+    // ruma's type says `null` where nobody was logged in.
+    let mut response = json!({ "user_id": user_id });
     if let Some(session) = session {
-        response.access_token = Some(session.token.0);
-        response.device_id = Some(session.requester.device_id);
-    }
-    Ok(Matrix(response))
-}
-
-fn registration_token(auth: Option<&AuthData>) -> Option<String> {
-    match auth {
-        Some(AuthData::RegistrationToken(stage)) => Some(stage.token.clone()),
-        _ => None,
-    }
-}
-
-async fn stage(accounts: &Accounts, auth: Option<&AuthData>) -> Result<Stage, MatrixError> {
-    Ok(match auth {
-        None => Stage::Ask,
-        Some(AuthData::Dummy(_)) => Stage::Done(AuthType::Dummy),
-        Some(AuthData::RegistrationToken(stage)) => {
-            if accounts.registration_token_is_good(&stage.token).await? {
-                Stage::Done(AuthType::RegistrationToken)
-            } else {
-                Stage::Failed(ErrorKind::Forbidden, "The registration token is not valid")
-            }
+        response["access_token"] = session.token.0.into();
+        response["device_id"] = session.requester.device_id.as_str().into();
+        if let Some(token) = session.refresh {
+            response["refresh_token"] = token.0.into();
         }
-        Some(_) => Stage::Failed(
-            ErrorKind::Unrecognized,
-            "This stage is not part of any flow",
-        ),
-    })
+        if let Some(lifetime) = session.expires_in {
+            response["expires_in_ms"] = json!(lifetime.as_millis());
+        }
+    }
+    Ok(Plain(response))
 }
 
 /// `GET /_matrix/client/v3/register/available`
@@ -154,9 +143,11 @@ async fn registration_token_validity(
 
 /// `GET /_matrix/client/v3/account/whoami`
 async fn whoami(
+    State(accounts): State<Accounts>,
     request: Authenticated<whoami::v3::Request>,
 ) -> Result<Matrix<whoami::v3::Response>, MatrixError> {
-    let mut response = whoami::v3::Response::new(request.requester.user_id, false);
+    let is_guest = accounts.is_guest(&request.requester.user_id).await?;
+    let mut response = whoami::v3::Response::new(request.requester.user_id, is_guest);
     response.device_id = Some(request.requester.device_id);
     Ok(Matrix(response))
 }

@@ -1,27 +1,40 @@
 //! [Login and logout](https://spec.matrix.org/v1.19/client-server-api/#login).
 
 use axum::extract::State;
-use ruma::api::{
-    client::{
-        session::{
-            get_login_types,
-            login::{self, v3::LoginInfo},
-            logout, logout_all,
+use ruma::{
+    OwnedUserId,
+    api::{
+        client::{
+            session::{
+                get_login_token,
+                get_login_types::{
+                    self,
+                    v3::{LoginType, PasswordLoginType, TokenLoginType},
+                },
+                login::{self, v3::LoginInfo},
+                logout, logout_all, refresh_token,
+            },
+            uiaa::UserIdentifier,
         },
-        uiaa::UserIdentifier,
+        error::ErrorKind,
     },
-    error::ErrorKind,
 };
 
+use super::reauthentication::reauthenticate;
 use crate::{
     api::{
         Routes,
         error::MatrixError,
         extract::{Anonymous, Authenticated, Matrix},
+        standing::locked,
     },
     service::{
-        accounts::{Accounts, LoginError, NewDevice},
+        accounts::{
+            Accounts, LoginError, NewDevice, Requester,
+            sessions::{LOGIN_TOKEN, RefreshError},
+        },
         devices::Devices,
+        uia::Uia,
     },
 };
 
@@ -29,6 +42,8 @@ pub(super) fn routes(routes: Routes) -> Routes {
     routes
         .add::<get_login_types::v3::Request, _, _>(get_login_types)
         .add::<login::v3::Request, _, _>(login)
+        .add::<get_login_token::v1::Request, _, _>(get_login_token)
+        .add::<refresh_token::v3::Request, _, _>(refresh_token)
         .add::<logout::v3::Request, _, _>(logout)
         .add::<logout_all::v3::Request, _, _>(logout_all)
 }
@@ -42,7 +57,18 @@ impl From<LoginError> for MatrixError {
                 ErrorKind::UserDeactivated,
                 "This account has been deactivated",
             ),
+            LoginError::Locked => locked(),
             LoginError::Storage(error) => error.into(),
+        }
+    }
+}
+
+impl From<RefreshError> for MatrixError {
+    fn from(error: RefreshError) -> Self {
+        match error {
+            RefreshError::UnknownToken => Self::unknown_token(),
+            RefreshError::Locked => locked(),
+            RefreshError::Storage(error) => error.into(),
         }
     }
 }
@@ -51,9 +77,12 @@ impl From<LoginError> for MatrixError {
 async fn get_login_types(
     _: Anonymous<get_login_types::v3::Request>,
 ) -> Result<Matrix<get_login_types::v3::Response>, MatrixError> {
-    let password =
-        get_login_types::v3::LoginType::Password(get_login_types::v3::PasswordLoginType::default());
-    Ok(Matrix(get_login_types::v3::Response::new(vec![password])))
+    let mut token = TokenLoginType::new();
+    token.get_login_token = true;
+    Ok(Matrix(get_login_types::v3::Response::new(vec![
+        LoginType::Password(PasswordLoginType::default()),
+        LoginType::Token(token),
+    ])))
 }
 
 /// `POST /_matrix/client/v3/login`
@@ -61,15 +90,51 @@ async fn login(
     State(accounts): State<Accounts>,
     Anonymous(body): Anonymous<login::v3::Request>,
 ) -> Result<Matrix<login::v3::Response>, MatrixError> {
-    let LoginInfo::Password(login) = body.login_info else {
-        return Err(MatrixError::bad_request(
-            ErrorKind::Unknown,
-            "This server knows no such way to log in",
-        ));
+    let user_id = match body.login_info {
+        LoginInfo::Password(login) => password(&accounts, login).await?,
+        LoginInfo::Token(login) => {
+            let user_id = accounts.take_login_token(login.token).await?;
+            let user_id = user_id.ok_or_else(wrong_token)?;
+            accounts.may_log_in(&user_id).await?;
+            user_id
+        }
+        _ => {
+            return Err(MatrixError::bad_request(
+                ErrorKind::Unknown,
+                "This server knows no such way to log in",
+            ));
+        }
     };
+    let device = NewDevice {
+        device_id: body.device_id,
+        display_name: body.initial_device_display_name,
+        refreshes: body.refresh_token,
+    };
+    let session = accounts.open_session(user_id, device).await?;
+    let Requester { user_id, device_id } = session.requester;
+    let mut response = login::v3::Response::new(user_id, session.token.0, device_id);
+    response.refresh_token = session.refresh.map(|token| token.0);
+    response.expires_in = session.expires_in;
+    Ok(Matrix(response))
+}
+
+fn wrong_token() -> MatrixError {
+    MatrixError::forbidden("The login token is not valid")
+}
+
+/// Who a name and a password belong to.
+async fn password(
+    accounts: &Accounts,
+    login: login::v3::Password,
+) -> Result<OwnedUserId, MatrixError> {
     let name = match login.identifier {
         Some(UserIdentifier::Matrix(identifier)) => identifier.user,
-        Some(_) => return Err(LoginError::WrongCredentials.into()),
+        Some(_) => {
+            return Err(MatrixError::bad_request(
+                ErrorKind::Unknown,
+                "This server knows no such identifier",
+            ));
+        }
         #[expect(
             deprecated,
             reason = "clients of long ago send the name beside the password"
@@ -82,15 +147,32 @@ async fn login(
         .user_id(&name)
         .ok_or(LoginError::WrongCredentials)?;
     accounts.check_password(&user_id, login.password).await?;
-    let device = NewDevice {
-        device_id: body.device_id,
-        display_name: body.initial_device_display_name,
-    };
-    let session = accounts.open_session(user_id, device).await?;
-    Ok(Matrix(login::v3::Response::new(
-        session.requester.user_id,
-        session.token.0,
-        session.requester.device_id,
+    Ok(user_id)
+}
+
+/// `POST /_matrix/client/v3/refresh`
+async fn refresh_token(
+    State(accounts): State<Accounts>,
+    Anonymous(body): Anonymous<refresh_token::v3::Request>,
+) -> Result<Matrix<refresh_token::v3::Response>, MatrixError> {
+    let session = accounts.refresh(body.refresh_token).await?;
+    let mut response = refresh_token::v3::Response::new(session.token.0);
+    response.refresh_token = session.refresh.map(|token| token.0);
+    response.expires_in_ms = session.expires_in;
+    Ok(Matrix(response))
+}
+
+/// `POST /_matrix/client/v1/login/get_token`
+async fn get_login_token(
+    State(accounts): State<Accounts>,
+    State(uia): State<Uia>,
+    Authenticated { requester, body }: Authenticated<get_login_token::v1::Request>,
+) -> Result<Matrix<get_login_token::v1::Response>, MatrixError> {
+    reauthenticate(&uia, &requester, "login token", body.auth.as_ref()).await?;
+    let token = accounts.login_token(requester.user_id).await?;
+    Ok(Matrix(get_login_token::v1::Response::new(
+        LOGIN_TOKEN,
+        token,
     )))
 }
 

@@ -165,9 +165,10 @@ impl Sync {
                 continue;
             }
             let event = self.current(event).await?;
-            if !self.timeline.visibility.allows(user_id, &event).await? {
+            let view = self.timeline.visibility.view(user_id, event).await?;
+            let Some(event) = view else {
                 continue;
-            }
+            };
             if shown.events.len() == limit {
                 shown.limited = true;
                 break;

@@ -195,7 +195,7 @@ impl Timeline {
                     Direction::Forwards => position,
                 };
                 if filter::wants_event(ask.filter, &event.pdu)
-                    && self.visibility.allows(user_id, &event).await?
+                    && let Some(event) = self.visibility.view(user_id, event).await?
                 {
                     events.push(event);
                 }
@@ -289,10 +289,6 @@ impl Timeline {
         let Some(event) = event.filter(|event| event.pdu.room_id() == room_id) else {
             return Ok(None);
         };
-        Ok(self
-            .visibility
-            .allows(user_id, &event)
-            .await?
-            .then_some(event))
+        Ok(self.visibility.view(user_id, event).await?)
     }
 }
