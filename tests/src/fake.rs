@@ -13,8 +13,8 @@ use axum::{
     routing::{get, put},
 };
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
-    RoomVersionId, UserId, events::TimelineEventType, room_version_rules::RoomVersionRules,
+    MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId,
+    UserId, events::TimelineEventType, room_version_rules::RoomVersionRules,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde_json::{Value, json, value::to_raw_value};
@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::TestServer;
+use crate::{Draft, Made, Peer, TestServer};
 
 /// What the server does that it should not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,12 +56,13 @@ pub enum Lie {
 #[derive(Debug)]
 pub struct FakeServer {
     shared: Arc<Shared>,
+    peer: Peer,
     task: JoinHandle<()>,
 }
 
 struct Shared {
     name: OwnedServerName,
-    key: SigningKey,
+    key: Arc<SigningKey>,
     rules: RoomVersionRules,
     version: RoomVersionId,
     room_id: OwnedRoomId,
@@ -80,12 +81,6 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-#[derive(Clone)]
-struct Made {
-    id: OwnedEventId,
-    json: Value,
-}
-
 impl FakeServer {
     /// Takes the place of a server that was stopped: its name, address, certificate and key. It has a
     /// public room of the version.
@@ -94,7 +89,7 @@ impl FakeServer {
         let text = std::fs::read_to_string(server.data_dir().join("signing.key"));
         let text = text.expect("the server had a key");
         let parts: Vec<_> = text.split_whitespace().collect();
-        let key = SigningKey::from_seed(parts[1], parts[2]).expect("a key");
+        let key = Arc::new(SigningKey::from_seed(parts[1], parts[2]).expect("a key"));
         let rules = version.rules().expect("a known version");
         let user = UserId::parse(format!("@mallory:{name}")).expect("a user id");
         let (room_id, state) = make_room(&user, &key, &version, &rules);
@@ -131,13 +126,58 @@ impl FakeServer {
         let task = tokio::spawn(async move {
             axum::serve(tls, router).await.ok();
         });
-        Self { shared, task }
+        let peer = Peer::new(&name, shared.key.clone(), server.directory());
+        Self { shared, peer, task }
+    }
+
+    /// What the server says and asks.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// The room.
     #[must_use]
     pub fn room_id(&self) -> &RoomId {
         &self.shared.room_id
+    }
+
+    /// The version of the room.
+    #[must_use]
+    pub fn version(&self) -> &RoomVersionId {
+        &self.shared.version
+    }
+
+    /// The state of the room, in the order in which it was made.
+    #[must_use]
+    pub fn state(&self) -> Vec<Value> {
+        self.shared
+            .state
+            .iter()
+            .map(|event| event.json.clone())
+            .collect()
+    }
+
+    /// An invite to the room.
+    #[must_use]
+    pub fn invite(&self, sender: &str, target: &str) -> (&RoomId, Made) {
+        let shared = &self.shared;
+        let hashed = shared.rules.authorization.room_create_event_id_as_room_id;
+        let last = shared.state.last().map(|event| event.id.clone());
+        let auth = shared.state.iter().take(4).skip(usize::from(hashed));
+        let basis = Basis {
+            room_id: Some(shared.room_id.clone()),
+            prev_events: last.into_iter().collect(),
+            auth_events: auth.map(|event| event.id.clone()).collect(),
+            depth: 7,
+            hashes: Hashes::default(),
+        };
+        let invite = json!({ "membership": "invite" });
+        let draft = Draft::state(sender, "m.room.member", target, invite);
+        (
+            &shared.room_id,
+            self.peer.build(&draft, &basis, &shared.rules),
+        )
     }
 
     /// Begins to lie.

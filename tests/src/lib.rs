@@ -15,10 +15,14 @@
 
 mod database;
 mod fake;
+mod links;
+mod peer;
 mod server;
 mod user;
 
 pub use database::Database;
 pub use fake::{FakeServer, Lie};
+pub use links::Links;
+pub use peer::{Draft, Made, Peer, Seat};
 pub use server::{Setup, TestServer};
 pub use user::{Answer, User, escape, room};

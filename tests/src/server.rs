@@ -16,7 +16,7 @@ use sotto_homeserver::{
 };
 use tempfile::TempDir;
 
-use crate::{Database, User};
+use crate::{Database, Links, User};
 
 /// A server, with its data and its clock.
 #[derive(Debug)]
@@ -53,14 +53,27 @@ impl Setup {
         self.run(config, directory).await
     }
 
+    /// As [`Setup::federation`], on lines that a test can disturb.
+    pub async fn federation_on_links(self, count: usize, seed: u64) -> (Vec<TestServer>, Links) {
+        let addresses: Vec<_> = (0..count).map(|_| free_port()).collect();
+        let links = Links::between(&addresses, seed).await;
+        let servers = self.federate(&addresses, Some(&links)).await;
+        (servers, links)
+    }
+
     /// Starts servers that federate with each other, over TLS, under the names `a.test`, `b.test`, …
     pub async fn federation(self, count: usize) -> Vec<TestServer> {
+        let addresses: Vec<_> = (0..count).map(|_| free_port()).collect();
+        self.federate(&addresses, None).await
+    }
+
+    async fn federate(self, addresses: &[SocketAddr], links: Option<&Links>) -> Vec<TestServer> {
         let directory = Arc::new(TempDir::new().expect("a temporary directory"));
-        let servers: Vec<(OwnedServerName, SocketAddr)> = (0..count)
-            .map(|index| {
-                let letter = char::from(b'a' + u8::try_from(index).expect("few servers"));
-                let name = ServerName::parse(format!("{letter}.test")).expect("a name");
-                (name, free_port())
+        let servers: Vec<(OwnedServerName, SocketAddr)> = (b'a'..)
+            .zip(addresses)
+            .map(|(letter, address)| {
+                let name = format!("{}.test", char::from(letter));
+                (ServerName::parse(name).expect("a name"), *address)
             })
             .collect();
         certificates(
@@ -68,7 +81,7 @@ impl Setup {
             servers.iter().map(|(name, _)| name.as_str()),
         );
         let mut started = Vec::new();
-        for (name, address) in &servers {
+        for (index, (name, address)) in servers.iter().enumerate() {
             let mut config = Config::new(name.clone());
             config.data_dir = directory.path().join(name.as_str());
             config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -78,7 +91,11 @@ impl Setup {
             federation.private_key = Some(directory.path().join(format!("{name}.key")));
             federation.ca_file = Some(directory.path().join("ca.crt"));
             federation.allow_networks = vec!["127.0.0.0/8".to_owned()];
-            federation.names = servers.iter().cloned().collect();
+            let others = servers.iter().enumerate().map(|(to, (name, address))| {
+                let address = links.map_or(*address, |links| links.address(index, to));
+                (name.clone(), address)
+            });
+            federation.names = others.collect();
             started.push(
                 Setup {
                     change: self.change,
@@ -174,9 +191,17 @@ impl TestServer {
         self.database.inspect_url(&self.config.data_dir)
     }
 
+    /// What the server is configured with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Stops the server; its data stay.
     pub async fn stop(&mut self) {
         if let Some(running) = self.running.take() {
+            // The same port as before, so that users of the test find it again.
+            self.config.listen = running.address();
             running.stop().await;
         }
     }
@@ -189,10 +214,6 @@ impl TestServer {
 
     /// Stops and starts.
     pub async fn restart(&mut self) {
-        if let Some(running) = &self.running {
-            // The same port as before, so that users of the test find it again.
-            self.config.listen = running.address();
-        }
         self.stop().await;
         self.resume().await;
     }

@@ -5,6 +5,7 @@
 //! through: an invite of a user of ours, and a join that a user of ours opens.
 
 mod invite;
+mod told_state;
 
 pub(crate) use self::invite::Invite;
 use std::sync::Arc;
@@ -86,6 +87,9 @@ pub(crate) enum AdmissionError {
     /// There is no such user here.
     #[error("there is no such user")]
     UnknownUser,
+    /// What is told of the room to which somebody is invited is not about it.
+    #[error("the state that came with the invite is not that of the room")]
+    RoomState,
     /// The event is malformed or wrongly signed.
     #[error(transparent)]
     Refused(#[from] Refused),

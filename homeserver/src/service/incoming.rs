@@ -247,6 +247,19 @@ impl Incoming {
             .and_then(|room| version::rules(&room.version).map(|rules| (room, rules))))
     }
 
+    /// Whether what a server says of a room counts: we are in it, and it does not keep the server out
+    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#server-access-control-lists-acls)).
+    pub(crate) async fn hears(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+    ) -> Result<bool, StorageError> {
+        match self.room(room_id).await? {
+            Some((room, _)) => Ok(self.refusal(&room, origin).await?.is_none()),
+            None => Ok(false),
+        }
+    }
+
     /// Why nothing of a server is taken into a room, if so.
     async fn refusal(
         &self,

@@ -113,7 +113,12 @@ impl Receipts {
                     continue;
                 };
                 let event = self.events.by_id(&event_id).await?;
-                let event = event.filter(|event| event.pdu.room_id() == room_id);
+                if event
+                    .as_ref()
+                    .is_some_and(|event| event.pdu.room_id() != room_id)
+                {
+                    continue;
+                }
                 let receipt = StoredReceipt {
                     room_id: room_id.clone(),
                     user_id,

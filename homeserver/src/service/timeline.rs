@@ -21,7 +21,7 @@ use sotto_federation::room::{
 pub(crate) use self::{
     draft::{AuthState, Draft, membership},
     proposal::Proposal,
-    read::{Direction, PageAsk, PageToken, ReadError},
+    read::{Direction, Page, PageAsk, PageToken, ReadError},
 };
 use super::{accounts::Requester, events::Events, heads::Heads, visibility::Visibility};
 use crate::{

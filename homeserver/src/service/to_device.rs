@@ -125,7 +125,7 @@ impl ToDevice {
                 if !sent.begin_request(user_id, device_id, &txn, now).await? {
                     return Ok(());
                 }
-                deliver(tx, user_id, &event_type, &local).await?;
+                deliver(tx, user_id, &event_type, &local, WhenFull::Refuse).await?;
                 for (server, content) in edus {
                     tx.push_edu(&server, "m.direct_to_device", &content).await?;
                 }
@@ -159,7 +159,9 @@ impl ToDevice {
                 let mut received = tx.to_device();
                 let new = received.begin_received(&origin, message_id.as_str(), now);
                 if new.await? {
-                    deliver(tx, &sender, &event_type, &messages).await?;
+                    // One device that nobody uses any more must not cost the others their messages, nor hold
+                    // up all that the other server has to say.
+                    deliver(tx, &sender, &event_type, &messages, WhenFull::LeaveOut).await?;
                 }
                 Ok(())
             }
@@ -178,12 +180,22 @@ fn check_sizes(messages: &Messages) -> Result<(), ToDeviceError> {
     }
 }
 
+/// What becomes of messages if too many wait for a device already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WhenFull {
+    /// The sender learns of it, and nothing is delivered.
+    Refuse,
+    /// All others are delivered.
+    LeaveOut,
+}
+
 /// Leaves messages for local devices that exist.
 async fn deliver(
     tx: &mut Tx,
     sender: &UserId,
     event_type: &ToDeviceEventType,
     messages: &Messages,
+    when_full: WhenFull,
 ) -> Result<(), ToDeviceError> {
     for (user_id, devices) in messages {
         let existing = tx.to_device().devices_of(user_id).await?;
@@ -203,7 +215,11 @@ async fn deliver(
             };
             for device_id in existing.iter().map(AsRef::as_ref).filter(wanted) {
                 if full.iter().any(|id| id == device_id) {
-                    return Err(ToDeviceError::Full);
+                    if when_full == WhenFull::Refuse {
+                        return Err(ToDeviceError::Full);
+                    }
+                    tracing::info!(%user_id, %device_id, "a device takes no more messages");
+                    continue;
                 }
                 tx.leave_for_device(user_id, device_id, &json).await?;
             }

@@ -2,7 +2,9 @@
 //! ([spec](https://spec.matrix.org/v1.19/server-server-api/#transactions)).
 //!
 //! A transaction is carried out once, also if the server that sent it loses patience and sends it again:
-//! the work goes on without the request, and what came of it is stored.
+//! the work goes on without the request, and what came of it is stored. Should the server end before that,
+//! the repetition does no harm: events have ids, messages to devices too, and the rest says what is, not
+//! what changes.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -169,12 +171,18 @@ impl Transactions {
         if let Some(answer) = before {
             return read(&origin, &answer);
         }
+        // Keys and messages to devices do not wait for events, which may take a while; receipts do, for
+        // the events that they are about.
+        let (now, later): (Vec<_>, Vec<_>) = edus.iter().partition(|edu| is_for_devices(edu));
+        for edu in now {
+            self.ephemeral(&origin, edu).await?;
+        }
         let outcomes = self.0.incoming.receive(&origin, &pdus).await;
         let answer: Answer = outcomes
             .into_iter()
             .map(|(id, outcome)| (id, outcome.map_err(|refused| refused.to_string())))
             .collect();
-        for edu in &edus {
+        for edu in later {
             self.ephemeral(&origin, edu).await?;
         }
         let text = write(&answer);
@@ -202,8 +210,20 @@ impl Transactions {
             return self.0.presence.receive_remote(origin, &content).await;
         }
         match edu.deserialize() {
-            Ok(Edu::Typing(content)) => self.0.typing.receive_remote(origin, &content).await,
-            Ok(Edu::Receipt(content)) => self.0.receipts.receive_remote(origin, content).await,
+            Ok(Edu::Typing(content)) => {
+                if self.0.incoming.hears(origin, &content.room_id).await? {
+                    self.0.typing.receive_remote(origin, &content).await?;
+                }
+                Ok(())
+            }
+            Ok(Edu::Receipt(mut content)) => {
+                for (room_id, receipts) in std::mem::take(&mut content.receipts) {
+                    if self.0.incoming.hears(origin, &room_id).await? {
+                        content.receipts.insert(room_id, receipts);
+                    }
+                }
+                self.0.receipts.receive_remote(origin, content).await
+            }
             Ok(Edu::DeviceListUpdate(content)) => {
                 let keys = &self.0.e2e_keys;
                 keys.receive_device_list_update(origin, content).await
@@ -243,6 +263,15 @@ impl Transactions {
             Err(never) => match never {},
         }
     }
+}
+
+/// Whether a unit is about devices or for them.
+fn is_for_devices(edu: &Raw<Edu>) -> bool {
+    let kind = edu.get_field::<String>("edu_type").ok().flatten();
+    matches!(
+        kind.as_deref(),
+        Some("m.direct_to_device" | "m.device_list_update" | "m.signing_key_update")
+    )
 }
 
 fn write(answer: &Answer) -> String {

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use axum::extract::State;
-use ruma::api::client::{context::get_context, message::get_message_events, room::get_room_event};
+use ruma::{
+    RoomId,
+    api::client::{context::get_context, message::get_message_events, room::get_room_event},
+};
 
 use crate::{
     api::{
@@ -12,13 +15,17 @@ use crate::{
         extract::{Authenticated, Matrix},
     },
     service::{
+        accounts::Requester,
         backfill::Backfill,
-        timeline::{Direction, PageAsk, PageToken, Timeline},
+        timeline::{Direction, Page, PageAsk, PageToken, Timeline},
     },
 };
 
 /// How many events a page has at most.
 const MAX_PAGE: u64 = 1_000;
+/// How many pieces of history are fetched from others to fill a page: those may give little at a time, and
+/// of that a user may see little.
+const MAX_PIECES: usize = 5;
 
 pub(super) fn routes(routes: Routes) -> Routes {
     routes
@@ -56,11 +63,8 @@ async fn get_message_events(
     let mut page = timeline
         .page(&requester.user_id, &body.room_id, ask)
         .await?;
-    let at_the_start = page.end.is_none() && direction == Direction::Backwards;
-    if at_the_start && backfill.earlier(&body.room_id).await? {
-        page = timeline
-            .page(&requester.user_id, &body.room_id, ask)
-            .await?;
+    if direction == Direction::Backwards && page.end.is_none() {
+        page = with_history(&timeline, &backfill, (&requester, &body.room_id), ask, page).await?;
     }
     let mut response = get_message_events::v3::Response::new();
     response.start = page.start.to_string();
@@ -78,6 +82,25 @@ async fn get_message_events(
         );
     }
     Ok(Matrix(response))
+}
+
+/// A page at the beginning of what is here, with what others have of the time before.
+async fn with_history(
+    timeline: &Timeline,
+    backfill: &Backfill,
+    (requester, room_id): (&Requester, &RoomId),
+    ask: PageAsk<'_>,
+    mut page: Page,
+) -> Result<Page, MatrixError> {
+    for _ in 0..MAX_PIECES {
+        if page.end.is_some() || !backfill.earlier(room_id).await? {
+            return Ok(page);
+        }
+        page = timeline.page(&requester.user_id, room_id, ask).await?;
+    }
+    // There may be more, which is for the next request.
+    page.end.get_or_insert(page.reached);
+    Ok(page)
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`

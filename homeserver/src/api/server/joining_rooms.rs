@@ -60,6 +60,9 @@ impl From<AdmissionError> for MatrixError {
                 ErrorKind::UnableToGrantJoin,
                 "Nobody of this server can let the user join",
             ),
+            AdmissionError::RoomState => {
+                Self::invalid_param("The state of the room is not made of its events")
+            }
             AdmissionError::UnknownUser => Self::not_found("There is no such user"),
             AdmissionError::Refused(Refused::Busy | Refused::Storage) => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -70,7 +70,8 @@ impl Admission {
             .is_empty();
         // In a room of ours the invite comes as any other event does.
         if !resident {
-            let stripped = stripped(&pdu, &invite.room_state);
+            let told = self.told_state(&invite, &rules).await?;
+            let stripped = stripped(&pdu, &told);
             let invited = Outside {
                 user_id,
                 room_id: invite.room_id,

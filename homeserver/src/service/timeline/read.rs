@@ -75,6 +75,8 @@ pub(crate) struct Page {
     pub(crate) start: PageToken,
     /// Where to go on; `None` at the end.
     pub(crate) end: Option<PageToken>,
+    /// Where reading stopped, also if nothing is left here.
+    pub(crate) reached: PageToken,
 }
 
 /// Why nothing is shown.
@@ -204,8 +206,14 @@ impl Timeline {
                 break;
             }
         }
-        let end = (!complete).then_some(PageToken(last));
-        Ok(Page { events, start, end })
+        let reached = PageToken(last);
+        let end = (!complete).then_some(reached);
+        Ok(Page {
+            events,
+            start,
+            end,
+            reached,
+        })
     }
 
     /// The membership events of those who speak in a page

@@ -13,7 +13,8 @@ use crate::storage::{Families, StorageError, events::StoredEvent, log::StreamPos
 const NEWEST: i64 = 50;
 
 impl FederationSender {
-    /// The events between two positions that the server must get, oldest first.
+    /// The events between two positions that the server must get: first the latest one of each room, with
+    /// which it can begin to take part again, then the others, oldest first.
     pub(super) async fn missed(
         &self,
         server: &ServerName,
@@ -24,6 +25,7 @@ impl FederationSender {
         let roster = self.0.storage.log().roster();
         let mut reader = self.0.storage.read().await?;
         let mut missed: BTreeMap<StreamPosition, Arc<StoredEvent>> = BTreeMap::new();
+        let mut latest = Vec::new();
         for room_id in roster.rooms_with(server) {
             let Some(room) = reader.rooms().by_id(&room_id).await? else {
                 continue;
@@ -46,6 +48,7 @@ impl FederationSender {
             if !is_all {
                 ours.drain(..ours.len().saturating_sub(1));
             }
+            latest.extend(ours.pop());
             missed.extend(ours);
         }
         let departures = reader.destinations().departures(server, after).await?;
@@ -58,6 +61,7 @@ impl FederationSender {
             }
         }
         let waiting = |(position, event)| Waiting { position, event };
-        Ok(missed.into_iter().map(waiting).collect())
+        latest.sort_unstable_by_key(|(position, _)| *position);
+        Ok(latest.into_iter().chain(missed).map(waiting).collect())
     }
 }
