@@ -32,8 +32,9 @@ use crate::{
         e2e_keys::E2eKeys, filter::Filters, key_backup::KeyBackup, media::Media,
         membership::Membership, moderation::Moderation, presence::Presence, profiles::Profiles,
         push_rules::PushRules, receipts::Receipts, registration::Registration, rooms::Rooms,
-        server_keys::ServerKeys, shared_history::SharedHistory, sync::Sync, timeline::Timeline,
-        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
+        server_keys::ServerKeys, shared_history::SharedHistory, sync::Sync,
+        third_party_invites::ThirdPartyInvites, timeline::Timeline, to_device::ToDevice,
+        transactions::Transactions, typing::Typing, uia::Uia,
     },
 };
 
@@ -64,6 +65,7 @@ pub(crate) struct Edge {
     pub(crate) server_keys: ServerKeys,
     pub(crate) shared_history: SharedHistory,
     pub(crate) sync: Sync,
+    pub(crate) third_party_invites: ThirdPartyInvites,
     pub(crate) timeline: Timeline,
     pub(crate) transactions: Transactions,
     pub(crate) typing: Typing,

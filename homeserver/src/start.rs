@@ -1,19 +1,15 @@
 //! Putting a server together, and taking it apart.
 
-use std::{
-    fs::{File, TryLockError},
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod data_dir;
+
+use std::{fs::File, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
 use sotto_federation::room::signing::SigningKey;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use zeroize::Zeroizing;
 
+use self::data_dir::{lock, signing_key};
 use crate::{
     api::{self, Edge},
     clock::Clock,
@@ -48,7 +44,9 @@ use crate::{
         server_acl::ServerAcls,
         server_keys::ServerKeys,
         shared_history::SharedHistory,
+        succession::Succession,
         sync::{self, Sync},
+        third_party_invites::ThirdPartyInvites,
         timeline::Timeline,
         to_device::ToDevice,
         transactions::{self, Transactions},
@@ -314,7 +312,7 @@ fn services(
     let admission = Admission::new(admission::Parts {
         storage: storage.clone(),
         timeline: timeline.clone(),
-        doors,
+        doors: doors.clone(),
         history: shared_history.clone(),
         incoming: incoming.clone(),
         clock: clock.clone(),
@@ -333,10 +331,19 @@ fn services(
         summaries,
         federation.clone(),
     );
+    let account_data = AccountData::new(storage.clone());
+    let push_rules = PushRules::new(storage.clone());
+    let succession = Succession::new(
+        storage.clone(),
+        timeline.clone(),
+        account_data.clone(),
+        push_rules.clone(),
+    );
     let rooms = Rooms::new(
         storage.clone(),
         timeline.clone(),
         aliases.clone(),
+        succession.clone(),
         config.default_room_version.clone(),
     );
     let remote = Remote::new(
@@ -344,10 +351,13 @@ fn services(
         timeline.clone(),
         federation.clone(),
         server_keys.clone(),
+        incoming.clone(),
         clock.clone(),
         key.clone(),
     );
-    let membership = Membership::new(storage.clone(), timeline.clone(), remote);
+    let membership = Membership::new(storage.clone(), timeline.clone(), remote, doors, succession);
+    let third_party_invites =
+        ThirdPartyInvites::new(timeline.clone(), membership.clone(), federation.clone());
     let uia = Uia::new(
         storage.clone(),
         clock.clone(),
@@ -393,7 +403,6 @@ fn services(
         server_name,
         delegated_to: config.federation.delegated_to.clone(),
     });
-    let push_rules = PushRules::new(storage.clone());
     let unread = Unread::new(
         storage.clone(),
         events.clone(),
@@ -418,7 +427,7 @@ fn services(
     );
     let registration = Registration::new(accounts.clone(), uia.clone(), config);
     Edge {
-        account_data: AccountData::new(storage.clone()),
+        account_data,
         accounts,
         admission,
         aliases,
@@ -442,59 +451,11 @@ fn services(
         server_keys,
         shared_history,
         sync,
+        third_party_invites,
         timeline,
         transactions,
         typing,
         to_device,
         uia,
     }
-}
-
-/// Takes the data directory for this process alone: two writers would give out the same positions.
-fn lock(data_dir: &Path) -> Result<File, StartError> {
-    let path = data_dir.join("lock");
-    let failed = |source| StartError::File {
-        path: path.clone(),
-        source,
-    };
-    let file = File::create(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StartError::InUse {
-            path: data_dir.to_owned(),
-        }),
-        Err(TryLockError::Error(source)) => Err(failed(source)),
-    }
-}
-
-/// The key with which the server signs; made at the first start.
-fn signing_key(data_dir: &Path) -> Result<SigningKey, StartError> {
-    let path = data_dir.join("signing.key");
-    let wrong = || StartError::SigningKey { path: path.clone() };
-    match std::fs::read_to_string(&path) {
-        // The form of other servers: algorithm, version, seed.
-        Ok(text) => match text.split_whitespace().collect::<Vec<_>>().as_slice() {
-            ["ed25519", version, seed] => SigningKey::from_seed(version, seed).map_err(|_| wrong()),
-            _ => Err(wrong()),
-        },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let key = SigningKey::generate().map_err(|_| wrong())?;
-            let text = Zeroizing::new(format!("ed25519 {} {}\n", key.version(), *key.to_seed()));
-            write_secret(&path, &text).map_err(|source| StartError::File { path, source })?;
-            Ok(key)
-        }
-        Err(source) => Err(StartError::File { path, source }),
-    }
-}
-
-/// Writes a file that only the server may read; it is on disk when this returns.
-fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
-    use std::io::Write;
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }

@@ -22,6 +22,7 @@ mod registration;
 mod reporting_content;
 mod room_creation;
 mod room_state;
+mod room_upgrades;
 mod send_to_device;
 mod sending;
 mod server_administration;
@@ -61,6 +62,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         reporting_content::routes,
         room_creation::routes,
         room_state::routes,
+        room_upgrades::routes,
         sending::routes,
         server_side_key_backups::routes,
         server_administration::routes,

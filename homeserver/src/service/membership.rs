@@ -4,18 +4,25 @@
 mod remote;
 
 use ruma::{
-    OwnedEventId, OwnedServerName, RoomId, UserId,
+    OwnedEventId, OwnedServerName, OwnedUserId, RoomId, UserId,
     events::{StateEventType, TimelineEventType, room::member::MembershipState},
 };
 use serde_json::{
     Map, Value, json,
     value::{RawValue, to_raw_value},
 };
-use sotto_federation::room::builder::{BuildError, Template};
+use sotto_federation::room::{
+    builder::{BuildError, Template},
+    version,
+};
 
 use self::remote::Wish;
 pub(crate) use self::remote::{AnswerError, Remote, RemoteError};
-use super::timeline::{SendError, Timeline};
+use super::{
+    doors::{DoorError, Doors},
+    succession::Succession,
+    timeline::{SendError, Timeline},
+};
 use crate::storage::{Families, Storage, StorageError};
 
 /// Changes who is in a room.
@@ -24,6 +31,8 @@ pub(crate) struct Membership {
     storage: Storage,
     timeline: Timeline,
     remote: Remote,
+    doors: Doors,
+    succession: Succession,
 }
 
 /// A change that one user makes to the membership of another, or to their own.
@@ -35,6 +44,14 @@ pub(crate) struct Change<'a> {
     pub(crate) reason: Option<String>,
     /// Whether an invite is to a direct chat.
     pub(crate) is_direct: bool,
+}
+
+/// How a user comes into a room that this server is in.
+enum Door {
+    /// By an event of ours, which names the user who opens the room if it takes one.
+    Open(Option<OwnedUserId>),
+    /// Only users of other servers can open the room.
+    OpenedByOthers,
 }
 
 /// Why a membership did not change.
@@ -54,11 +71,19 @@ pub(crate) enum MembershipError {
 }
 
 impl Membership {
-    pub(crate) fn new(storage: Storage, timeline: Timeline, remote: Remote) -> Self {
+    pub(crate) fn new(
+        storage: Storage,
+        timeline: Timeline,
+        remote: Remote,
+        doors: Doors,
+        succession: Succession,
+    ) -> Self {
         Self {
             storage,
             timeline,
             remote,
+            doors,
+            succession,
         }
     }
 
@@ -77,6 +102,18 @@ impl Membership {
         via: Vec<OwnedServerName>,
         reason: Option<String>,
     ) -> Result<(), MembershipError> {
+        self.enter(user_id, room_id, via, reason).await?;
+        self.succession.follow(user_id, room_id).await;
+        Ok(())
+    }
+
+    async fn enter(
+        &self,
+        user_id: &UserId,
+        room_id: &RoomId,
+        via: Vec<OwnedServerName>,
+        reason: Option<String>,
+    ) -> Result<(), MembershipError> {
         let turn = self.remote.turn(room_id).await;
         if !self.is_resident(room_id).await? {
             let wish = Wish {
@@ -88,6 +125,18 @@ impl Membership {
             return Ok(self.remote.join(wish, via).await?);
         }
         drop(turn);
+        let authorizer = match self.door(room_id, user_id).await? {
+            Door::Open(authorizer) => authorizer,
+            Door::OpenedByOthers => {
+                let wish = Wish {
+                    user_id,
+                    room_id,
+                    profile: self.timeline.profile(user_id).await?,
+                    reason,
+                };
+                return Ok(self.remote.join_by_others(wish, via).await?);
+            }
+        };
         let membership = MembershipState::Join;
         let join = Change {
             sender: user_id,
@@ -96,7 +145,61 @@ impl Membership {
             reason,
             is_direct: false,
         };
-        self.change(room_id, join).await.map(drop)
+        self.change_as(room_id, join, authorizer).await.map(drop)
+    }
+
+    /// Who has to open a room of ours for a user to come in
+    /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#restricted-rooms)). Where nobody may, the rules
+    /// of the room say so.
+    async fn door(&self, room_id: &RoomId, user_id: &UserId) -> Result<Door, MembershipError> {
+        let now = self.now(room_id, user_id).await?.map(|(is, _)| is);
+        if let Some(MembershipState::Join | MembershipState::Invite | MembershipState::Ban) = now {
+            return Ok(Door::Open(None));
+        }
+        let room = self.timeline.heads.room(room_id).await?;
+        let room = room.ok_or(SendError::UnknownRoom)?;
+        let rules = version::rules(&room.version).ok_or(SendError::UnknownRoom)?;
+        match self.doors.may_join(&room, &rules, user_id).await {
+            Ok(authorizer) => Ok(Door::Open(authorizer)),
+            Err(DoorError::Forbidden) => Ok(Door::Open(None)),
+            Err(DoorError::UnableToAuthorize | DoorError::UnableToGrant) => {
+                let others = self.storage.log().roster().remote_servers(room_id);
+                Ok(if others.is_empty() {
+                    Door::Open(None)
+                } else {
+                    Door::OpenedByOthers
+                })
+            }
+            Err(DoorError::Storage(error)) => Err(error.into()),
+        }
+    }
+
+    /// Knocks at a room; through one of the servers `via` if this server is not in it.
+    pub(crate) async fn knock(
+        &self,
+        user_id: &UserId,
+        room_id: &RoomId,
+        via: Vec<OwnedServerName>,
+        reason: Option<String>,
+    ) -> Result<(), MembershipError> {
+        if !self.is_resident(room_id).await? {
+            let wish = Wish {
+                user_id,
+                room_id,
+                profile: self.timeline.profile(user_id).await?,
+                reason,
+            };
+            return Ok(self.remote.knock(wish, via).await?);
+        }
+        let membership = MembershipState::Knock;
+        let knock = Change {
+            sender: user_id,
+            target: user_id,
+            membership,
+            reason,
+            is_direct: false,
+        };
+        self.change(room_id, knock).await.map(drop)
     }
 
     /// Leaves a room, or declines an invite.
@@ -131,14 +234,26 @@ impl Membership {
         room_id: &RoomId,
         change: Change<'_>,
     ) -> Result<(), MembershipError> {
-        if change.target.server_name() == self.timeline.server_name {
-            return self.change(room_id, change).await.map(drop);
-        }
-        let content = to_raw_value(&self.content(&change).await?)
+        let content = to_raw_value(&self.content(&change, None).await?)
             .map_err(|_| BuildError::NotCanonical)
             .map_err(SendError::from)?;
         let template = || template(change.target, content.clone());
-        let (sender, target) = (change.sender, change.target);
+        self.invite_with(change.sender, change.target, room_id, template)
+            .await
+    }
+
+    /// Invites a user with an event that the caller makes.
+    pub(crate) async fn invite_with(
+        &self,
+        sender: &UserId,
+        target: &UserId,
+        room_id: &RoomId,
+        template: impl Fn() -> Template,
+    ) -> Result<(), MembershipError> {
+        if target.server_name() == self.timeline.server_name {
+            let appended = self.timeline.append(sender, room_id, template(), None);
+            return Ok(appended.await.map(drop)?);
+        }
         let invited = self.remote.invite(sender, target, room_id, template).await;
         match invited {
             Ok(_) => Ok(()),
@@ -167,6 +282,15 @@ impl Membership {
         room_id: &RoomId,
         change: Change<'_>,
     ) -> Result<OwnedEventId, MembershipError> {
+        self.change_as(room_id, change, None).await
+    }
+
+    async fn change_as(
+        &self,
+        room_id: &RoomId,
+        change: Change<'_>,
+        authorizer: Option<OwnedUserId>,
+    ) -> Result<OwnedEventId, MembershipError> {
         let now = self.now(room_id, change.target).await?;
         if change.membership == MembershipState::Join
             && now
@@ -177,7 +301,7 @@ impl Membership {
             // Joining again changes nothing.
             return Ok(event_id);
         }
-        let content = to_raw_value(&self.content(&change).await?)
+        let content = to_raw_value(&self.content(&change, authorizer).await?)
             .map_err(|_| BuildError::NotCanonical)
             .map_err(SendError::from)?;
         let template = template(change.target, content);
@@ -188,8 +312,18 @@ impl Membership {
     }
 
     /// The content of the event that makes a change.
-    async fn content(&self, change: &Change<'_>) -> Result<Map<String, Value>, StorageError> {
+    async fn content(
+        &self,
+        change: &Change<'_>,
+        authorizer: Option<OwnedUserId>,
+    ) -> Result<Map<String, Value>, StorageError> {
         let mut content = Map::new();
+        if let Some(authorizer) = authorizer {
+            content.insert(
+                "join_authorised_via_users_server".to_owned(),
+                json!(authorizer),
+            );
+        }
         content.insert("membership".to_owned(), json!(change.membership));
         if let Some(reason) = &change.reason {
             content.insert("reason".to_owned(), json!(reason));
@@ -199,7 +333,7 @@ impl Membership {
         }
         let says_profile = matches!(
             change.membership,
-            MembershipState::Join | MembershipState::Invite
+            MembershipState::Join | MembershipState::Invite | MembershipState::Knock
         ) && change.target.server_name() == self.timeline.server_name;
         if says_profile {
             content.extend(self.timeline.profile(change.target).await?);

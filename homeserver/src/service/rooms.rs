@@ -1,11 +1,14 @@
 //! Making rooms ([spec](https://spec.matrix.org/v1.19/client-server-api/#creation)).
 
 mod create;
+mod upgrade;
 
 use ruma::RoomVersionId;
 
+pub(crate) use self::upgrade::{Upgrade, UpgradeError};
 use super::{
     aliases::Aliases,
+    succession::Succession,
     timeline::{SendError, Timeline},
 };
 use crate::storage::{Storage, StorageError};
@@ -16,6 +19,7 @@ pub(crate) struct Rooms {
     storage: Storage,
     timeline: Timeline,
     aliases: Aliases,
+    succession: Succession,
     default_version: RoomVersionId,
 }
 
@@ -43,12 +47,14 @@ impl Rooms {
         storage: Storage,
         timeline: Timeline,
         aliases: Aliases,
+        succession: Succession,
         default_version: RoomVersionId,
     ) -> Self {
         Self {
             storage,
             timeline,
             aliases,
+            succession,
             default_version,
         }
     }

@@ -66,6 +66,9 @@ pub(crate) enum SendError {
     /// The event that a redaction names is not in the room.
     #[error("there is no such event to redact")]
     NothingToRedact,
+    /// A room cannot be replaced by itself.
+    #[error("the room would be replaced by itself")]
+    ReplacesItself,
     /// The event belongs to somebody else.
     #[error("the room does not allow to redact this event")]
     MayNotRedact,
@@ -99,6 +102,10 @@ impl SendError {
                 (ErrorKind::TooLarge, "The event is too large")
             }
             Self::Malformed(_) => (ErrorKind::BadJson, "The event is not canonical JSON"),
+            Self::ReplacesItself => (
+                ErrorKind::InvalidParam,
+                "A room cannot be replaced by itself",
+            ),
             Self::NothingToRedact => (ErrorKind::NotFound, "There is no such event"),
             Self::Repeated(_) | Self::Busy | Self::Storage(_) => {
                 (ErrorKind::Unknown, "The server could not do this now")

@@ -2,10 +2,13 @@
 
 use axum::extract::State;
 use ruma::{
-    OwnedRoomId, UserId,
-    api::client::membership::{
-        ban_user, forget_room, invite_user, join_room_by_id, join_room_by_id_or_alias,
-        joined_rooms, kick_user, leave_room, unban_user,
+    OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName, UserId,
+    api::client::{
+        knock::knock_room,
+        membership::{
+            ban_user, forget_room, invite_user, join_room_by_id, join_room_by_id_or_alias,
+            joined_rooms, kick_user, leave_room, unban_user,
+        },
     },
     api::error::ErrorKind,
     events::room::member::MembershipState,
@@ -34,6 +37,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .add::<join_room_by_id_or_alias::v3::Request, _, _>(join_room_by_id_or_alias)
         .add::<joined_rooms::v3::Request, _, _>(joined_rooms)
         .add::<kick_user::v3::Request, _, _>(kick_user)
+        .add::<knock_room::v3::Request, _, _>(knock_room)
         .add::<leave_room::v3::Request, _, _>(leave_room)
         .add::<unban_user::v3::Request, _, _>(unban_user)
 }
@@ -79,6 +83,7 @@ impl From<RemoteError> for MatrixError {
             RemoteError::Answer(AnswerError::Storage(error)) | RemoteError::Storage(error) => {
                 error.into()
             }
+            RemoteError::Refused(_) => Self::forbidden("The room does not allow it"),
             RemoteError::Send(error) => error.into(),
         }
     }
@@ -133,21 +138,42 @@ async fn join_room_by_id_or_alias(
     State(aliases): State<Aliases>,
     Authenticated { requester, body }: Authenticated<join_room_by_id_or_alias::v3::Request>,
 ) -> Result<Matrix<join_room_by_id_or_alias::v3::Response>, MatrixError> {
-    let mut via = body.via;
-    let room_id = match OwnedRoomId::try_from(body.room_id_or_alias) {
-        Ok(room_id) => room_id,
+    let (room_id, via) = find(&aliases, body.room_id_or_alias, body.via).await?;
+    membership
+        .join(&requester.user_id, &room_id, via, body.reason)
+        .await?;
+    Ok(Matrix(join_room_by_id_or_alias::v3::Response::new(room_id)))
+}
+
+/// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`
+async fn knock_room(
+    State(membership): State<Membership>,
+    State(aliases): State<Aliases>,
+    Authenticated { requester, body }: Authenticated<knock_room::v3::Request>,
+) -> Result<Matrix<knock_room::v3::Response>, MatrixError> {
+    let (room_id, via) = find(&aliases, body.room_id_or_alias, body.via).await?;
+    membership
+        .knock(&requester.user_id, &room_id, via, body.reason)
+        .await?;
+    Ok(Matrix(knock_room::v3::Response::new(room_id)))
+}
+
+/// The room of an id or alias, and the servers through which it can be reached.
+async fn find(
+    aliases: &Aliases,
+    room: OwnedRoomOrAliasId,
+    mut via: Vec<OwnedServerName>,
+) -> Result<(OwnedRoomId, Vec<OwnedServerName>), MatrixError> {
+    match OwnedRoomId::try_from(room) {
+        Ok(room_id) => Ok((room_id, via)),
         Err(alias) => {
             let found = aliases.resolve(&alias).await?;
             let (room_id, servers) =
                 found.ok_or_else(|| MatrixError::not_found("There is no such alias"))?;
             via.extend(servers);
-            room_id
+            Ok((room_id, via))
         }
-    };
-    membership
-        .join(&requester.user_id, &room_id, via, body.reason)
-        .await?;
-    Ok(Matrix(join_room_by_id_or_alias::v3::Response::new(room_id)))
+    }
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/invite`

@@ -5,6 +5,7 @@ mod answer;
 mod arrival;
 mod invite;
 mod join;
+mod knock;
 mod leave;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::{
     clock::Clock,
     service::{
         federation::Federation,
+        incoming::{Incoming, Refused},
         server_keys::ServerKeys,
         timeline::{SendError, Timeline},
     },
@@ -46,6 +48,7 @@ pub(crate) struct Remote {
     timeline: Timeline,
     federation: Federation,
     server_keys: ServerKeys,
+    incoming: Incoming,
     clock: Clock,
     key: Arc<SigningKey>,
     /// Joins of one room wait for each other: the second finds the server in the room.
@@ -76,6 +79,9 @@ pub(crate) enum RemoteError {
     /// The server changed more of our event than it may, or did not sign.
     #[error("the server gave back another event: {0}")]
     Countersign(#[from] SignatureError),
+    /// What another server let us do cannot be part of the room.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// The room changed all the time.
     #[error(transparent)]
     Send(#[from] SendError),
@@ -100,7 +106,8 @@ impl RemoteError {
             | Self::OtherVersion
             | Self::Malformed(_)
             | Self::Answer(_)
-            | Self::Countersign(_) => false,
+            | Self::Countersign(_)
+            | Self::Refused(_) => false,
         }
     }
 }
@@ -111,6 +118,7 @@ impl Remote {
         timeline: Timeline,
         federation: Federation,
         server_keys: ServerKeys,
+        incoming: Incoming,
         clock: Clock,
         key: Arc<SigningKey>,
     ) -> Self {
@@ -119,6 +127,7 @@ impl Remote {
             timeline,
             federation,
             server_keys,
+            incoming,
             clock,
             key,
             joining: Arc::new(Cache::new(1_024)),
@@ -145,27 +154,28 @@ impl Remote {
         Ok(servers)
     }
 
-    /// The server of whoever made the user what the user is to the room.
+    /// The server of whoever made the user what the user is to the room, and those of whom it told.
     async fn inviter(
         &self,
         user_id: &UserId,
         room_id: &RoomId,
-    ) -> Result<Option<OwnedServerName>, StorageError> {
+    ) -> Result<Vec<OwnedServerName>, StorageError> {
         let Some(room) = self.timeline.heads.room(room_id).await? else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
         let mut reader = self.storage.read().await?;
         let outside = reader.memberships().outside(room.nid, user_id).await?;
         drop(reader);
         let Some((nid, stripped)) = outside else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
         let event = self.timeline.events.by_nids(&[nid]).await?.remove(&nid);
-        let stripped = stripped.and_then(|stripped| sender_of_membership(&stripped, user_id));
         let stored = event.map(|event| event.pdu.sender().to_owned());
-        Ok(stored
-            .or(stripped)
-            .map(|sender| sender.server_name().to_owned()))
+        let stripped = stripped.map(|stripped| senders(&stripped, user_id));
+        let senders = stored.into_iter().chain(stripped.unwrap_or_default());
+        Ok(senders
+            .map(|sender| sender.server_name().to_owned())
+            .collect())
     }
 
     /// That a room has the version which a server says. Of a room known by an invite only we know no more
@@ -212,8 +222,8 @@ fn content(
     serde_json::from_value(Value::Object(content)).map_err(|_| BuildError::NotCanonical)
 }
 
-/// Who sent the membership event of a user, among the stripped events of an invite.
-fn sender_of_membership(stripped: &str, user_id: &UserId) -> Option<OwnedUserId> {
+/// Who sent stripped events: first the membership event of a user, then the others.
+fn senders(stripped: &str, user_id: &UserId) -> Vec<OwnedUserId> {
     #[derive(serde::Deserialize)]
     struct Stripped {
         sender: OwnedUserId,
@@ -221,7 +231,8 @@ fn sender_of_membership(stripped: &str, user_id: &UserId) -> Option<OwnedUserId>
         #[serde(rename = "type")]
         kind: String,
     }
-    let events: Vec<Stripped> = serde_json::from_str(stripped).ok()?;
+    let mut events: Vec<Stripped> = serde_json::from_str(stripped).unwrap_or_default();
     let own = |event: &Stripped| event.kind == "m.room.member" && event.state_key == *user_id;
-    events.into_iter().find(own).map(|event| event.sender)
+    events.sort_by_key(|event| !own(event));
+    events.into_iter().map(|event| event.sender).collect()
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use ruma::{
-    OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomVersionId,
+    OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomVersionId, UserId,
     api::client::room::{
         Visibility,
         create_room::v3::{Request, RoomPreset},
@@ -29,14 +29,14 @@ use crate::{
 const ATTEMPTS: usize = 20;
 
 /// A state event of the new room.
-struct Part {
-    event_type: String,
-    state_key: String,
-    content: Value,
+pub(super) struct Part {
+    pub(super) event_type: String,
+    pub(super) state_key: String,
+    pub(super) content: Value,
 }
 
 impl Part {
-    fn new(event_type: &str, state_key: &str, content: Value) -> Self {
+    pub(super) fn new(event_type: &str, state_key: &str, content: Value) -> Self {
         Self {
             event_type: event_type.to_owned(),
             state_key: state_key.to_owned(),
@@ -67,8 +67,13 @@ impl Rooms {
             content.extend(profile.clone());
         }
         for _ in 0..ATTEMPTS {
+            let room_id = if rules.authorization.room_create_event_id_as_room_id {
+                None
+            } else {
+                Some(self.fresh_room_id()?)
+            };
             let append = self
-                .draft(&version, &rules, creator, &parts)
+                .draft(&version, room_id, creator, &parts)
                 .await?
                 .finish()?;
             let room_id = append.room_id.clone();
@@ -92,19 +97,13 @@ impl Rooms {
     }
 
     /// The events of a new room.
-    async fn draft(
+    pub(super) async fn draft(
         &self,
         version: &RoomVersionId,
-        rules: &RoomVersionRules,
-        creator: &OwnedUserId,
+        room_id: Option<OwnedRoomId>,
+        creator: &UserId,
         parts: &[Part],
     ) -> Result<Draft, CreateRoomError> {
-        let room_id = if rules.authorization.room_create_event_id_as_room_id {
-            None
-        } else {
-            let random = format!("!{}:{}", random_id(), self.timeline.server_name);
-            Some(RoomId::parse(random).map_err(|_| CreateRoomError::Malformed("server_name"))?)
-        };
         let mut draft = Draft::new_room(version.clone(), room_id);
         for part in parts {
             let content =
@@ -120,6 +119,12 @@ impl Rooms {
                 .await?;
         }
         Ok(draft)
+    }
+
+    /// The id of a room that does not follow from its create event.
+    pub(super) fn fresh_room_id(&self) -> Result<OwnedRoomId, CreateRoomError> {
+        let random = format!("!{}:{}", random_id(), self.timeline.server_name);
+        RoomId::parse(random).map_err(|_| CreateRoomError::Malformed("server_name"))
     }
 
     async fn alias(&self, request: &Request) -> Result<Option<OwnedRoomAliasId>, CreateRoomError> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ruma::{
-    OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, UserId,
+    OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId,
     events::{StateEventType, TimelineEventType, room::member::MembershipState},
     room_version_rules::RoomVersionRules,
 };
@@ -112,8 +112,13 @@ impl Draft {
         })
     }
 
+    /// The room, once its create event is drafted.
+    pub(crate) fn room_id(&self) -> Option<&RoomId> {
+        self.room_id.as_deref()
+    }
+
     /// The state on which the next event builds.
-    pub(super) fn state(&self) -> NodeId {
+    pub(crate) fn state(&self) -> NodeId {
         self.state
     }
 
@@ -122,7 +127,7 @@ impl Draft {
         self.events.last().map(|event| event.judged.pdu())
     }
 
-    pub(super) fn rules(&self) -> Result<RoomVersionRules, SendError> {
+    pub(crate) fn rules(&self) -> Result<RoomVersionRules, SendError> {
         let rules = version::rules(&self.version);
         rules.ok_or_else(|| BuildError::UnsupportedRoomVersion.into())
     }
@@ -138,6 +143,9 @@ impl Timeline {
         txn: Option<Txn>,
     ) -> Result<OwnedEventId, SendError> {
         let rules = draft.rules()?;
+        if replaces_itself(&template, draft.room_id()) {
+            return Err(SendError::ReplacesItself);
+        }
         let target = self.redaction_target(draft, &template).await?;
         let auth = self
             .auth_state(draft.state, sender, &template, &rules)
@@ -365,6 +373,19 @@ fn redact(
         by: judged.pdu().event_id().to_owned(),
     });
     Ok(())
+}
+
+/// Whether an event says that a room is replaced by itself.
+fn replaces_itself(template: &Template, room_id: Option<&RoomId>) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Tombstone {
+        replacement_room: OwnedRoomId,
+    }
+    if template.event_type.to_string() != "m.room.tombstone" {
+        return false;
+    }
+    let tombstone = serde_json::from_str::<Tombstone>(template.content.get());
+    tombstone.is_ok_and(|tombstone| Some(&*tombstone.replacement_room) == room_id)
 }
 
 /// Whose membership an event sets, and to what.

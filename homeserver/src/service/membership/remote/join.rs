@@ -21,6 +21,7 @@ use sotto_federation::{
 };
 
 use super::{AnswerError, Remote, RemoteError, answer::Question, content};
+use crate::service::incoming::{Errand, Refused};
 
 /// A large room takes its time, on both sides.
 const LIMITS: Limits = Limits {
@@ -28,6 +29,13 @@ const LIMITS: Limits = Limits {
     request: Duration::from_mins(5),
     answer: 256 * 1024 * 1024,
 };
+
+/// Whether the server comes into the room with the user.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    New,
+    Resident,
+}
 
 /// What a user says about joining.
 #[derive(Clone, Debug)]
@@ -59,9 +67,27 @@ impl Remote {
         wish: Wish<'_>,
         via: Vec<OwnedServerName>,
     ) -> Result<(), RemoteError> {
+        self.join_with(wish, via, Entry::New).await
+    }
+
+    /// Joins a room in which this server is, but nobody here can open it to the user.
+    pub(in crate::service::membership) async fn join_by_others(
+        &self,
+        wish: Wish<'_>,
+        via: Vec<OwnedServerName>,
+    ) -> Result<(), RemoteError> {
+        self.join_with(wish, via, Entry::Resident).await
+    }
+
+    async fn join_with(
+        &self,
+        wish: Wish<'_>,
+        via: Vec<OwnedServerName>,
+        entry: Entry,
+    ) -> Result<(), RemoteError> {
         let mut last = RemoteError::NoServer;
         for server in self.candidates(wish.user_id, wish.room_id, via).await? {
-            match self.join_through(&server, &wish).await {
+            match self.join_through(&server, &wish, entry).await {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     tracing::info!(%server, room_id = %wish.room_id, %error, "a join failed");
@@ -75,7 +101,12 @@ impl Remote {
         Err(last)
     }
 
-    async fn join_through(&self, server: &ServerName, wish: &Wish<'_>) -> Result<(), RemoteError> {
+    async fn join_through(
+        &self,
+        server: &ServerName,
+        wish: &Wish<'_>,
+        entry: Entry,
+    ) -> Result<(), RemoteError> {
         let room_id = wish.room_id;
         let mut request =
             prepare_join_event::Request::new(room_id.to_owned(), wish.user_id.to_owned());
@@ -108,6 +139,9 @@ impl Remote {
             None if needs_second_signature(join.pdu()) => return Err(AnswerError::Unsigned.into()),
             Some(_) | None => join,
         };
+        if entry == Entry::Resident {
+            return self.take_in(server, room_id, join.pdu()).await;
+        }
         let question = Question {
             server: server.to_owned(),
             room_id: room_id.to_owned(),
@@ -118,6 +152,21 @@ impl Remote {
             .check(&self.server_keys, join, sent.room_state)
             .await?;
         self.arrive(question, told).await
+    }
+
+    /// Puts a join into a room in which this server is.
+    async fn take_in(
+        &self,
+        server: &ServerName,
+        room_id: &RoomId,
+        join: &Pdu,
+    ) -> Result<(), RemoteError> {
+        let incoming = &self.incoming;
+        let mut outcomes = incoming
+            .receive_in_room(server, room_id, &[join.json()], Errand::Told)
+            .await;
+        let outcome = outcomes.remove(join.event_id());
+        Ok(outcome.unwrap_or(Err(Refused::NotInRoom))?)
     }
 
     /// The join to a restricted room, signed by the server whose user opens it as well.

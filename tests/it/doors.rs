@@ -1,0 +1,310 @@
+//! Knocking, restricted rooms, and invites by address.
+
+use ruma::{CanonicalJsonObject, ServerName};
+use serde_json::{Value, json};
+use sotto_federation::room::signing::SigningKey;
+use sotto_tests::{Setup, TestServer, User, room};
+
+async fn set(user: &User, room_id: &str, kind: &str, content: &Value) {
+    let path = room(room_id, &format!("state/{kind}/"));
+    user.put(&path, content).await.ok();
+}
+
+async fn knock(user: &User, room_id: &str, via: &str) -> sotto_tests::Answer {
+    let path = format!("/_matrix/client/v3/knock/{room_id}?via={via}");
+    user.post(&path, &json!({ "reason": "hello?" })).await
+}
+
+async fn membership_is(user: &User, room_id: &str, of: &str, membership: &str) {
+    let path = room(room_id, &format!("state/m.room.member/{of}"));
+    for _ in 0..200 {
+        let answer = user.get(&path).await;
+        if answer.status.is_success() && answer.body["membership"] == membership {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("{of} did not become {membership}");
+}
+
+async fn restrict(user: &User, room_id: &str, rule: &str, to: &str) {
+    let allow = json!([{ "type": "m.room_membership", "room_id": to }]);
+    set(
+        user,
+        room_id,
+        "m.room.join_rules",
+        &json!({ "join_rule": rule, "allow": allow }),
+    )
+    .await;
+}
+
+fn knocked(room_id: &str) -> impl Fn(&Value) -> Option<Value> {
+    move |sync| sync["rooms"]["knock"].get(room_id).cloned()
+}
+
+#[tokio::test]
+async fn one_knocks_and_is_let_in_or_goes_away() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for version in ["7", "10", "12"] {
+        let body = json!({ "room_version": version, "name": "Behind the door" });
+        let room_id = alice.create_room(&body).await;
+        assert_eq!(
+            knock(&bob, &room_id, "one.test").await.refused(),
+            (403, "M_FORBIDDEN")
+        );
+        set(
+            &alice,
+            &room_id,
+            "m.room.join_rules",
+            &json!({ "join_rule": "knock" }),
+        )
+        .await;
+        assert_eq!(bob.join(&room_id).await.refused(), (403, "M_FORBIDDEN"));
+
+        let answer = knock(&bob, &room_id, "one.test").await.ok();
+        assert_eq!(answer["room_id"], room_id.as_str());
+        let mut since = None;
+        let room_state = bob.sync_until(&mut since, knocked(&room_id)).await;
+        let events = room_state["knock_state"]["events"]
+            .as_array()
+            .unwrap()
+            .clone();
+        assert!(
+            events
+                .iter()
+                .any(|e| e["content"]["name"] == "Behind the door")
+        );
+        let own = events
+            .iter()
+            .find(|e| e["state_key"] == bob.user_id.as_str())
+            .unwrap();
+        assert_eq!(own["content"]["membership"], "knock");
+        assert_eq!(own["content"]["reason"], "hello?");
+
+        bob.post(&room(&room_id, "leave"), &json!({})).await.ok();
+        membership_is(&alice, &room_id, &bob.user_id, "leave").await;
+        knock(&bob, &room_id, "one.test").await.ok();
+        alice.invite(&room_id, &bob.user_id).await.ok();
+        bob.join(&room_id).await.ok();
+        assert_eq!(
+            knock(&bob, &room_id, "one.test").await.refused(),
+            (403, "M_FORBIDDEN")
+        );
+        alice
+            .post(&room(&room_id, "ban"), &json!({ "user_id": bob.user_id }))
+            .await
+            .ok();
+        assert_eq!(
+            knock(&bob, &room_id, "one.test").await.refused(),
+            (403, "M_FORBIDDEN")
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_knocks_at_rooms_of_other_servers() {
+    let (a, b) = TestServer::pair().await;
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    for version in ["7", "11", "12"] {
+        let body = json!({ "room_version": version, "name": "Behind the door" });
+        let room_id = alice.create_room(&body).await;
+        assert_eq!(
+            knock(&bob, &room_id, "a.test").await.refused(),
+            (403, "M_FORBIDDEN")
+        );
+        set(
+            &alice,
+            &room_id,
+            "m.room.join_rules",
+            &json!({ "join_rule": "knock" }),
+        )
+        .await;
+        knock(&bob, &room_id, "a.test").await.ok();
+        membership_is(&alice, &room_id, &bob.user_id, "knock").await;
+        let room_state = bob.sync_until(&mut None, knocked(&room_id)).await;
+        let events = room_state["knock_state"]["events"]
+            .as_array()
+            .unwrap()
+            .clone();
+        assert!(
+            events
+                .iter()
+                .any(|e| e["content"]["name"] == "Behind the door")
+        );
+        assert!(events.iter().any(|e| e["content"]["membership"] == "knock"));
+
+        bob.post(&room(&room_id, "leave"), &json!({})).await.ok();
+        membership_is(&alice, &room_id, &bob.user_id, "leave").await;
+        assert!(
+            bob.sync(None, 0).await["rooms"]["knock"]
+                .get(&room_id)
+                .is_none()
+        );
+
+        knock(&bob, &room_id, "a.test").await.ok();
+        membership_is(&alice, &room_id, &bob.user_id, "knock").await;
+        alice.invite(&room_id, &bob.user_id).await.ok();
+        bob.join_via(&room_id, "a.test").await.ok();
+        membership_is(&alice, &room_id, &bob.user_id, "join").await;
+    }
+    let old = alice.create_room(&json!({ "room_version": "6" })).await;
+    assert!(!knock(&bob, &old, "a.test").await.status.is_success());
+}
+
+#[tokio::test]
+async fn members_of_one_room_come_into_the_other() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for (version, rule) in [
+        ("8", "restricted"),
+        ("10", "knock_restricted"),
+        ("12", "restricted"),
+    ] {
+        let club = alice.create_room(&json!({ "preset": "public_chat" })).await;
+        let inner = alice.create_room(&json!({ "room_version": version })).await;
+        restrict(&alice, &inner, rule, &club).await;
+        assert_eq!(bob.join(&inner).await.refused(), (403, "M_FORBIDDEN"));
+        bob.join(&club).await.ok();
+        bob.join(&inner).await.ok();
+        let member = room(&inner, &format!("state/m.room.member/{}", bob.user_id));
+        let content = bob.get(&member).await.ok();
+        assert_eq!(
+            content["join_authorised_via_users_server"],
+            alice.user_id.as_str()
+        );
+        // Once in, the first room does not matter any more; once out, it does.
+        bob.post(&room(&club, "leave"), &json!({})).await.ok();
+        bob.send(&inner, "still here").await;
+        bob.post(&room(&inner, "leave"), &json!({})).await.ok();
+        assert_eq!(bob.join(&inner).await.refused(), (403, "M_FORBIDDEN"));
+        alice.invite(&inner, &bob.user_id).await.ok();
+        bob.join(&inner).await.ok();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restricted_rooms_open_to_members_on_other_servers() {
+    let servers = Setup::default().federation(3).await;
+    let [a, b, c] = servers.as_slice() else {
+        panic!("three servers")
+    };
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    let (carol, dora) = (b.register("carol").await, c.register("dora").await);
+    for version in ["8", "12"] {
+        let club = alice.create_room(&json!({ "preset": "public_chat" })).await;
+        let inner = alice.create_room(&json!({ "room_version": version })).await;
+        restrict(&alice, &inner, "restricted", &club).await;
+        assert_eq!(
+            bob.join_via(&inner, "a.test").await.refused(),
+            (403, "M_FORBIDDEN")
+        );
+        bob.join_via(&club, "a.test").await.ok();
+        bob.join_via(&inner, "a.test").await.ok();
+        membership_is(&alice, &inner, &bob.user_id, "join").await;
+
+        // Bob's server is in the room, but nobody there may invite: Alice's opens the room.
+        let mut levels = alice
+            .get(&room(&inner, "state/m.room.power_levels/"))
+            .await
+            .ok();
+        levels["invite"] = json!(50);
+        set(&alice, &inner, "m.room.power_levels", &levels).await;
+        let told = room(&inner, "state/m.room.power_levels/");
+        while bob.get(&told).await.ok()["invite"] != 50 {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        assert_eq!(carol.join(&inner).await.refused(), (403, "M_FORBIDDEN"));
+        carol.join_via(&club, "a.test").await.ok();
+        membership_is(&alice, &club, &carol.user_id, "join").await;
+        carol.join_via(&inner, "a.test").await.ok();
+        membership_is(&alice, &inner, &carol.user_id, "join").await;
+        membership_is(&bob, &inner, &carol.user_id, "join").await;
+
+        // Through a server that cannot let her in Dora gets the reason.
+        dora.join_via(&club, "a.test").await.ok();
+        membership_is(&bob, &club, &dora.user_id, "join").await;
+        let refused = dora.join_via(&inner, "b.test").await;
+        if !refused.status.is_success() {
+            assert_eq!(refused.refused(), (400, "M_UNABLE_TO_GRANT_JOIN"));
+            dora.join_via(&inner, "a.test").await.ok();
+        }
+        membership_is(&alice, &inner, &dora.user_id, "join").await;
+    }
+}
+
+/// What an identity server signs when an address turns out to be a user's.
+fn bound(key: &SigningKey, user_id: &str, token: &str) -> Value {
+    let signed = json!({ "mxid": user_id, "token": token });
+    let mut signed: CanonicalJsonObject = serde_json::from_value(signed).unwrap();
+    let server = <&ServerName>::try_from("id.example").unwrap();
+    key.sign_json(&mut signed, server).unwrap();
+    serde_json::to_value(&signed).unwrap()
+}
+
+fn on_bind(user: &User, room_id: &str, sender: &User, signed: &Value) -> Value {
+    json!({
+        "medium": "email", "address": "bob@example.org", "mxid": user.user_id,
+        "invites": [{
+            "medium": "email", "address": "bob@example.org", "mxid": user.user_id,
+            "room_id": room_id, "sender": sender.user_id, "signed": signed,
+        }],
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_the_address_is_invited() {
+    const ON_BIND: &str = "/_matrix/federation/v1/3pid/onbind";
+    let (a, b) = TestServer::pair().await;
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    let local = a.register("local").await;
+    let (key, other) = (
+        SigningKey::generate().unwrap(),
+        SigningKey::generate().unwrap(),
+    );
+    for version in ["2", "12"] {
+        let room_id = alice.create_room(&json!({ "room_version": version })).await;
+        let content = json!({
+            "display_name": "b...@e...", "key_validity_url": "https://id.example/valid",
+            "public_key": key.public_key_base64(),
+        });
+        let invite = room(&room_id, "state/m.room.third_party_invite/token");
+        alice.put(&invite, &content).await.ok();
+
+        // Signed by somebody else, or for an invite that is not there.
+        for signed in [
+            bound(&other, &bob.user_id, "token"),
+            bound(&key, &bob.user_id, "nothing"),
+            bound(&key, &local.user_id, "token"),
+        ] {
+            let body = on_bind(&bob, &room_id, &alice, &signed);
+            User::anonymous(b.url()).put(ON_BIND, &body).await.ok();
+            assert_eq!(
+                bob.join_via(&room_id, "a.test").await.refused(),
+                (403, "M_FORBIDDEN")
+            );
+        }
+
+        let body = on_bind(&bob, &room_id, &alice, &bound(&key, &bob.user_id, "token"));
+        User::anonymous(b.url()).post(ON_BIND, &body).await.ok();
+        let invited = |sync: &Value| sync["rooms"]["invite"].get(&room_id).map(|_| ());
+        bob.sync_until(&mut None, invited).await;
+        bob.join_via(&room_id, "a.test").await.ok();
+        membership_is(&alice, &room_id, &bob.user_id, "join").await;
+
+        // The same on the server of whoever invited.
+        let again = room(&room_id, "state/m.room.third_party_invite/again");
+        alice.put(&again, &content).await.ok();
+        let body = on_bind(
+            &local,
+            &room_id,
+            &alice,
+            &bound(&key, &local.user_id, "again"),
+        );
+        User::anonymous(a.url()).put(ON_BIND, &body).await.ok();
+        local.join(&room_id).await.ok();
+        let body = on_bind(&bob, &room_id, &alice, &json!({}));
+        let foreign = User::anonymous(a.url()).put(ON_BIND, &body).await;
+        assert!(!foreign.status.is_success());
+    }
+}
