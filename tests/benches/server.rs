@@ -2,7 +2,7 @@
 //!
 //! CPU is that of the server's process alone; every send is on disk before it is answered. With `--statements` the SQL
 //! statements are counted, which itself costs CPU: compare CPU only between runs without it. `SOTTO_BENCH_DATABASE_URL`
-//! names an empty PostgreSQL database to use instead of SQLite.
+//! names an empty PostgreSQL database to use instead of SQLite. `--many-rooms` measures only an account in many rooms.
 
 #![expect(
     clippy::expect_used,
@@ -13,6 +13,8 @@
 
 #[path = "server/child.rs"]
 mod child;
+#[path = "server/many_rooms.rs"]
+mod many_rooms;
 #[path = "server/measure.rs"]
 mod measure;
 
@@ -44,10 +46,10 @@ fn main() {
         .build();
     runtime
         .expect("a runtime")
-        .block_on(run(has("--statements")));
+        .block_on(run(has("--statements"), has("--many-rooms")));
 }
 
-async fn run(count_statements: bool) {
+async fn run(count_statements: bool, only_many_rooms: bool) {
     let directory = tempfile::TempDir::new().expect("a temporary directory");
     let mut server = Server::start(directory.path(), count_statements);
     let mut out = std::io::stdout();
@@ -55,6 +57,10 @@ async fn run(count_statements: bool) {
     println!("resident when idle, before the first request: {idle} KiB\n");
     Run::head(&mut out);
     let alice = register(&server, "alice").await;
+    if only_many_rooms {
+        many_rooms::run(&mut server, &alice, &mut out).await;
+        return;
+    }
     for at_once in [1, 8, 64] {
         sends(&mut server, &alice, 1, at_once).await.print(&mut out);
         sends(&mut server, &alice, 64, at_once)
@@ -63,6 +69,7 @@ async fn run(count_statements: bool) {
     }
     idle_syncs(&mut server, &alice).await.print(&mut out);
     fan_out(&mut server, &alice).await.print(&mut out);
+    many_rooms::run(&mut server, &alice, &mut out).await;
 }
 
 async fn register(server: &Server, name: &str) -> User {

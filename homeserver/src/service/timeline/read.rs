@@ -116,8 +116,10 @@ impl Timeline {
             .ok_or(ReadError::NotInRoom)?;
         let head = room.head.as_ref().ok_or(ReadError::NotInRoom)?;
         let joined = place.as_ref().map(|place| &place.membership) == Some(&MembershipState::Join);
+        // Everybody sees what is open to the world, whether they were there or not.
+        let open = joined || self.visibility.is_world_readable(head.state).await?;
         match place.and_then(|place| place.joined_until) {
-            _ if joined => Ok(Readable {
+            _ if open => Ok(Readable {
                 state: head.state,
                 until: i64::MAX,
                 room,
@@ -137,12 +139,6 @@ impl Timeline {
                     room,
                 })
             }
-            // Who was never there sees what everybody may see.
-            None if self.visibility.is_world_readable(head.state).await? => Ok(Readable {
-                state: head.state,
-                until: i64::MAX,
-                room,
-            }),
             None => Err(ReadError::NotInRoom),
         }
     }
