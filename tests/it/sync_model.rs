@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sotto_tests::{TestServer, User, escape, room};
 
 const SLIDING: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
-const OPERATIONS: usize = 400;
+const OPERATIONS: usize = 1_000;
 const ROOMS: usize = 3;
 
 /// How a device syncs.
@@ -280,7 +280,8 @@ async fn every_message_reaches_every_device_once() {
         world.people.push(user);
     }
     for _ in 0..ROOMS {
-        let body = json!({ "preset": "public_chat" });
+        let levels = json!({ "state_default": 0 });
+        let body = json!({ "preset": "public_chat", "power_level_content_override": levels });
         let room_id = world.people[0].create_room(&body).await;
         world
             .rooms
@@ -294,7 +295,10 @@ async fn every_message_reaches_every_device_once() {
         let (fate, wide) = (random.random_range(0..8), random.random());
         let trace = format!("seed {seed}, operation {operation}");
         let device = &mut devices[at];
-        tokio::join!(device.sync(fate, wide, &trace), world.act(&mut random));
+        let ((), done) = tokio::join!(device.sync(fate, wide, &trace), world.act(&mut random));
+        if !done.is_empty() {
+            println!("{operation}: {done}");
+        }
     }
     check(&world, &mut devices, &format!("seed {seed}, at the end")).await;
 }

@@ -66,12 +66,12 @@ pub async fn run(server: &mut Server, alice: &User, out: &mut impl Write) {
 }
 
 async fn slide(alice: &User, pos: Option<&str>, last: usize) -> Value {
-    let list = json!({ "ranges": [[0, last]], "timeline_limit": 1, "required_state": [
+    let all = json!({ "ranges": [[0, last]], "timeline_limit": 1, "required_state": [
         ["m.room.name", ""], ["m.room.encryption", ""], ["m.room.member", "$ME"],
         ["m.room.member", "$LAZY"], ["m.room.create", ""] ],
         "filters": { "not_room_types": ["m.space"] } });
     let pos = pos.map(|pos| format!("&pos={pos}")).unwrap_or_default();
-    let body = json!({ "conn_id": "bench", "lists": { "all": list } });
+    let body = json!({ "conn_id": "bench", "lists": { "all": all } });
     alice
         .post(&format!("{SLIDING}?timeout=0{pos}"), &body)
         .await
