@@ -17,11 +17,14 @@
 //!   behind the user's back.
 
 mod account;
+mod backup;
 mod cross_signing;
 mod devices;
+mod emoji;
 mod error;
 mod identity;
 mod identity_keys;
+mod key_export;
 mod keys;
 mod machine;
 mod megolm;
@@ -30,33 +33,43 @@ mod outbound;
 mod payload;
 mod query;
 mod requests;
+mod sas;
 mod secret;
+mod secret_storage;
 mod share;
+mod symmetric;
 mod to_device;
 mod trust;
 mod unwedge;
+mod verification;
 mod withheld;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::{
+    backup::BackupUpload,
     cross_signing::Bootstrap,
     devices::{Device, LocalTrust},
+    emoji::{Emoji, ShortAuthString},
     error::{
-        DecryptError, EncryptError, MachineError, MarkError, OpenError, RejectedMessage,
-        ShareError, SigningError, WithheldCode,
+        BackupError, DecryptError, EncryptError, KeyFileError, MachineError, MarkError, OpenError,
+        RejectedMessage, ShareError, SigningError, VerificationError, WithheldCode,
     },
     identity::IdentityState,
+    key_export::ExportedRoomKey,
     keys::SignatureError,
     machine::Machine,
     megolm::DecryptedEvent,
     requests::{Alarm, Failure, OutgoingRequest, Request, Response},
+    sas::CancelReason,
     secret::Secret,
+    secret_storage::{KeyDescription, SecretStorageError, StorageKey},
     share::Share,
     to_device::{
         InboxItem, RejectedToDevice, RoomChange, RoomKeyInfo, SyncChanges, SyncOutcome,
         ToDeviceEvent,
     },
     trust::{SenderData, SenderTrust, SharePolicy, Shield, TrustRequirement},
+    verification::{InRoom, RoomVerificationMessage, Verification, VerificationPhase},
 };

@@ -36,6 +36,8 @@ pub enum Table {
     WedgedDevices,
     /// Inbound Megolm sessions, partitioned by room and session id.
     InboundSessions,
+    /// The names of all inbound Megolm sessions, with the backup version that has them.
+    SessionNames,
     /// The current outbound Megolm session of each room.
     OutboundSessions,
     /// Who has got an outbound session from which index, partitioned by room and session id.
@@ -81,6 +83,7 @@ impl Table {
             Self::OlmReplays => "olm_replays",
             Self::WedgedDevices => "wedged_devices",
             Self::InboundSessions => "inbound_sessions",
+            Self::SessionNames => "session_names",
             Self::OutboundSessions => "outbound_sessions",
             Self::OutboundShares => "outbound_shares",
             Self::MessageIndices => "message_indices",

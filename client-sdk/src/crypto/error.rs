@@ -124,6 +124,72 @@ impl From<StoreError> for SigningError {
     }
 }
 
+/// Why a verification did not go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VerificationError {
+    /// There is no such verification.
+    #[error("there is no such verification")]
+    Unknown,
+    /// It is not the time for this step.
+    #[error("the verification is at another step")]
+    WrongPhase,
+    /// No device of the other side is known.
+    #[error("no device of the other side is known")]
+    NoDevice,
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+impl From<StoreError> for VerificationError {
+    fn from(error: StoreError) -> Self {
+        Self::Machine(error.into())
+    }
+}
+
+/// Why a backup was not used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackupError {
+    /// The private key is not that of the backup, or there is none.
+    #[error("the private key is not that of the backup")]
+    WrongKey,
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+impl From<StoreError> for BackupError {
+    fn from(error: StoreError) -> Self {
+        Self::Machine(error.into())
+    }
+}
+
+/// Why a file with keys was not written or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyFileError {
+    /// It is not such a file, or it was cut off.
+    #[error("this is not a file with room keys")]
+    Malformed,
+    /// The passphrase is wrong, or the file was changed.
+    #[error("the passphrase is wrong, or the file was changed")]
+    WrongPassphrase,
+    /// No randomness.
+    #[error(transparent)]
+    Randomness(#[from] RandomnessError),
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+impl From<StoreError> for KeyFileError {
+    fn from(error: StoreError) -> Self {
+        Self::Machine(error.into())
+    }
+}
+
 /// Why an event was not encrypted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -21,6 +21,7 @@ use super::{
     requests::{Alarm, Failure, OutgoingRequest, Response},
     to_device::Outgoing,
     trust::{SharePolicy, TrustRequirement},
+    verification::Verifications,
 };
 use crate::{
     environment::{self, Environment},
@@ -65,6 +66,9 @@ pub(crate) struct Volatile {
     /// Rooms whose session everybody who can have it has got. Emptied whenever something about
     /// devices changes.
     pub(crate) settled: HashMap<OwnedRoomId, (String, BTreeSet<OwnedUserId>)>,
+    pub(crate) verifications: Verifications,
+    /// The backup has all keys.
+    pub(crate) backup_idle: bool,
     /// The newest query whose answer was taken, for each user.
     pub(crate) answered: HashMap<OwnedUserId, u64>,
 }

@@ -42,6 +42,15 @@ struct Row {
     owner: SenderData,
 }
 
+/// The row of a session that its owner did not give to us.
+const IMPORTED: &str = "imported";
+
+/// The room and the session that a partition belongs to.
+fn split(partition: &str) -> Option<(OwnedRoomId, String)> {
+    let (room_id, session_id) = partition.split_once(' ')?;
+    Some((room_id.try_into().ok()?, session_id.to_owned()))
+}
+
 /// The partition of everything that belongs to one session. Session ids have no spaces.
 pub(crate) fn session_partition(room_id: &RoomId, session_id: &str) -> String {
     format!("{room_id} {session_id}")
@@ -72,12 +81,70 @@ impl InboundSession {
             pickle: self.megolm.pickle(),
             owner: &self.owner,
         };
-        batch.put(
-            Table::InboundSessions,
-            &partition,
-            &self.owner.curve25519,
-            &row,
-        )
+        let id = if self.owner.trust == SenderTrust::Imported {
+            IMPORTED
+        } else {
+            &self.owner.curve25519
+        };
+        batch.put(Table::InboundSessions, &partition, id, &row)?;
+        batch.put(Table::SessionNames, "", &partition, &String::new())
+    }
+
+    /// The room and the id of every session.
+    pub(crate) async fn names(batch: &Batch<'_>) -> Result<Vec<(OwnedRoomId, String)>, StoreError> {
+        let rows: Vec<(String, String)> = batch.list(Table::SessionNames, "").await?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|(name, _)| split(&name))
+            .collect())
+    }
+
+    /// The sessions that a version of the backup does not have.
+    pub(crate) async fn not_in_backup(
+        batch: &Batch<'_>,
+        version: &str,
+    ) -> Result<Vec<(OwnedRoomId, String)>, StoreError> {
+        let rows: Vec<(String, String)> = batch.list(Table::SessionNames, "").await?;
+        let waiting = rows.into_iter().filter(|(_, at)| at != version);
+        Ok(waiting.filter_map(|(name, _)| split(&name)).collect())
+    }
+
+    pub(crate) fn note_backup(
+        batch: &mut Batch<'_>,
+        room_id: &RoomId,
+        session_id: &str,
+        version: &str,
+    ) -> Result<(), StoreError> {
+        let name = session_partition(room_id, session_id);
+        batch.put(Table::SessionNames, "", &name, &version)
+    }
+
+    /// The copy of a session of whose owner we know most.
+    pub(crate) async fn best(
+        batch: &Batch<'_>,
+        room_id: &RoomId,
+        session_id: &str,
+    ) -> Result<Option<Self>, StoreError> {
+        let mut all = Self::load_all(batch, room_id, session_id).await?;
+        all.sort_by_key(|session| (session.owner.trust, session.megolm.first_known_index()));
+        Ok(all.pop())
+    }
+
+    /// Stores a session that its owner did not give to us, if it opens more than those that we
+    /// have. It replaces none of them.
+    pub(crate) async fn add_imported(
+        mut self,
+        batch: &mut Batch<'_>,
+        room_id: &RoomId,
+    ) -> Result<bool, StoreError> {
+        for mut known in Self::load_all(batch, room_id, &self.megolm.session_id()).await? {
+            let better = self.megolm.compare(&mut known.megolm) == SessionOrdering::Better;
+            if !better {
+                return Ok(false);
+            }
+        }
+        self.save(batch, room_id)?;
+        Ok(true)
     }
 
     /// Stores the session, unless we have the same or an earlier state of it from the same device.
@@ -260,7 +327,8 @@ async fn decrypt(
     let ciphertext = text("ciphertext").ok_or(DecryptError::Malformed)?;
     let message = MegolmMessage::from_base64(ciphertext).map_err(|_| DecryptError::Malformed)?;
 
-    let session = session_of(batch, room_id, session_id, &event.sender).await?;
+    let wanted = (session_id, message.message_index());
+    let session = session_of(batch, room_id, wanted, &event.sender).await?;
     let (owner, plaintext, index) = open(session, &message)?;
     let plaintext = parse(&plaintext)?;
     if plaintext.room_id != room_id {
@@ -296,15 +364,29 @@ async fn decrypt(
 async fn session_of(
     batch: &Batch<'_>,
     room_id: &RoomId,
-    session_id: &str,
+    (session_id, index): (&str, u32),
     sender: &OwnedUserId,
 ) -> Result<InboundSession, DecryptError> {
     let mut sessions = InboundSession::load_all(batch, room_id, session_id).await?;
     let owned = |session: &InboundSession| session.owner.user_id == *sender;
-    // Two devices of one user may have given the key; the one that opens more is the better.
-    sessions.sort_by_key(|session| (!owned(session), session.megolm.first_known_index()));
+    let imported = |session: &InboundSession| session.owner.trust == SenderTrust::Imported;
+    let opens = |session: &InboundSession| session.megolm.first_known_index() <= index;
+    // Two devices of one user may have given the key; the one that opens more is the better. One
+    // that was imported serves where there is no better; the server alone says whose it is.
+    sessions.sort_by_key(|session| {
+        (
+            !(owned(session) || imported(session)),
+            !opens(session),
+            !owned(session),
+            session.megolm.first_known_index(),
+        )
+    });
     match sessions.into_iter().next() {
         Some(session) if owned(&session) => Ok(session),
+        Some(mut session) if imported(&session) => {
+            session.owner.user_id.clone_from(sender);
+            Ok(session)
+        }
         Some(session) => Err(DecryptError::MismatchedSender {
             owner: session.owner.user_id,
         }),

@@ -12,3 +12,4 @@ mod olm;
 mod payloads;
 mod rotation;
 mod sharing;
+mod verification;

@@ -20,7 +20,7 @@ use super::{
     devices::{self, TrackedUser},
     error::{MachineError, RejectedMessage, WithheldCode},
     identity,
-    machine::Machine,
+    machine::{Machine, Volatile},
     megolm::{RoomKeyContent, session_partition},
     olm::{self, Received},
     outbound,
@@ -200,6 +200,7 @@ impl Machine {
         // Without a token to start from, all lists become outdated below.
         if !changes.is_quiet() || self.sync_token().await?.is_none() {
             volatile.settled.clear();
+            volatile.backup_idle = false;
         }
         let mut batch = self.batch();
         self.take_device_lists(&mut batch, changes.device_lists)
@@ -210,7 +211,8 @@ impl Machine {
         }
         let mut outcome = SyncOutcome::default();
         for event in changes.to_device {
-            if let Err(rejected) = self.take_event(&mut batch, event).await? {
+            let taken = self.take_event(&mut volatile, &mut batch, event).await?;
+            if let Err(rejected) = taken {
                 tracing::info!(sender = ?rejected.sender, reason = %rejected.reason, "refused a to-device message");
                 outcome.rejected.push(rejected);
             }
@@ -266,6 +268,7 @@ impl Machine {
     /// The outer error is a failing store, the inner one says what is wrong with the message.
     async fn take_event(
         &self,
+        volatile: &mut Volatile,
         batch: &mut Batch<'_>,
         event: &Raw<AnyToDeviceEvent>,
     ) -> Result<Result<(), RejectedToDevice>, MachineError> {
@@ -285,6 +288,12 @@ impl Machine {
             | "m.secret.send"
             | "m.dummy"
             | "m.room_key_bundle" => Err(RejectedMessage::NotEncrypted),
+            kind if kind.starts_with("m.key.verification.") => {
+                let step = kind.trim_start_matches("m.key.verification.");
+                self.take_verification(volatile, batch, &event.sender, step, &event.content)
+                    .await?;
+                Ok(())
+            }
             // Keys are not given out on request.
             "m.room_key_request" => Ok(()),
             _ => {
