@@ -19,11 +19,13 @@ pub mod crypto;
 pub mod encryption;
 pub mod environment;
 pub mod login;
+pub mod recovery;
 pub mod room;
 pub mod store;
 pub mod sync;
 pub mod timeline;
 pub mod transport;
+pub mod verification;
 
 pub use bot::{Bot, Message};
 pub use client::{Client, ClientBuilder};

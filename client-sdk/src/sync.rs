@@ -176,6 +176,12 @@ impl Client {
         }
         let update = self.deliver(&machine, &mut state, pending).await?;
         state.delivered = true;
+        if let Err(error) = self.take_verifications(&update).await {
+            tracing::warn!(%error, "a verification does not go on");
+        }
+        if let Err(error) = self.upload_backup().await {
+            tracing::warn!(%error, "the backup is not up to date");
+        }
         Ok(update)
     }
 

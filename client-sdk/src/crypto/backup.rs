@@ -217,10 +217,11 @@ impl Machine {
         for (room_id, room) in rooms.as_object().into_iter().flatten() {
             let sessions = room.get("sessions").and_then(Value::as_object);
             for (session_id, data) in sessions.into_iter().flatten() {
-                match decrypt(&decryption, room_id, session_id, data) {
-                    Some(key) => keys.push(key),
-                    None => tracing::info!(%room_id, %session_id, "a key in the backup is broken"),
+                let key = decrypt(&decryption, room_id, session_id, data);
+                if key.is_none() {
+                    tracing::info!(%room_id, %session_id, "a key in the backup is broken");
                 }
+                keys.extend(key);
             }
         }
         let taken = take_keys(&mut batch, keys).await?;

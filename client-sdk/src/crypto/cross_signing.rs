@@ -317,6 +317,13 @@ impl Machine {
         Ok(taken)
     }
 
+    /// The secrets of the user that this device has, by name: the private keys of the identity, and
+    /// that of the backup.
+    pub async fn secrets(&self) -> Result<BTreeMap<String, Secret>, MachineError> {
+        let rows: Vec<(String, Secret)> = self.batch().list(Table::Secrets, "").await?;
+        Ok(rows.into_iter().collect())
+    }
+
     /// Whether this device can sign the user's devices and other users.
     pub async fn has_private_keys(&self) -> Result<bool, MachineError> {
         let batch = self.batch();

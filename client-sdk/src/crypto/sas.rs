@@ -125,7 +125,7 @@ pub(crate) enum Protocol {
     /// People compare.
     Compare {
         shared: Box<EstablishedSas>,
-        short: ShortAuthString,
+        short: Box<ShortAuthString>,
         confirmed: bool,
         /// Their message authentication codes may come before our person has confirmed.
         proven: Option<Proven>,
@@ -246,7 +246,8 @@ impl Protocol {
         let public = keys::curve25519(theirs).ok_or(CancelReason::InvalidMessage)?;
         let shared = ours.diffie_hellman(public);
         let shared = Box::new(shared.map_err(|_| CancelReason::InvalidMessage)?);
-        let short = ShortAuthString::new(&shared.bytes(&parties.sas_info(&our_key, theirs)));
+        let bytes = shared.bytes(&parties.sas_info(&our_key, theirs));
+        let short = Box::new(ShortAuthString::new(&bytes));
         let compare = Self::Compare {
             shared,
             short,

@@ -159,7 +159,8 @@ impl StorageKey {
         let mut bytes = Zeroizing::new(Vec::with_capacity(35));
         bytes.extend(PREFIX);
         bytes.extend(self.0);
-        bytes.push(bytes.iter().fold(0, |sum, byte| sum ^ byte));
+        let parity = bytes.iter().fold(0, |sum, byte| sum ^ byte);
+        bytes.push(parity);
         let text = Zeroizing::new(base58_encode(&bytes));
         let groups: Vec<&str> = text
             .as_bytes()

@@ -1,6 +1,7 @@
 //! Tests of the machine: devices that behave, servers and devices that do not, and crashes.
 
 mod accounts;
+mod backups;
 mod conversations;
 mod crashes;
 mod device_lists;

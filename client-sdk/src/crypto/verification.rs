@@ -43,7 +43,7 @@ pub enum VerificationPhase {
     /// Keys are being exchanged.
     Started,
     /// The people compare: [`Machine::confirm_sas`] or [`Machine::reject_sas`].
-    Compare(ShortAuthString),
+    Compare(Box<ShortAuthString>),
     /// Our person has confirmed; the other has not.
     Waiting,
     /// Both have confirmed.

@@ -40,7 +40,7 @@ async fn phase(peer: &Peer) -> Phase {
     only(peer).await.phase
 }
 
-async fn short(peer: &Peer) -> ShortAuthString {
+async fn short(peer: &Peer) -> Box<ShortAuthString> {
     match phase(peer).await {
         Phase::Compare(short) => short,
         other => panic!("{other:?}"),
