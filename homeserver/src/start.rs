@@ -287,7 +287,9 @@ fn services(
         config.media.max_upload_bytes,
     );
     let devices = Devices::new(storage.clone(), accounts.clone());
-    let e2e_keys = E2eKeys::new(storage.clone(), federation.clone(), tasks.clone());
+    let e2e_keys = E2eKeys::new(storage.clone(), federation.clone());
+    let refreshing = e2e_keys.clone().refresh(clock.clone(), stopping.clone());
+    tasks.spawn(refreshing);
     let to_device = ToDevice::new(storage.clone(), clock.clone(), server_name.clone());
     let events = Events::new(storage.clone());
     let timeline = Timeline::new(

@@ -6,7 +6,7 @@ import subprocess
 from servers import Server
 
 UNLIMITED = {"per_second": 1_000_000, "burst_count": 1_000_000}
-LIMITS = ["rc_message", "rc_registration", "rc_key_requests", "rc_presence"]
+LIMITS = ["rc_message", "rc_registration", "rc_key_requests", "rc_presence", "rc_room_creation"]
 
 
 class Synapse(Server):

@@ -93,3 +93,46 @@ async fn history_that_nobody_has_is_not_asked_for_every_time() {
     b.clock().advance(60_000);
     reads_all(&bob, &room_id, &[sent]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_found_by_its_time() {
+    let (a, b) = TestServer::pair().await;
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    let mut sent = Vec::new();
+    for number in 0..5 {
+        a.clock().advance(60_000);
+        let id = alice.send(&room_id, &number.to_string()).await;
+        let path = room(&room_id, &format!("event/{}", sotto_tests::escape(&id)));
+        let at = alice.get(&path).await.ok()["origin_server_ts"]
+            .as_i64()
+            .unwrap();
+        sent.push((id, at));
+    }
+    // Bob comes long after.
+    b.clock().advance(15 * 60_000);
+    bob.join_via(&room_id, "a.test").await.ok();
+    for user in [&alice, &bob] {
+        let find = async |time: i64, dir: &str| {
+            let id = sotto_tests::escape(&room_id);
+            let path =
+                format!("/_matrix/client/v1/rooms/{id}/timestamp_to_event?ts={time}&dir={dir}");
+            user.get(&path).await
+        };
+        for (index, (id, at)) in sent.iter().enumerate() {
+            for (time, dir) in [
+                (*at, "f"),
+                (*at, "b"),
+                (at + 30_000, "b"),
+                (at - 30_000, "f"),
+            ] {
+                let found = find(time, dir).await.ok();
+                assert_eq!(found["event_id"], **id, "{index} {dir} {}", user.user_id);
+                assert_eq!(found["origin_server_ts"], *at);
+            }
+        }
+        assert_eq!(find(1, "b").await.refused(), (404, "M_NOT_FOUND"));
+        let future = sent[4].1 + 10_000_000;
+        assert_eq!(find(future, "f").await.refused(), (404, "M_NOT_FOUND"));
+    }
+}

@@ -115,3 +115,25 @@ async fn requests_that_nobody_signed_are_refused() {
     let version = nobody.get("/_matrix/federation/v1/version").await.ok();
     assert_eq!(version["server"]["name"], "Sotto");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notary_tells_the_keys_of_others() {
+    let (a, _b) = TestServer::pair().await;
+    let nobody = User::anonymous(a.url());
+    let got = nobody.get("/_matrix/key/v2/query/b.test").await.ok();
+    let path = "/_matrix/key/v2/query";
+    let body = json!({ "server_keys": { "b.test": {}, "a.test": {} } });
+    let posted = nobody.post(path, &body).await.ok();
+    assert_eq!(posted["server_keys"].as_array().unwrap().len(), 2);
+    for answer in [got, posted] {
+        let lists = answer["server_keys"].as_array().unwrap();
+        let keys = lists.iter().find(|keys| keys["server_name"] == "b.test");
+        let signatures = keys.unwrap()["signatures"].as_object().unwrap();
+        assert!(signatures.contains_key("a.test") && signatures.contains_key("b.test"));
+    }
+    let many: serde_json::Map<_, _> = (0..200)
+        .map(|n| (format!("s{n}.test"), json!({})))
+        .collect();
+    let answer = nobody.post(path, &json!({ "server_keys": many })).await;
+    assert_eq!(answer.refused(), (400, "M_INVALID_PARAM"));
+}

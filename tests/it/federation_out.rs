@@ -169,3 +169,73 @@ async fn a_message_to_a_device_waits_for_its_server() {
     let messages = &received[0]["content"]["messages"];
     assert_eq!(messages["@mallory:b.test"]["*"]["body"], "knock");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_learns_of_the_devices_of_who_joins() {
+    let (_ours, _other, fake, alice) = with_fake(RoomVersionId::V11).await;
+    crate::encryption::upload_device(&alice).await;
+    alice.join_via(fake.room_id().as_str(), "b.test").await.ok();
+    let updates = || {
+        let mut received = fake.received();
+        received.retain(|unit| unit["edu_type"] == "m.device_list_update");
+        received
+    };
+    for _ in 0..200 {
+        if !updates().is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let content = updates()[0]["content"].clone();
+    assert_eq!(content["user_id"], alice.user_id.as_str());
+    assert_eq!(content["device_id"], alice.device_id.as_str());
+    assert_eq!(content["prev_id"], json!([]));
+    // A new name is no arrival.
+    let path = format!("/_matrix/client/v3/profile/{}/displayname", alice.user_id);
+    alice.put(&path, &json!({ "displayname": "A." })).await.ok();
+    alice.send(fake.room_id().as_str(), "after the name").await;
+    arrived(&fake, "after the name").await;
+    assert_eq!(updates().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_device_list_is_fetched_until_it_is_right() {
+    let (mut ours, _other, fake, alice) = with_fake(RoomVersionId::V11).await;
+    alice.join_via(fake.room_id().as_str(), "b.test").await.ok();
+    fake.lie(Lie::RefuseDevices);
+    let mallory = "@mallory:b.test";
+    let content = json!({
+        "user_id": mallory, "device_id": "PHONE", "stream_id": 7, "prev_id": [6],
+    });
+    let update = json!({ "edu_type": "m.device_list_update", "content": content });
+    fake.peer().send(&ours, &[], &[update]).await.ok();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // What is to be done is written down.
+    ours.restart().await;
+    fake.lie(Lie::None);
+    let asked = |unit: &Value| unit["asked for devices of"] == mallory;
+    for _ in 0..400 {
+        if fake.received().iter().any(asked) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // From now on nobody can be asked.
+    drop(fake);
+    let query = json!({ "device_keys": { mallory: [] } });
+    let answer = alice
+        .post("/_matrix/client/v3/keys/query", &query)
+        .await
+        .ok();
+    assert!(
+        answer["device_keys"][mallory]["PHONE"].is_object(),
+        "{answer}"
+    );
+    assert_eq!(
+        answer["failures"]
+            .as_object()
+            .map_or(0, serde_json::Map::len),
+        0
+    );
+}

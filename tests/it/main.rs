@@ -16,6 +16,7 @@ mod encryption;
 mod endpoints;
 mod federation_absence;
 mod federation_backfill;
+mod federation_egress;
 mod federation_fork;
 mod federation_hostile;
 mod federation_inbound;

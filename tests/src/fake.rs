@@ -50,6 +50,8 @@ pub enum Lie {
     Banned,
     /// Refuses every transaction.
     RefuseTransactions,
+    /// Does not tell of its users' devices.
+    RefuseDevices,
 }
 
 /// A running server. It ends when this is dropped.
@@ -115,6 +117,7 @@ impl FakeServer {
                 put(send_join),
             )
             .route("/_matrix/federation/v1/send/{txn}", put(transaction))
+            .route("/_matrix/federation/v1/user/devices/{user}", get(devices))
             .with_state(shared.clone());
         let tls = Tls::bind(
             server.federation_address(),
@@ -342,6 +345,27 @@ async fn send_join(State(shared): State<Arc<Shared>>, join: String) -> String {
     }
     lock(&shared.joins).push(serde_json::from_str(&join).expect("JSON"));
     json!({ "state": state, "auth_chain": state, "origin": shared.name }).to_string()
+}
+
+async fn devices(
+    State(shared): State<Arc<Shared>>,
+    UrlPath(user): UrlPath<String>,
+) -> (StatusCode, String) {
+    if *lock(&shared.lie) == Lie::RefuseDevices {
+        let error = json!({ "errcode": "M_UNKNOWN" });
+        return (StatusCode::SERVICE_UNAVAILABLE, error.to_string());
+    }
+    let keys = json!({
+        "user_id": user,
+        "device_id": "PHONE",
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
+        "keys": {},
+        "signatures": {},
+    });
+    let devices = json!([{ "device_id": "PHONE", "keys": keys }]);
+    let answer = json!({ "user_id": user, "stream_id": 7, "devices": devices });
+    lock(&shared.received).push(json!({ "asked for devices of": user }));
+    (StatusCode::OK, answer.to_string())
 }
 
 async fn transaction(State(shared): State<Arc<Shared>>, body: String) -> (StatusCode, String) {

@@ -69,6 +69,36 @@ pub(crate) async fn announce(
         .await
 }
 
+/// Tells servers of a local user's devices who did not hear of them before. An update that follows on
+/// nothing makes them fetch the whole list, so one is enough, whatever the number of devices.
+pub(crate) async fn introduce(
+    tx: &mut Tx,
+    servers: &BTreeSet<OwnedServerName>,
+    user_id: &UserId,
+) -> Result<(), StorageError> {
+    let rows = tx.device_keys().of_users(&[user_id.to_owned()]).await?;
+    let Some(device) = rows.into_iter().next() else {
+        return Ok(());
+    };
+    let before = tx.device_lists().stream_id(user_id).await?;
+    let DeviceStreamId(stream_id) = before.unwrap_or(DeviceStreamId(0));
+    let mut content = json!({
+        "user_id": user_id,
+        "device_id": device.device_id,
+        "stream_id": stream_id,
+        "prev_id": [],
+    });
+    if let Some(keys) = signed_keys(tx, user_id, &device.device_id).await? {
+        content["keys"] = serde_json::to_value(keys).unwrap_or_default();
+    }
+    let content = content.to_string();
+    for destination in servers {
+        tx.push_edu(destination, "m.device_list_update", &content)
+            .await?;
+    }
+    Ok(())
+}
+
 /// The keys of a device with the signatures of its owner, as other servers may see them.
 async fn signed_keys(
     tx: &mut Tx,

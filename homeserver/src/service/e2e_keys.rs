@@ -7,6 +7,7 @@
 pub(crate) mod claim;
 pub(crate) mod cross_signing;
 pub(crate) mod query;
+mod refresh;
 pub(crate) mod remote;
 pub(crate) mod signatures;
 pub(crate) mod upload;
@@ -16,7 +17,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use quick_cache::sync::Cache;
 use ruma::{OneTimeKeyAlgorithm, UInt};
-use tokio_util::task::TaskTracker;
+use tokio::sync::Notify;
 
 use super::{accounts::Requester, federation::Federation};
 use crate::storage::{
@@ -29,8 +30,9 @@ use crate::storage::{
 pub(crate) struct E2eKeys {
     storage: Storage,
     federation: Federation,
-    tasks: TaskTracker,
     counts: Arc<Counts>,
+    /// Lists of remote users are to be fetched.
+    stale: Arc<Notify>,
 }
 
 /// What is known of the one-time keys of devices, and as of when.
@@ -44,12 +46,12 @@ pub(crate) struct KeyCounts {
 }
 
 impl E2eKeys {
-    pub(crate) fn new(storage: Storage, federation: Federation, tasks: TaskTracker) -> Self {
+    pub(crate) fn new(storage: Storage, federation: Federation) -> Self {
         Self {
             storage,
             federation,
-            tasks,
             counts: Arc::new(Cache::new(10_000)),
+            stale: Arc::default(),
         }
     }
 

@@ -6,11 +6,17 @@ use std::{
     sync::Arc,
 };
 
-use ruma::{EventId, OwnedEventId, RoomId, ServerName, events::StateEventType};
+use ruma::{
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, ServerName, events::StateEventType,
+};
 use serde_json::value::RawValue;
 use sotto_federation::room::{redaction, version};
 
-use super::{events::Events, server_acl::ServerAcls, timeline::Timeline};
+use super::{
+    events::Events,
+    server_acl::ServerAcls,
+    timeline::{Direction, Timeline},
+};
 use crate::storage::{Storage, StorageError, events::StoredEvent, rooms::Room, state_map::NodeId};
 
 /// The most events that are given at once.
@@ -161,6 +167,26 @@ impl SharedHistory {
         let event = self.in_room(&room, event_id).await?;
         let chain = self.auth_chain(std::slice::from_ref(&event)).await?;
         Ok(self.all_as_seen_by(origin, &room, &chain).await?)
+    }
+
+    /// The event closest to a time that the server may see
+    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1timestamp_to_eventroomid)).
+    pub(crate) async fn at_time(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        time: MilliSecondsSinceUnixEpoch,
+        direction: Direction,
+    ) -> Result<Arc<StoredEvent>, ShareError> {
+        let room = self.shared(origin, room_id).await?;
+        let until = self.storage.log().position().0;
+        let found = self.timeline.by_distance(room.nid, time, direction, until);
+        for event in found.await? {
+            if self.visible(origin, &room, &event).await? {
+                return Ok(event);
+            }
+        }
+        Err(ShareError::UnknownEvent)
     }
 
     /// Events from some on backwards, the given ones included.

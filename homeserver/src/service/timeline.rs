@@ -1,5 +1,6 @@
 //! Timelines: events of local users, appended to rooms, and read again.
 
+mod at_time;
 mod draft;
 mod proposal;
 mod read;

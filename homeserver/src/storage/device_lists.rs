@@ -29,6 +29,16 @@ pub(crate) struct RemoteList {
     pub(crate) fetched_at: Option<StreamPosition>,
 }
 
+/// A list of a remote user that is to be fetched again.
+#[derive(Clone, Debug)]
+pub(crate) struct Stale {
+    pub(crate) user_id: OwnedUserId,
+    /// From when on, in milliseconds.
+    pub(crate) retry_at: i64,
+    /// How often it could not be had.
+    pub(crate) failures: i64,
+}
+
 impl Tx {
     /// Puts a change of devices or identity keys, of a local or a remote user, into the log.
     pub(crate) async fn change_device_list(
@@ -116,7 +126,9 @@ impl DeviceLists<'_> {
         sqlx::query(
             "INSERT INTO device_lists (user_id, position, stream_id, fetched_at)
              VALUES ($1, 0, $2, $3) ON CONFLICT (user_id) DO UPDATE
-             SET stream_id = excluded.stream_id, fetched_at = excluded.fetched_at",
+             SET stream_id = excluded.stream_id, fetched_at = excluded.fetched_at,
+             failures = CASE WHEN excluded.fetched_at IS NULL THEN device_lists.failures ELSE 0 END,
+             retry_at = CASE WHEN excluded.fetched_at IS NULL THEN device_lists.retry_at END",
         )
         .bind(user_id.as_str())
         .bind(stream_id.0)
@@ -134,6 +146,41 @@ impl DeviceLists<'_> {
     ) -> Result<(), StorageError> {
         sqlx::query("UPDATE device_lists SET fetched_at = $1 WHERE user_id = $2")
             .bind(fetched_at.map(|position| position.0))
+            .bind(user_id.as_str())
+            .execute(&mut *self.0)
+            .await?;
+        Ok(())
+    }
+
+    /// The lists of remote users that are to be fetched again, the first one due first.
+    pub(crate) async fn stale(&mut self, limit: i64) -> Result<Vec<Stale>, StorageError> {
+        let rows = sqlx::query(
+            "SELECT user_id, retry_at, failures FROM device_lists WHERE retry_at IS NOT NULL
+             ORDER BY retry_at LIMIT $1",
+        )
+        .bind(limit)
+        .fetch_all(&mut *self.0)
+        .await?;
+        let stale = rows.iter().map(|row| {
+            Ok(Stale {
+                user_id: parse(&row.try_get::<String, _>(0)?)?,
+                retry_at: row.try_get(1)?,
+                failures: row.try_get(2)?,
+            })
+        });
+        stale.collect()
+    }
+
+    /// Says when the list of a remote user is to be fetched again, if at all.
+    pub(crate) async fn set_retry_at(
+        &mut self,
+        user_id: &UserId,
+        retry_at: Option<i64>,
+        failures: i64,
+    ) -> Result<(), StorageError> {
+        sqlx::query("UPDATE device_lists SET retry_at = $1, failures = $2 WHERE user_id = $3")
+            .bind(retry_at)
+            .bind(failures)
             .bind(user_id.as_str())
             .execute(&mut *self.0)
             .await?;

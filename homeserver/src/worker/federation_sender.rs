@@ -9,6 +9,7 @@
 
 mod catch_up;
 mod delivery;
+mod devices;
 mod presence;
 mod queues;
 
@@ -163,6 +164,7 @@ impl FederationSender {
             for entry in entries {
                 match &entry.change {
                     Change::Event(event) => {
+                        self.tell_devices(event, entry.position).await?;
                         place.sent |= self.route(event, entry.position);
                         self.introduce(event);
                     }
@@ -191,6 +193,7 @@ impl FederationSender {
             };
             for event in page {
                 if let Some(position) = event.log_position() {
+                    self.tell_devices(&event, position).await?;
                     place.sent |= self.route(&Arc::new(event), position);
                 }
             }

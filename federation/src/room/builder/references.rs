@@ -15,7 +15,7 @@ use crate::room::{object::Object, pdu::Pdu};
 /// The reference hashes of events, which events of room versions 1 and 2 name beside the ids
 /// ([spec](https://spec.matrix.org/v1.19/rooms/v1/#event-format)).
 #[derive(Clone, Debug, Default)]
-pub struct Hashes(BTreeMap<OwnedEventId, String>);
+pub struct Hashes(BTreeMap<OwnedEventId, Option<String>>);
 
 impl Hashes {
     /// Whether events of a room version name hashes.
@@ -29,7 +29,8 @@ impl Hashes {
         let strict = rules.authorization.strict_canonical_json;
         let object = Object::parse(pdu.json(), strict)?;
         let hash = Base64::<Standard, _>::new(object.reference_hash(&rules.redaction)?);
-        self.0.insert(pdu.event_id().to_owned(), hash.encode());
+        self.0
+            .insert(pdu.event_id().to_owned(), Some(hash.encode()));
         Ok(())
     }
 
@@ -50,7 +51,9 @@ pub fn references(
             return Ok(by_id);
         }
         let hash = hashes.0.get(id).ok_or(BuildError::MissingHash)?;
-        let hash = CanonicalJsonObject::from([("sha256".to_owned(), hash.as_str().into())]);
+        let hash = hash.iter();
+        let hash = hash.map(|hash| ("sha256".to_owned(), hash.as_str().into()));
+        let hash = hash.collect::<CanonicalJsonObject>();
         Ok(vec![by_id, hash.into()].into())
     };
     let named: Result<Vec<_>, _> = events.iter().map(name).collect();
@@ -68,7 +71,8 @@ impl<'de> Deserialize<'de> for Named {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         struct Sha256 {
-            sha256: Base64,
+            // Synapse leaves it out where it did not compute it; nobody reads it.
+            sha256: Option<Base64>,
         }
         #[derive(Deserialize)]
         #[serde(untagged)]
@@ -82,7 +86,8 @@ impl<'de> Deserialize<'de> for Named {
             named.ids.push(match form {
                 Form::Id(id) => id,
                 Form::Pair(id, hash) => {
-                    named.hashes.0.insert(id.clone(), hash.sha256.encode());
+                    let hash = hash.sha256.map(|hash| hash.encode());
+                    named.hashes.0.insert(id.clone(), hash);
                     id
                 }
             });

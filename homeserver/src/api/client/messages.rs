@@ -5,7 +5,11 @@ use std::collections::BTreeSet;
 use axum::extract::State;
 use ruma::{
     RoomId,
-    api::client::{context::get_context, message::get_message_events, room::get_room_event},
+    api::client::{
+        context::get_context,
+        message::get_message_events,
+        room::{get_event_by_timestamp, get_room_event},
+    },
 };
 
 use crate::{
@@ -30,6 +34,7 @@ const MAX_PIECES: usize = 5;
 pub(super) fn routes(routes: Routes) -> Routes {
     routes
         .add::<get_message_events::v3::Request, _, _>(get_message_events)
+        .add::<get_event_by_timestamp::v1::Request, _, _>(get_event_by_timestamp)
         .add::<get_room_event::v3::Request, _, _>(get_room_event)
         .add::<get_context::v3::Request, _, _>(get_context)
 }
@@ -117,6 +122,33 @@ async fn get_room_event(
         .for_client_with_room(&event, &requester)
         .await?;
     Ok(Matrix(get_room_event::v3::Response::new(json)))
+}
+
+/// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`
+async fn get_event_by_timestamp(
+    State(timeline): State<Timeline>,
+    State(backfill): State<Backfill>,
+    Authenticated { requester, body }: Authenticated<get_event_by_timestamp::v1::Request>,
+) -> Result<Matrix<get_event_by_timestamp::v1::Response>, MatrixError> {
+    let (user_id, room_id) = (&requester.user_id, &body.room_id);
+    let direction = match body.dir {
+        ruma::api::Direction::Backward => Direction::Backwards,
+        ruma::api::Direction::Forward => Direction::Forwards,
+    };
+    timeline.readable(user_id, room_id).await?;
+    for _ in 0..MAX_PIECES {
+        if !(timeline.begins_after(room_id, body.ts).await? && backfill.earlier(room_id).await?) {
+            break;
+        }
+    }
+    let found = timeline
+        .at_time(user_id, room_id, body.ts, direction)
+        .await?;
+    let event = found.ok_or_else(|| MatrixError::not_found("There is no event at that time"))?;
+    Ok(Matrix(get_event_by_timestamp::v1::Response::new(
+        event.pdu.event_id().to_owned(),
+        event.pdu.origin_server_ts(),
+    )))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`

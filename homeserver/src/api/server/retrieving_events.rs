@@ -9,7 +9,10 @@ use ruma::{
     api::federation::{
         authorization::get_event_authorization,
         backfill::get_backfill,
-        event::{get_event, get_missing_events, get_room_state, get_room_state_ids},
+        event::{
+            get_event, get_event_by_timestamp, get_missing_events, get_room_state,
+            get_room_state_ids,
+        },
     },
 };
 
@@ -19,6 +22,7 @@ use crate::{
     clock::Clock,
     service::{
         shared_history::{ShareError, SharedHistory},
+        timeline::Direction,
         transactions::Transactions,
     },
     storage::events::StoredEvent,
@@ -29,6 +33,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .add::<get_backfill::v1::Request, _, _>(get_backfill)
         .add::<get_event::v1::Request, _, _>(get_event)
         .add::<get_event_authorization::v1::Request, _, _>(get_event_authorization)
+        .add::<get_event_by_timestamp::v1::Request, _, _>(get_event_by_timestamp)
         .add::<get_missing_events::v1::Request, _, _>(get_missing_events)
         .add::<get_room_state::v1::Request, _, _>(get_room_state)
         .add::<get_room_state_ids::v1::Request, _, _>(get_room_state_ids)
@@ -55,6 +60,23 @@ async fn get_event(
     let pdu = history.event(&origin, &body.event_id).await?;
     let name = us.server_name().to_owned();
     Ok(Matrix(get_event::v1::Response::new(name, clock.now(), pdu)))
+}
+
+/// `GET /_matrix/federation/v1/timestamp_to_event/{roomId}`
+async fn get_event_by_timestamp(
+    State(history): State<SharedHistory>,
+    Signed { origin, body }: Signed<get_event_by_timestamp::v1::Request>,
+) -> Result<Matrix<get_event_by_timestamp::v1::Response>, MatrixError> {
+    let direction = match body.dir {
+        ruma::api::Direction::Backward => Direction::Backwards,
+        ruma::api::Direction::Forward => Direction::Forwards,
+    };
+    let found = history.at_time(&origin, &body.room_id, body.ts, direction);
+    let event = found.await?;
+    Ok(Matrix(get_event_by_timestamp::v1::Response::new(
+        event.pdu.event_id().to_owned(),
+        event.pdu.origin_server_ts(),
+    )))
 }
 
 /// `GET /_matrix/federation/v1/state/{roomId}`

@@ -178,12 +178,7 @@ impl E2eKeys {
             .storage
             .write(move |tx| async move { apply(tx, update).await }.boxed());
         if write.await? == Copy::Outdated {
-            let this = self.clone();
-            self.tasks.spawn(async move {
-                if let Err(error) = this.fetch(&user_id).await {
-                    tracing::debug!(%user_id, %error, "a device list was not fetched");
-                }
-            });
+            self.stale.notify_one();
         }
         Ok(())
     }
@@ -212,7 +207,7 @@ impl E2eKeys {
     }
 
     /// Whether the server of a remote user tells us of changes: whether a room is shared.
-    fn is_followed(&self, user_id: &UserId) -> bool {
+    pub(super) fn is_followed(&self, user_id: &UserId) -> bool {
         let roster = self.storage.log().roster();
         !roster.rooms_shared_with(user_id).is_empty()
     }
@@ -229,7 +224,7 @@ impl E2eKeys {
     }
 
     /// Fetches the list of a remote user whose server will tell us of changes.
-    async fn fetch(&self, user_id: &UserId) -> Result<(), FetchError> {
+    pub(super) async fn fetch(&self, user_id: &UserId) -> Result<(), FetchError> {
         let mut reader = self.storage.read().await?;
         let before = reader.device_lists().remote(user_id).await?.changed_at;
         drop(reader);
@@ -291,6 +286,7 @@ async fn apply(tx: &mut Tx, update: DeviceListUpdateContent) -> Result<Copy, Sto
     tx.change_device_list(user_id).await?;
     if !follows {
         tx.device_lists().set_fetched_at(user_id, None).await?;
+        tx.device_lists().set_retry_at(user_id, Some(0), 0).await?;
         return Ok(Copy::Outdated);
     }
     if update.deleted == Some(true) {
