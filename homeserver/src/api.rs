@@ -28,13 +28,14 @@ use crate::{
     clock::Clock,
     service::{
         account_data::AccountData, accounts::Accounts, admission::Admission, aliases::Aliases,
-        backfill::Backfill, deactivation::Deactivation, devices::Devices, directory::Directory,
-        e2e_keys::E2eKeys, filter::Filters, key_backup::KeyBackup, media::Media,
-        membership::Membership, moderation::Moderation, presence::Presence, profiles::Profiles,
-        push_rules::PushRules, receipts::Receipts, registration::Registration, rooms::Rooms,
-        server_keys::ServerKeys, shared_history::SharedHistory, sync::Sync,
-        third_party_invites::ThirdPartyInvites, timeline::Timeline, to_device::ToDevice,
-        transactions::Transactions, typing::Typing, uia::Uia,
+        backfill::Backfill, calls::Calls, deactivation::Deactivation, devices::Devices,
+        directory::Directory, e2e_keys::E2eKeys, filter::Filters, key_backup::KeyBackup,
+        media::Media, membership::Membership, moderation::Moderation, presence::Presence,
+        profiles::Profiles, push_rules::PushRules, receipts::Receipts, registration::Registration,
+        rooms::Rooms, server_keys::ServerKeys, shared_history::SharedHistory, spaces::Spaces,
+        support::Support, sync::Sync, third_party_invites::ThirdPartyInvites, timeline::Timeline,
+        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
+        user_directory::UserDirectory,
     },
 };
 
@@ -45,6 +46,7 @@ pub(crate) struct Edge {
     pub(crate) accounts: Accounts,
     pub(crate) admission: Admission,
     pub(crate) aliases: Aliases,
+    pub(crate) calls: Calls,
     pub(crate) clock: Clock,
     pub(crate) backfill: Backfill,
     pub(crate) deactivation: Deactivation,
@@ -64,6 +66,8 @@ pub(crate) struct Edge {
     pub(crate) rooms: Rooms,
     pub(crate) server_keys: ServerKeys,
     pub(crate) shared_history: SharedHistory,
+    pub(crate) spaces: Spaces,
+    pub(crate) support: Support,
     pub(crate) sync: Sync,
     pub(crate) third_party_invites: ThirdPartyInvites,
     pub(crate) timeline: Timeline,
@@ -71,6 +75,7 @@ pub(crate) struct Edge {
     pub(crate) typing: Typing,
     pub(crate) to_device: ToDevice,
     pub(crate) uia: Uia,
+    pub(crate) user_directory: UserDirectory,
 }
 
 /// Everything that the server answers.

@@ -38,6 +38,9 @@ pub struct Config {
     /// How to reach whoever runs this server, a Matrix id or `mailto:`.
     #[serde(default)]
     pub contact: Option<String>,
+    /// A page that helps the users of this server; given out by `.well-known`.
+    #[serde(default)]
+    pub support_page: Option<String>,
     /// Who may make an account.
     #[serde(default)]
     pub registration: Registration,
@@ -64,6 +67,9 @@ pub struct Config {
     /// Who sees what users tell of themselves.
     #[serde(default)]
     pub profiles: Profiles,
+    /// The TURN servers through which users call each other.
+    #[serde(default)]
+    pub turn: Turn,
 }
 
 /// Who may make an account.
@@ -135,6 +141,42 @@ impl Default for Presence {
     }
 }
 
+/// The TURN servers through which users call each other.
+#[derive(Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Turn {
+    /// Their addresses, such as `turn:turn.example.org?transport=udp`. None by default.
+    pub uris: Vec<String>,
+    /// The secret that they share with this server, for passwords that end with their time.
+    pub shared_secret: Option<String>,
+    /// The name that all users share, where there is no shared secret.
+    pub username: Option<String>,
+    /// The password for `username`.
+    pub password: Option<String>,
+    /// For how long a password is good, in seconds. Default a day.
+    pub ttl_seconds: u64,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self {
+            uris: Vec::new(),
+            shared_secret: None,
+            username: None,
+            password: None,
+            ttl_seconds: 24 * 60 * 60,
+        }
+    }
+}
+
+impl std::fmt::Debug for Turn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Turn")
+            .field("uris", &self.uris)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Who sees what users tell of themselves.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -167,6 +209,7 @@ impl Config {
             listen: default_listen(),
             public_base_url: None,
             contact: None,
+            support_page: None,
             registration: Registration::default(),
             default_room_version: default_room_version(),
             deprecated_requests: default_deprecated_requests(),
@@ -175,6 +218,7 @@ impl Config {
             media: Media::default(),
             presence: Presence::default(),
             profiles: Profiles::default(),
+            turn: Turn::default(),
         }
     }
 

@@ -21,6 +21,7 @@ use crate::{
         admission::{self, Admission},
         aliases::Aliases,
         backfill::Backfill,
+        calls::Calls,
         deactivation::Deactivation,
         devices::Devices,
         directory::Directory,
@@ -44,7 +45,9 @@ use crate::{
         server_acl::ServerAcls,
         server_keys::ServerKeys,
         shared_history::SharedHistory,
+        spaces::Spaces,
         succession::Succession,
+        support::Support,
         sync::{self, Sync},
         third_party_invites::ThirdPartyInvites,
         timeline::Timeline,
@@ -53,9 +56,13 @@ use crate::{
         typing::Typing,
         uia::{Stages, Uia},
         unread::Unread,
+        user_directory::UserDirectory,
     },
     storage::{Storage, StorageError},
-    worker::{federation_sender::FederationSender, profile_repeater::ProfileRepeater},
+    worker::{
+        federation_sender::FederationSender, profile_repeater::ProfileRepeater,
+        user_directory::UserDirectoryWorker,
+    },
 };
 
 /// A running server.
@@ -218,6 +225,9 @@ fn follow(
     let profiles = edge.profiles.clone();
     let repeater = ProfileRepeater::new(storage.clone(), profiles, stopping.clone());
     tasks.spawn(repeater.run());
+    let directory = edge.user_directory.clone();
+    let directory = UserDirectoryWorker::new(storage.clone(), directory, stopping.clone());
+    tasks.spawn(directory.run());
 }
 
 /// Listens for other servers with TLS, if the configuration says so; where.
@@ -330,8 +340,16 @@ fn services(
     let directory = Directory::new(
         storage.clone(),
         timeline.clone(),
+        summaries.clone(),
+        federation.clone(),
+    );
+    let user_directory = UserDirectory::new(storage.clone(), timeline.clone(), summaries.clone());
+    let spaces = Spaces::new(
+        storage.clone(),
+        timeline.clone(),
         summaries,
         federation.clone(),
+        clock.clone(),
     );
     let account_data = AccountData::new(storage.clone());
     let push_rules = PushRules::new(storage.clone());
@@ -433,6 +451,7 @@ fn services(
         accounts,
         admission,
         aliases,
+        calls: Calls::new(config.turn.clone(), clock.clone()),
         clock: clock.clone(),
         backfill,
         deactivation,
@@ -452,6 +471,8 @@ fn services(
         rooms,
         server_keys,
         shared_history,
+        spaces,
+        support: Support::new(config),
         sync,
         third_party_invites,
         timeline,
@@ -459,5 +480,6 @@ fn services(
         typing,
         to_device,
         uia,
+        user_directory,
     }
 }

@@ -19,6 +19,7 @@ pub(crate) mod event_cache;
 pub(crate) mod events;
 pub(crate) mod federation_edus;
 pub(crate) mod filters;
+pub(crate) mod found_users;
 pub(crate) mod inbound;
 pub mod inspect;
 pub(crate) mod key_backup;
@@ -340,6 +341,9 @@ pub(crate) trait Families {
     }
     fn key_backup(&mut self) -> key_backup::KeyBackup<'_> {
         key_backup::KeyBackup(self.connection())
+    }
+    fn found_users(&mut self) -> found_users::FoundUsers<'_> {
+        found_users::FoundUsers(self.connection())
     }
     fn media(&mut self) -> media::Media<'_> {
         media::Media(self.connection())

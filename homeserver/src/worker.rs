@@ -3,3 +3,4 @@
 
 pub(crate) mod federation_sender;
 pub(crate) mod profile_repeater;
+pub(crate) mod user_directory;

@@ -28,9 +28,12 @@ mod sending;
 mod server_administration;
 mod server_side_key_backups;
 mod session;
+mod spaces;
 mod sync;
 mod tagging;
 mod typing;
+mod user_directory;
+mod voip;
 
 pub(super) use media::disposition;
 use ruma::UserId;
@@ -68,9 +71,12 @@ pub(super) fn routes(routes: Routes) -> Routes {
         server_administration::routes,
         session::routes,
         send_to_device::routes,
+        spaces::routes,
         sync::routes,
         tagging::routes,
         typing::routes,
+        user_directory::routes,
+        voip::routes,
     ]
     .into_iter()
     .fold(routes, |routes, add| add(routes))

@@ -12,6 +12,7 @@ mod querying;
 mod retrieving_events;
 mod server_discovery;
 mod server_keys;
+mod spaces;
 mod third_party_invites;
 mod transactions;
 
@@ -31,6 +32,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         retrieving_events::routes,
         server_discovery::routes,
         server_keys::routes,
+        spaces::routes,
         third_party_invites::routes,
         transactions::routes,
     ]

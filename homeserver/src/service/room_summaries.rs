@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use quick_cache::sync::Cache;
 use ruma::{
-    OwnedMxcUri, OwnedRoomAliasId, RoomAliasId, RoomId, UInt, UserId,
+    OwnedMxcUri, OwnedRoomAliasId, RoomAliasId, RoomId, ServerName, UInt, UserId,
     events::{StateEventType, room::member::MembershipState},
     room::{JoinRule, JoinRuleSummary, RoomSummary, RoomType},
 };
@@ -37,6 +37,17 @@ pub(crate) struct Facts {
     world_readable: bool,
     guest_can_join: bool,
     encryption: Option<String>,
+}
+
+/// Who asks about a room.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Asker<'a> {
+    /// Somebody who did not say who they are.
+    Nobody,
+    /// A local user.
+    User(&'a UserId),
+    /// Another server, for any of its users.
+    Server(&'a ServerName),
 }
 
 /// The types of events that tell something, in the order of [`Facts::of`].
@@ -91,6 +102,44 @@ impl RoomSummaries {
         Ok(facts)
     }
 
+    /// Whether somebody may know what a room says about itself: who is in it or invited, and who could
+    /// join, knock or read
+    /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv1roomsroomidhierarchy)).
+    pub(crate) fn may_know(&self, asker: Asker<'_>, summary: &RoomSummary) -> bool {
+        let roster = self.storage.log().roster();
+        match asker {
+            Asker::Nobody => {}
+            Asker::User(user_id) => {
+                let place = roster.place(user_id, &summary.room_id);
+                match place.map(|place| place.membership) {
+                    Some(MembershipState::Join | MembershipState::Invite) => return true,
+                    Some(MembershipState::Ban) => return false,
+                    _ => {}
+                }
+            }
+            Asker::Server(server) => {
+                if roster.has_server(server, &summary.room_id) {
+                    return true;
+                }
+            }
+        }
+        let in_any = |rooms: &[ruma::OwnedRoomId]| {
+            rooms.iter().any(|room_id| match asker {
+                Asker::Nobody => false,
+                Asker::User(user_id) => roster.is_joined(user_id, room_id),
+                Asker::Server(server) => roster.has_server(server, room_id),
+            })
+        };
+        summary.world_readable
+            || match &summary.join_rule {
+                JoinRuleSummary::Public
+                | JoinRuleSummary::Knock
+                | JoinRuleSummary::KnockRestricted(_) => true,
+                JoinRuleSummary::Restricted(restricted) => in_any(&restricted.allowed_room_ids),
+                _ => false,
+            }
+    }
+
     /// What the user is to the room.
     pub(crate) fn membership(&self, user_id: &UserId, room_id: &RoomId) -> MembershipState {
         let place = self.storage.log().roster().place(user_id, room_id);
@@ -126,6 +175,11 @@ impl Facts {
     /// Whether everybody may read the room.
     pub(crate) fn world_readable(&self) -> bool {
         self.world_readable
+    }
+
+    /// Whether everybody may read the room, or join it.
+    pub(crate) fn is_public(&self) -> bool {
+        self.world_readable || self.join_rule == JoinRuleSummary::Public
     }
 
     /// Whether it makes sense to list the room: whoever finds it can do something with it.

@@ -73,6 +73,20 @@ impl Rooms<'_> {
         Ok(found)
     }
 
+    /// The rooms that the server takes, or took, part in.
+    pub(crate) async fn with_head(&mut self) -> Result<Vec<OwnedRoomId>, StorageError> {
+        let rows = sqlx::query("SELECT room_id FROM rooms WHERE head_state IS NOT NULL")
+            .fetch_all(&mut *self.0)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let room_id: String = row.try_get(0)?;
+                RoomId::parse(&room_id)
+                    .map_err(|_| StorageError::inconsistent("rooms", "room_id", &room_id))
+            })
+            .collect()
+    }
+
     /// Makes a room known of which the server has no event in a timeline: the target of an invite.
     pub(crate) async fn insert_outside(
         &mut self,

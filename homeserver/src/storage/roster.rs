@@ -205,16 +205,51 @@ impl Roster {
     /// Whether a local user and another one are both joined to some room.
     #[must_use]
     pub(crate) fn share_a_room(&self, local: &UserId, other: &UserId) -> bool {
+        self.shared_room(local, other).is_some()
+    }
+
+    /// Some room to which a local user and another one are both joined.
+    #[must_use]
+    pub(crate) fn shared_room(&self, local: &UserId, other: &UserId) -> Option<OwnedRoomId> {
         self.read(|inner| {
             let mut joined = inner
                 .users
                 .get(local)?
                 .iter()
                 .filter(|(_, place)| place.membership == MembershipState::Join);
-            Some(joined.any(|(room_id, _)| {
-                let room = inner.rooms.get(room_id);
-                room.is_some_and(|room| room.contains(other))
-            }))
+            let shared = joined.find(|(room_id, _)| inner.is_joined(other, room_id));
+            shared.map(|(room_id, _)| Some(room_id.clone()))
+        })
+    }
+
+    /// Some room among these to which a user is joined, and a local one as well: what becomes of others is
+    /// not known here.
+    #[must_use]
+    pub(crate) fn joined_to_any(
+        &self,
+        user_id: &UserId,
+        rooms: &BTreeSet<OwnedRoomId>,
+    ) -> Option<OwnedRoomId> {
+        let joined = |inner: &Inner, room_id: &&OwnedRoomId| {
+            let room = inner.rooms.get(*room_id);
+            room.is_some_and(|room| !room.local.is_empty() && room.contains(user_id))
+        };
+        self.read(|inner| {
+            let found = if user_id.server_name() == self.server_name {
+                let places = inner.users.get(user_id)?.keys();
+                let mut both = places.filter(|room_id| rooms.contains(*room_id));
+                both.find(|room_id| joined(inner, room_id))
+            } else {
+                let of_server = inner.servers.get(user_id.server_name())?;
+                let (few, many) = if of_server.len() < rooms.len() {
+                    (of_server, rooms)
+                } else {
+                    (rooms, of_server)
+                };
+                let mut both = few.iter().filter(|room_id| many.contains(*room_id));
+                both.find(|room_id| joined(inner, room_id))
+            };
+            found.map(|room_id| Some(room_id.clone()))
         })
     }
 
@@ -275,6 +310,11 @@ impl Roster {
 }
 
 impl Inner {
+    fn is_joined(&self, user_id: &UserId, room_id: &RoomId) -> bool {
+        let room = self.rooms.get(room_id);
+        room.is_some_and(|room| room.contains(user_id))
+    }
+
     fn set(&mut self, server_name: &ServerName, row: Membership) {
         let Membership {
             room_id,

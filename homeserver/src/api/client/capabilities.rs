@@ -2,8 +2,8 @@
 
 use axum::extract::State;
 use ruma::api::client::discovery::get_capabilities::v3::{
-    self, Capabilities, ChangePasswordCapability, GetLoginTokenCapability, RoomVersionStability,
-    RoomVersionsCapability, ThirdPartyIdChangesCapability,
+    self, Capabilities, ChangePasswordCapability, GetLoginTokenCapability, ProfileFieldsCapability,
+    RoomVersionStability, RoomVersionsCapability, ThirdPartyIdChangesCapability,
 };
 use sotto_federation::room::version;
 
@@ -42,5 +42,6 @@ async fn get_capabilities(
         capabilities.account_moderation.suspend = true;
         capabilities.account_moderation.lock = true;
     }
+    capabilities.profile_fields = Some(ProfileFieldsCapability::new(true));
     Ok(Matrix(v3::Response::new(capabilities)))
 }

@@ -4,6 +4,7 @@
 use axum::extract::State;
 use ruma::api::client::discovery::{
     discover_homeserver::{self, HomeserverInfo},
+    discover_support::{self, Contact, ContactRole},
     get_supported_versions,
 };
 
@@ -13,7 +14,10 @@ use crate::{
         error::MatrixError,
         extract::{Anonymous, Matrix},
     },
-    service::accounts::Accounts,
+    service::{
+        accounts::Accounts,
+        support::{self, Support},
+    },
 };
 
 /// The versions whose behavior clients can count on.
@@ -23,12 +27,19 @@ const VERSIONS: [&str; 20] = [
 ];
 
 /// What clients can count on that is no part of a version yet.
-const UNSTABLE: [&str; 2] = ["org.matrix.msc4222", "org.matrix.simplified_msc3575"];
+const UNSTABLE: [&str; 5] = [
+    "org.matrix.msc4222",
+    "org.matrix.simplified_msc3575",
+    "uk.half-shot.msc2666.query_mutual_rooms.stable",
+    "uk.tcpip.msc4133",
+    "uk.tcpip.msc4133.stable",
+];
 
 pub(super) fn routes(routes: Routes) -> Routes {
     routes
         .add::<get_supported_versions::Request, _, _>(get_versions)
         .add::<discover_homeserver::Request, _, _>(well_known_client)
+        .add::<discover_support::Request, _, _>(well_known_support)
 }
 
 /// `GET /_matrix/client/versions`
@@ -52,4 +63,23 @@ async fn well_known_client(
 ) -> Result<Matrix<discover_homeserver::Response>, MatrixError> {
     let homeserver = HomeserverInfo::new(accounts.public_base_url().to_owned());
     Ok(Matrix(discover_homeserver::Response::new(homeserver)))
+}
+
+/// `GET /.well-known/matrix/support`
+async fn well_known_support(
+    State(support): State<Support>,
+    _: Anonymous<discover_support::Request>,
+) -> Result<Matrix<discover_support::Response>, MatrixError> {
+    let role = ContactRole::Admin;
+    let contact = support.contact.map(|contact| match contact {
+        support::Contact::Matrix(user_id) => Contact::with_matrix_id(role, user_id),
+        support::Contact::Email(email) => Contact::with_email_address(role, email),
+    });
+    let contacts: Vec<_> = contact.into_iter().collect();
+    if contacts.is_empty() && support.page.is_none() {
+        return Err(MatrixError::not_found("Whom to turn to is not told here"));
+    }
+    let mut response = discover_support::Response::with_contacts(contacts);
+    response.support_page = support.page;
+    Ok(Matrix(response))
 }

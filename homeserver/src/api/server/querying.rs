@@ -1,7 +1,9 @@
 //! [Querying for information](https://spec.matrix.org/v1.19/server-server-api/#querying-for-information).
 
 use axum::extract::State;
-use ruma::api::federation::query::{get_profile_information, get_room_information};
+use ruma::api::federation::query::{
+    get_custom_information, get_profile_information, get_room_information,
+};
 
 use super::authentication::Signed;
 use crate::{
@@ -11,6 +13,7 @@ use crate::{
 
 pub(super) fn routes(routes: Routes) -> Routes {
     routes
+        .add::<get_custom_information::v1::Request, _, _>(get_custom_information)
         .add::<get_profile_information::v1::Request, _, _>(get_profile_information)
         .add::<get_room_information::v1::Request, _, _>(get_room_information)
 }
@@ -40,4 +43,11 @@ async fn get_room_information(
     Ok(Matrix(get_room_information::v1::Response::new(
         room_id, servers,
     )))
+}
+
+/// `GET /_matrix/federation/v1/query/{queryType}`: of all types only those above are known.
+async fn get_custom_information(
+    _: Signed<get_custom_information::v1::Request>,
+) -> Result<Matrix<get_custom_information::v1::Response>, MatrixError> {
+    Err(MatrixError::not_found("There is no such type of query"))
 }
