@@ -36,6 +36,9 @@ pub enum Table {
     WedgedDevices,
     /// Inbound Megolm sessions, partitioned by room and session id.
     InboundSessions,
+    /// Sessions with events that are not shown because of their sender's device, partitioned by
+    /// the device's Curve25519 key.
+    Held,
     /// The names of all inbound Megolm sessions, with the backup version that has them.
     SessionNames,
     /// The current outbound Megolm session of each room.
@@ -83,6 +86,7 @@ impl Table {
             Self::OlmReplays => "olm_replays",
             Self::WedgedDevices => "wedged_devices",
             Self::InboundSessions => "inbound_sessions",
+            Self::Held => "held",
             Self::SessionNames => "session_names",
             Self::OutboundSessions => "outbound_sessions",
             Self::OutboundShares => "outbound_shares",

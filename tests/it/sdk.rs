@@ -2,6 +2,7 @@
 
 mod bots;
 mod files;
+mod trust;
 
 use std::{path::Path, time::Duration};
 

@@ -17,6 +17,7 @@ use super::{
     machine::Machine,
     megolm::InboundSession,
     symmetric::{CipherKeys, fresh_iv},
+    to_device::{InboxItem, RoomKeyInfo, add_to_inbox},
     trust::{SenderData, SenderTrust},
 };
 use crate::{
@@ -232,7 +233,14 @@ pub(crate) async fn take_keys(
         let Some((room_id, session)) = key.into_session() else {
             continue;
         };
+        let session_id = session.megolm.session_id();
         if session.add_imported(batch, &room_id).await? {
+            // Events may become readable.
+            let key = RoomKeyInfo {
+                room_id,
+                session_id,
+            };
+            add_to_inbox(batch, &InboxItem::RoomKey(key)).await?;
             taken += 1;
         }
     }

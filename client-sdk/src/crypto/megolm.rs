@@ -19,6 +19,7 @@ use super::{
     identity,
     keys::MEGOLM,
     machine::Machine,
+    to_device::{InboxItem, RoomKeyInfo, add_to_inbox},
     trust::{SenderData, SenderTrust},
 };
 use crate::store::{Batch, StoreError, Table};
@@ -347,6 +348,8 @@ async fn decrypt(
     }
     let sender = upgraded(batch, machine.user_id(), owner).await?;
     if !machine.trust_requirement().is_met_by(sender.trust) {
+        let name = session_partition(room_id, session_id);
+        batch.put(Table::Held, &sender.curve25519, &name, &true)?;
         let sender = Box::new(sender);
         return Err(DecryptError::UntrustedSender { sender });
     }
@@ -358,6 +361,24 @@ async fn decrypt(
         session_id,
         message_index: index,
     })
+}
+
+/// Has the events looked at again that were not shown because of their sender's device.
+pub(crate) async fn release_held(
+    batch: &mut Batch<'_>,
+    curve25519: &str,
+) -> Result<(), StoreError> {
+    for (name, _) in batch.list::<bool>(Table::Held, curve25519).await? {
+        batch.delete(Table::Held, curve25519, &name);
+        if let Some((room_id, session_id)) = split(&name) {
+            let key = RoomKeyInfo {
+                room_id,
+                session_id,
+            };
+            add_to_inbox(batch, &InboxItem::RoomKey(key)).await?;
+        }
+    }
+    Ok(())
 }
 
 /// The session as it was given to us by the sender of the event.

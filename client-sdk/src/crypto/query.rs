@@ -18,6 +18,7 @@ use super::{
     identity::Identity,
     keys::{self, DeviceKeys},
     machine::{self, Asked, InFlight, Machine, Volatile},
+    megolm,
     requests::{Alarm, OutgoingRequest, Request},
 };
 use crate::{
@@ -257,6 +258,9 @@ async fn take_device(
             device
         }
     };
+    if seen.signed_by.is_some() && device.signed_by.is_none() {
+        megolm::release_held(batch, &device.curve25519).await?;
+    }
     device.signed_by = seen.signed_by;
     device.object = seen.object;
     device.save(batch)?;

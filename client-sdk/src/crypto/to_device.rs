@@ -458,7 +458,10 @@ async fn take_room_key(
     Ok(Ok(()))
 }
 
-async fn add_to_inbox(batch: &mut Batch<'_>, item: &InboxItem) -> Result<(), StoreError> {
+pub(crate) async fn add_to_inbox(
+    batch: &mut Batch<'_>,
+    item: &InboxItem,
+) -> Result<(), StoreError> {
     let number: u64 = batch
         .get(Table::Meta, "", INBOX_COUNTER)
         .await?

@@ -1,0 +1,277 @@
+//! A small program to chat with in a terminal: rooms, encrypted messages, verification, recovery.
+//!
+//! The account is taken from `SOTTO_HOMESERVER`, `SOTTO_USER` and `SOTTO_PASSWORD`; the keys are
+//! kept in the file `SOTTO_STORE` or `./sotto-chat.sqlite`.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    error::Error,
+    io::{BufRead as _, Write as _},
+    pin::pin,
+};
+
+use futures_util::StreamExt as _;
+use ruma::{OwnedRoomId, OwnedUserId};
+use sotto_client::{
+    Client,
+    client::RoomOptions,
+    crypto::{Secret, VerificationPhase},
+    sync::SyncUpdate,
+    timeline::{Protection, TimelineEvent},
+};
+use tokio::sync::mpsc;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+const HELP: &str = "\
+/rooms              the rooms, by number       /new NAME       make an encrypted room
+/go NUMBER          choose a room              /join ROOM      join a room
+/invite USER        invite to the room         /members        who is here
+/verify USER        verify somebody            /ok             accept, begin, or confirm
+/no                 the emoji differ           /accept USER    accept a changed identity
+/recovery           make a recovery key        /recover KEY    use one
+/quit               leave the program          anything else is said in the room";
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let client = log_in().await?;
+    let mut chat = Chat::new(client.clone());
+    chat.say(&format!("You are {}. /help helps.", chat.name()))?;
+    let (lines, mut typed) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if lines.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let mut updates = pin!(client.sync_stream());
+    loop {
+        tokio::select! {
+            line = typed.recv() => match line.as_deref().map(str::trim) {
+                None | Some("/quit") => return Ok(()),
+                Some("") => {}
+                Some(line) => if let Err(error) = chat.take_line(line).await {
+                    chat.say(&format!("! {error}"))?;
+                },
+            },
+            update = updates.next() => match update {
+                None => return Ok(()),
+                Some(Ok(update)) => chat.show(update).await?,
+                Some(Err(error)) => chat.say(&format!("! {error}"))?,
+            },
+        }
+    }
+}
+
+async fn log_in() -> Result<Client, Failure> {
+    let variable = |name: &str| env::var(name).map_err(|_| format!("{name} is not set"));
+    let store = env::var("SOTTO_STORE").unwrap_or_else(|_| "./sotto-chat.sqlite".to_owned());
+    let client = Client::builder()
+        .homeserver(variable("SOTTO_HOMESERVER")?)
+        .store(store.as_str())
+        .build()
+        .await?;
+    if !client.restore().await? {
+        let (user, password) = (variable("SOTTO_USER")?, variable("SOTTO_PASSWORD")?);
+        client.login_password(&user, &password).await?;
+    }
+    Ok(client)
+}
+
+struct Chat {
+    client: Client,
+    room: Option<OwnedRoomId>,
+    /// What was shown last of each verification.
+    phases: BTreeMap<String, VerificationPhase>,
+}
+
+impl Chat {
+    fn new(client: Client) -> Self {
+        Self {
+            client,
+            room: None,
+            phases: BTreeMap::new(),
+        }
+    }
+
+    fn name(&self) -> String {
+        let user_id = self.client.user_id();
+        user_id.map(ToString::to_string).unwrap_or_default()
+    }
+
+    #[expect(
+        clippy::unused_self,
+        reason = "everything that is shown goes through here"
+    )]
+    fn say(&self, text: &str) -> Result<(), Failure> {
+        Ok(writeln!(std::io::stdout(), "{text}")?)
+    }
+
+    async fn take_line(&mut self, line: &str) -> Result<(), Failure> {
+        let (command, argument) = line.split_once(' ').unwrap_or((line, ""));
+        match command {
+            "/help" => self.say(HELP)?,
+            "/rooms" => self.list_rooms().await?,
+            "/go" => {
+                let rooms = self.client.rooms().await?;
+                let room = rooms
+                    .get(argument.parse::<usize>()?)
+                    .ok_or("no such room")?;
+                self.room = Some(room.id().to_owned());
+            }
+            "/new" => {
+                let options = RoomOptions {
+                    name: Some(argument.to_owned()),
+                    ..RoomOptions::default()
+                };
+                self.room = Some(self.client.create_room(options).await?.id().to_owned());
+            }
+            "/join" => {
+                let room = self.client.join(argument.try_into()?, &[]).await?;
+                self.room = Some(room.id().to_owned());
+            }
+            "/invite" => {
+                let user_id: OwnedUserId = argument.try_into()?;
+                self.current()?.invite(&user_id).await?;
+            }
+            "/members" => {
+                for member in self.current()?.members().await? {
+                    let state = self.client.identity_state(&member.user_id).await?;
+                    let (user_id, membership) = (&member.user_id, &member.membership);
+                    self.say(&format!("  {user_id} ({membership}, {state:?})"))?;
+                }
+            }
+            "/recovery" => {
+                let key = self.client.enable_recovery(None).await?;
+                self.say(&format!("Write this down: {}", key.expose()))?;
+            }
+            "/recover" => {
+                let recovered = self.client.recover(&Secret::new(argument)).await?;
+                self.say(&format!("{} keys", recovered.room_keys))?;
+            }
+            _ => self.take_more(command, argument, line).await?,
+        }
+        Ok(())
+    }
+
+    async fn take_more(
+        &mut self,
+        command: &str,
+        argument: &str,
+        line: &str,
+    ) -> Result<(), Failure> {
+        match command {
+            "/verify" => {
+                let user_id: OwnedUserId = argument.try_into()?;
+                if Some(&*user_id) == self.client.user_id() {
+                    self.client.request_verification(&user_id).await?;
+                } else {
+                    self.current()?.request_verification(&user_id).await?;
+                }
+            }
+            "/ok" => self.go_on().await?,
+            "/no" => {
+                for verification in self.client.verifications().await? {
+                    if matches!(verification.phase, VerificationPhase::Compare(_)) {
+                        self.client.reject_sas(&verification.id).await?;
+                    }
+                }
+            }
+            "/accept" => {
+                let user_id: OwnedUserId = argument.try_into()?;
+                self.client.accept_identity(&user_id).await?;
+            }
+            _ if command.starts_with('/') => self.say("No such command; /help helps.")?,
+            _ => {
+                self.current()?.send_text(line).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next step of every verification that waits for the person.
+    async fn go_on(&self) -> Result<(), Failure> {
+        for verification in self.client.verifications().await? {
+            let id = &verification.id;
+            match verification.phase {
+                VerificationPhase::Asked => self.client.accept_verification(id).await?,
+                VerificationPhase::Ready => self.client.start_sas(id).await?,
+                VerificationPhase::Compare(_) => self.client.confirm_sas(id).await?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn current(&self) -> Result<sotto_client::Room, Failure> {
+        let room_id = self.room.as_ref().ok_or("choose a room: /rooms, /go")?;
+        Ok(self.client.room(room_id))
+    }
+
+    async fn list_rooms(&self) -> Result<(), Failure> {
+        for (number, room) in self.client.rooms().await?.iter().enumerate() {
+            let name = room.name().await?;
+            let name = name.unwrap_or_else(|| room.id().to_string());
+            self.say(&format!("  {number}: {name}"))?;
+        }
+        Ok(())
+    }
+
+    async fn show(&mut self, update: SyncUpdate) -> Result<(), Failure> {
+        for alarm in &update.alarms {
+            self.say(&format!("!! {alarm:?}"))?;
+        }
+        for invite in &update.invites {
+            let inviter = invite.inviter.as_ref().map(ToString::to_string);
+            let inviter = inviter.unwrap_or_default();
+            self.say(&format!("{inviter} invites you: /join {}", invite.room_id))?;
+        }
+        for room in &update.rooms {
+            for event in &room.timeline {
+                self.show_event(event)?;
+            }
+        }
+        for (_, event) in &update.decrypted_late {
+            self.show_event(event)?;
+        }
+        for verification in self.client.verifications().await? {
+            let before = self
+                .phases
+                .insert(verification.id.clone(), verification.phase.clone());
+            if before.as_ref() == Some(&verification.phase) {
+                continue;
+            }
+            let text = match &verification.phase {
+                VerificationPhase::Asked => "wants to be verified: /ok".to_owned(),
+                VerificationPhase::Ready => "is ready: one of you types /ok".to_owned(),
+                VerificationPhase::Compare(short) => {
+                    let emoji = short.emoji.map(|emoji| emoji.symbol).join(" ");
+                    let names = short.emoji.map(|emoji| emoji.name).join(", ");
+                    format!("sees {emoji} ({names}), or not: /ok or /no")
+                }
+                other => format!("verification: {other:?}"),
+            };
+            self.say(&format!("* {} {text}", verification.user_id))?;
+        }
+        Ok(())
+    }
+
+    fn show_event(&self, event: &TimelineEvent) -> Result<(), Failure> {
+        let mark = match &event.protection {
+            Protection::Clear => "(not encrypted) ".to_owned(),
+            Protection::Encrypted(sender) => sender
+                .shield()
+                .map_or_else(String::new, |shield| format!("({shield:?}) ")),
+            Protection::Undecryptable(reason) => {
+                return self.say(&format!("{}: cannot be read: {reason:?}", event.sender));
+            }
+            _ => String::new(),
+        };
+        match event.body() {
+            Some(body) => self.say(&format!("{mark}{}: {body}", event.sender)),
+            None => Ok(()),
+        }
+    }
+}
