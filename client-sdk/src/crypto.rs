@@ -35,6 +35,7 @@ mod query;
 mod requests;
 mod sas;
 mod secret;
+mod secret_sharing;
 mod secret_storage;
 mod share;
 mod symmetric;

@@ -55,6 +55,8 @@ pub enum Table {
     Identities,
     /// Private keys of the own identity and other secrets.
     Secrets,
+    /// Requests for secrets: those that were sent, and those that wait for an answer.
+    SecretRequests,
     /// Signatures that wait to be uploaded.
     SignatureUploads,
     /// Users whose device lists are followed.
@@ -95,6 +97,7 @@ impl Table {
             Self::Devices => "devices",
             Self::Identities => "identities",
             Self::Secrets => "secrets",
+            Self::SecretRequests => "secret_requests",
             Self::SignatureUploads => "signature_uploads",
             Self::TrackedUsers => "tracked_users",
             Self::EncryptedRooms => "encrypted_rooms",

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{
     account::StoredAccount,
-    devices::{Device, TrackedUser},
+    devices::{self, Device, TrackedUser},
     error::{MachineError, SigningError},
     identity::{self, Identity},
     identity_keys::{IdentityKey, Usage, private_key, signed_by},
@@ -282,9 +282,20 @@ impl Machine {
         &self,
         seeds: &BTreeMap<String, Secret>,
     ) -> Result<usize, MachineError> {
-        let _guard = self.lock().await;
+        let mut volatile = self.lock().await;
+        volatile.settled.clear();
         let mut batch = self.batch();
-        let Some(own) = Identity::load(&batch, self.user_id()).await? else {
+        let taken = self.take_private_keys_in(&mut batch, seeds).await?;
+        batch.commit().await?;
+        Ok(taken)
+    }
+
+    pub(crate) async fn take_private_keys_in(
+        &self,
+        batch: &mut Batch<'_>,
+        seeds: &BTreeMap<String, Secret>,
+    ) -> Result<usize, MachineError> {
+        let Some(own) = Identity::load(batch, self.user_id()).await? else {
             return Ok(0);
         };
         let mut taken = 0;
@@ -309,11 +320,10 @@ impl Machine {
         if taken == 0 {
             return Ok(0);
         }
-        identity::trust_own(&mut batch, own.clone()).await?;
-        if let Some(key) = own_key(&batch, Usage::SelfSigning).await? {
-            self.sign_own(&mut batch, &own, &key).await?;
+        identity::trust_own(batch, own.clone()).await?;
+        if let Some(key) = own_key(batch, Usage::SelfSigning).await? {
+            self.sign_own(batch, &own, &key).await?;
         }
-        batch.commit().await?;
         Ok(taken)
     }
 
@@ -410,6 +420,18 @@ pub(crate) async fn own_key(
 ) -> Result<Option<Ed25519SecretKey>, StoreError> {
     let seed: Option<Secret> = batch.get(Table::Secrets, "", usage.secret_name()).await?;
     Ok(seed.and_then(|seed| private_key(seed.expose())))
+}
+
+/// Another device of the own user, that the identity vouches for, while the identity is trusted.
+pub(crate) async fn is_verified_own_device(
+    batch: &Batch<'_>,
+    own_id: &UserId,
+    curve25519: &str,
+) -> Result<bool, StoreError> {
+    let device = devices::load_device_by_curve25519(batch, own_id, curve25519).await?;
+    let own = Identity::load(batch, own_id).await?;
+    Ok(matches!((device, own), (Some(device), Some(own))
+        if own.trusted && own.vouches_for(&device) && !device.deleted))
 }
 
 fn merge_signatures(object: &mut Value, other: &Value) {

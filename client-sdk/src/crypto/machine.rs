@@ -167,6 +167,7 @@ impl Machine {
         requests.extend(self.due_queries(&mut volatile).await?);
         requests.extend(self.unwedging_claim(&mut volatile).await?);
         requests.extend(self.signature_uploads().await?);
+        requests.extend(self.answer_secret_requests(&mut volatile).await?);
         let batch = self.batch();
         for (_, outgoing) in batch.list::<Outgoing>(Table::Outbox, "").await? {
             requests.push(outgoing.into_request());

@@ -18,16 +18,16 @@ use vodozemac::Curve25519PublicKey;
 use super::{
     account::StoredAccount,
     devices::{self, TrackedUser},
-    error::{MachineError, RejectedMessage, WithheldCode},
+    error::{MachineError, RejectedMessage},
     identity,
     machine::{Machine, Volatile},
-    megolm::{RoomKeyContent, session_partition},
+    megolm::RoomKeyContent,
     olm::{self, Received},
     outbound,
     payload::{CheckedPayload, Recipient},
     requests::{OutgoingRequest, Request},
     trust::{SenderData, SenderTrust},
-    unwedge,
+    unwedge, withheld,
 };
 use crate::store::{Batch, Changes, StoreError, Table};
 
@@ -281,7 +281,7 @@ impl Machine {
         };
         let result = match event.kind.as_str() {
             "m.room.encrypted" => self.take_encrypted(batch, &event).await?,
-            "m.room_key.withheld" => take_withheld(batch, &event)?,
+            "m.room_key.withheld" => withheld::take_withheld(batch, &event.sender, &event.content)?,
             // These are believed because of who encrypted them, so in the clear they are nothing.
             "m.room_key"
             | "m.forwarded_room_key"
@@ -291,6 +291,11 @@ impl Machine {
             kind if kind.starts_with("m.key.verification.") => {
                 let step = kind.trim_start_matches("m.key.verification.");
                 self.take_verification(volatile, batch, &event.sender, step, &event.content)
+                    .await?;
+                Ok(())
+            }
+            "m.secret.request" => {
+                self.take_secret_request(batch, &event.sender, &event.content)
                     .await?;
                 Ok(())
             }
@@ -351,7 +356,10 @@ impl Machine {
             Ok(sender) => sender,
             Err(error) => return Ok(Err(error)),
         };
-        take_payload(batch, checked, sender).await
+        match checked.kind() {
+            "m.secret.send" => self.take_secret(batch, checked.content(), &sender).await,
+            _ => take_payload(batch, checked, sender).await,
+        }
     }
 }
 
@@ -408,8 +416,8 @@ async fn take_payload(
 ) -> Result<Result<(), RejectedMessage>, MachineError> {
     match payload.kind() {
         "m.room_key" => take_room_key(batch, payload.content(), sender).await,
-        // We never ask for forwarded keys or secrets.
-        "m.forwarded_room_key" | "m.secret.send" => Ok(Err(RejectedMessage::Unsolicited)),
+        // We never ask for forwarded keys.
+        "m.forwarded_room_key" => Ok(Err(RejectedMessage::Unsolicited)),
         "m.dummy" => {
             // Their session with us broke, so what we sent over it may be lost.
             let device =
@@ -468,33 +476,4 @@ pub(crate) async fn add_to_inbox(
         .unwrap_or(0);
     batch.put(Table::Meta, "", INBOX_COUNTER, &(number + 1))?;
     batch.put(Table::Inbox, "", &format!("{number:016x}"), item)
-}
-
-#[derive(Deserialize)]
-struct WithheldContent {
-    code: WithheldCode,
-    room_id: Option<OwnedRoomId>,
-    session_id: Option<String>,
-}
-
-/// Keeps the reason why we do not get a key. It came in the clear, so it explains and no more.
-fn take_withheld(
-    batch: &mut Batch<'_>,
-    event: &RawToDevice,
-) -> Result<Result<(), RejectedMessage>, StoreError> {
-    let content: Result<WithheldContent, _> =
-        serde_json::from_value(Value::Object(event.content.clone()));
-    let Ok(content) = content else {
-        return Ok(Err(RejectedMessage::Malformed));
-    };
-    if let (Some(room_id), Some(session_id)) = (content.room_id, content.session_id) {
-        let partition = session_partition(&room_id, &session_id);
-        batch.put(
-            Table::Withheld,
-            &partition,
-            event.sender.as_str(),
-            &content.code,
-        )?;
-    }
-    Ok(Ok(()))
 }

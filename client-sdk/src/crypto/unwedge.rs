@@ -224,6 +224,16 @@ impl Machine {
     }
 }
 
+/// Whether keys of one of the devices are being claimed.
+pub(crate) fn any_claimed(volatile: &Volatile, devices: &[Device]) -> bool {
+    devices.iter().any(|device| {
+        is_claimed(
+            volatile,
+            &(device.user_id.clone(), device.device_id.clone()),
+        )
+    })
+}
+
 fn is_claimed(volatile: &Volatile, device: &(OwnedUserId, OwnedDeviceId)) -> bool {
     volatile.in_flight.values().any(
         |request| matches!(&request.what, Asked::Claim { devices } if devices.contains(device)),

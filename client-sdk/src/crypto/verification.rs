@@ -412,6 +412,7 @@ impl Machine {
         }
         if let Some(own) = identity.filter(|own| !own.trusted) {
             identity::trust_own(batch, own).await?;
+            self.request_secrets(batch).await?;
         }
         let device = devices::load_device(batch, &them.user_id, &them.device_id).await?;
         if let Some(device) = device.filter(|device| device.ed25519 == them.ed25519)

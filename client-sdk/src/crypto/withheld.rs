@@ -4,15 +4,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ruma::{OwnedUserId, RoomId};
-use serde_json::json;
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use super::{
     devices::{Device, LocalTrust},
-    error::{MachineError, ShareError},
+    error::{MachineError, RejectedMessage, ShareError, WithheldCode},
     identity::{Identity, IdentityState},
     keys::MEGOLM,
     machine::Machine,
+    megolm::session_partition,
     outbound::{OutboundSession, share_id},
     to_device::{Messages, Purpose},
     trust::SharePolicy,
@@ -160,4 +162,29 @@ impl Machine {
         self.queue("m.room_key.withheld", messages, Purpose::Other, batch)
             .await
     }
+}
+
+#[derive(Deserialize)]
+struct WithheldContent {
+    code: WithheldCode,
+    room_id: Option<OwnedRoomId>,
+    session_id: Option<String>,
+}
+
+/// Keeps the reason why we do not get a key. It came in the clear, so it explains and no more.
+pub(crate) fn take_withheld(
+    batch: &mut Batch<'_>,
+    sender: &UserId,
+    content: &Map<String, Value>,
+) -> Result<Result<(), RejectedMessage>, StoreError> {
+    let content: Result<WithheldContent, _> =
+        serde_json::from_value(Value::Object(content.clone()));
+    let Ok(content) = content else {
+        return Ok(Err(RejectedMessage::Malformed));
+    };
+    if let (Some(room_id), Some(session_id)) = (content.room_id, content.session_id) {
+        let partition = session_partition(&room_id, &session_id);
+        batch.put(Table::Withheld, &partition, sender.as_str(), &content.code)?;
+    }
+    Ok(Ok(()))
 }

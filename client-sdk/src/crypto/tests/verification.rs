@@ -113,6 +113,11 @@ async fn t_ver_2_a_new_device_is_verified_by_an_old_one() {
     }
     talk(&mut server, &mut alice, &mut phone).await;
     assert_eq!(phase(&phone).await, Phase::Done);
+    // T-SEC-1: now that it is verified it has got the private keys as well.
+    for _ in 0..3 {
+        talk(&mut server, &mut alice, &mut phone).await;
+    }
+    assert!(phone.machine.has_private_keys().await.unwrap());
     assert!(phone.machine.is_cross_signed().await.unwrap());
     let state = phone.machine.identity_state(alice.user()).await.unwrap();
     assert_eq!(state, IdentityState::Verified);
@@ -380,4 +385,39 @@ async fn pass(alice: &Peer, bob: &Peer) {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn t_sec_1_an_unverified_device_gets_no_secrets() {
+    let (mut server, mut alice, _) = two().await;
+    let environment = alice.environment.clone();
+    let spy = another(&mut server, ALICE, "SPY", &environment).await;
+    alice.sync(&mut server).await;
+    let request = json!({
+        "action": "request",
+        "name": "m.cross_signing.master",
+        "request_id": "1",
+        "requesting_device_id": "SPY",
+    });
+    server.deliver(&alice, alice.user(), "m.secret.request", &request);
+    alice.sync(&mut server).await;
+    assert!(server.device(spy.user(), spy.device()).inbox.is_empty());
+}
+
+#[tokio::test]
+async fn t_sec_2_a_secret_that_nobody_asked_for_is_refused() {
+    let (mut server, mut alice, mut bob) = two().await;
+    let device = bob.knows(&alice).await;
+    let content = json!({ "request_id": "1", "secret": "AAAA" });
+    let content = content.as_object().unwrap().clone();
+    let sent = bob
+        .machine
+        .send_to_device(&device, "m.secret.send", content);
+    assert!(sent.await.unwrap());
+    bob.send_outgoing(&mut server).await;
+    let outcome = alice.sync(&mut server).await;
+    assert_eq!(
+        outcome.rejected[0].reason,
+        crate::crypto::RejectedMessage::Unsolicited
+    );
 }
