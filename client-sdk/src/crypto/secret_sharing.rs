@@ -99,7 +99,8 @@ impl Machine {
         let Ok(request): Result<Request, _> = request else {
             return Ok(());
         };
-        let own = sender == self.user_id() && request.requesting_device_id != *self.device_id();
+        let own =
+            sender == self.user_id() && request.requesting_device_id != self.device_id().as_str();
         let id = format!("{} {}", request.requesting_device_id, request.request_id);
         if !own {
             return Ok(());
