@@ -7,6 +7,7 @@
 
 mod batch;
 mod memory;
+mod passphrase;
 mod seal;
 mod sqlite;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
 
 use super::{Client, Inner};
 use crate::{
-    crypto::{SharePolicy, TrustRequirement},
+    crypto::{Secret, SharePolicy, TrustRequirement},
     environment::{Environment, SystemEnvironment},
     store::{MemoryStore, SealKey, SqliteStore, Store, StoreError},
     transport::{Transport, TransportConfig, TransportError},
@@ -33,6 +33,8 @@ pub enum StoreConfig {
     Sqlite(PathBuf),
     /// In an SQLite file whose rows are sealed.
     SealedSqlite(PathBuf, SealKey),
+    /// In an SQLite file whose rows are sealed with a key under a passphrase.
+    Passphrase(PathBuf, Secret),
     /// In a store of your own.
     Custom(Arc<dyn Store>),
 }
@@ -43,6 +45,7 @@ impl fmt::Debug for StoreConfig {
             Self::Memory => "Memory",
             Self::Sqlite(_) => "Sqlite",
             Self::SealedSqlite(..) => "SealedSqlite",
+            Self::Passphrase(..) => "Passphrase",
             Self::Custom(_) => "Custom",
         })
     }
@@ -162,6 +165,9 @@ impl ClientBuilder {
             StoreConfig::Sqlite(path) => Arc::new(SqliteStore::open(path).await?),
             StoreConfig::SealedSqlite(path, key) => {
                 Arc::new(SqliteStore::open_sealed(path, &key).await?)
+            }
+            StoreConfig::Passphrase(path, passphrase) => {
+                Arc::new(SqliteStore::open_with_passphrase(path, &passphrase).await?)
             }
             StoreConfig::Custom(store) => store,
         };

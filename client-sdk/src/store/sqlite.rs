@@ -9,8 +9,11 @@ use sqlx::{
 };
 use zeroize::Zeroizing;
 
-use super::{Changes, Key, SealKey, Store, StoreError, Table, Value, seal::Seal};
-use crate::environment::{Environment, SystemEnvironment};
+use super::{Changes, Key, SealKey, Store, StoreError, Table, Value, passphrase, seal::Seal};
+use crate::{
+    crypto::Secret,
+    environment::{Environment, SystemEnvironment},
+};
 
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS items (
     kind TEXT NOT NULL,
@@ -33,20 +36,36 @@ pub struct SqliteStore {
     environment: Arc<dyn Environment>,
 }
 
+/// How a store is opened.
+enum Opening<'a> {
+    Plain,
+    Key(&'a SealKey),
+    Passphrase(&'a Secret),
+}
+
 impl SqliteStore {
     /// Opens or creates the file, without sealing its rows.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
-        Self::open_with(path.as_ref(), None).await
+        Self::open_with(path.as_ref(), Opening::Plain).await
     }
 
     /// Opens or creates the file; every row is sealed with `key`.
     ///
     /// A store that was made with another key, or without one, is refused.
     pub async fn open_sealed(path: impl AsRef<Path>, key: &SealKey) -> Result<Self, StoreError> {
-        Self::open_with(path.as_ref(), Some(key)).await
+        Self::open_with(path.as_ref(), Opening::Key(key)).await
     }
 
-    async fn open_with(path: &Path, key: Option<&SealKey>) -> Result<Self, StoreError> {
+    /// Opens or creates the file; every row is sealed with a random key, which is kept in the file
+    /// under the passphrase (Argon2id, 64 MiB, three passes: it takes a moment).
+    pub async fn open_with_passphrase(
+        path: impl AsRef<Path>,
+        passphrase: &Secret,
+    ) -> Result<Self, StoreError> {
+        Self::open_with(path.as_ref(), Opening::Passphrase(passphrase)).await
+    }
+
+    async fn open_with(path: &Path, opening: Opening<'_>) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -58,10 +77,19 @@ impl SqliteStore {
             .connect_with(options)
             .await?;
         sqlx::query(CREATE).execute(&pool).await?;
+        let environment = Arc::new(SystemEnvironment);
+        let seal = match opening {
+            Opening::Plain => None,
+            Opening::Key(key) => Some(Seal::new(key)),
+            Opening::Passphrase(passphrase) => {
+                let key = passphrase::store_key(&pool, passphrase, &*environment).await?;
+                Some(Seal::new(&key))
+            }
+        };
         let store = Self {
             pool,
-            seal: key.map(Seal::new),
-            environment: Arc::new(SystemEnvironment),
+            seal,
+            environment,
         };
         store.check_seal().await?;
         Ok(store)
@@ -69,7 +97,8 @@ impl SqliteStore {
 
     async fn check_seal(&self) -> Result<(), StoreError> {
         let key = Key::new(Table::Meta, "", SEAL_CHECK);
-        let rows: i64 = sqlx::query("SELECT COUNT(*) FROM items")
+        let rows: i64 = sqlx::query("SELECT COUNT(*) FROM items WHERE kind <> $1")
+            .bind(passphrase::KIND)
             .fetch_one(&self.pool)
             .await?
             .try_get(0)?;
