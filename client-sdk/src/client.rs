@@ -88,7 +88,8 @@ pub struct RoomOptions {
     pub encrypted: bool,
     /// Whether anybody may join, and the room is listed.
     pub public: bool,
-    /// Whether it is a conversation of two.
+    /// Whether it is a conversation of two: nobody else gets keys, whoever the server says is in
+    /// the room.
     pub direct: bool,
 }
 
@@ -164,6 +165,10 @@ impl Client {
         request.name = options.name;
         request.invite = options.invite;
         request.is_direct = options.direct;
+        let other = match request.invite.as_slice() {
+            [other] if options.direct => Some(other.clone()),
+            _ => None,
+        };
         request.preset = Some(match (options.public, options.direct) {
             (true, _) => create_room::v3::RoomPreset::PublicChat,
             (false, true) => create_room::v3::RoomPreset::TrustedPrivateChat,
@@ -190,7 +195,11 @@ impl Client {
                 .receive_room_changes(&[change], Changes::default())
                 .await?;
         }
-        Ok(self.room(&room_id))
+        let room = self.room(&room_id);
+        if other.is_some() {
+            room.set_direct_with(other).await?;
+        }
+        Ok(room)
     }
 
     /// Joins a room, by its id or an alias; `via` names servers that know the room.

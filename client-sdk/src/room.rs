@@ -45,6 +45,9 @@ pub(crate) struct RoomRow {
     pub(crate) name: Option<String>,
     pub(crate) history_visibility: Option<String>,
     pub(crate) prev_batch: Option<String>,
+    /// It is a conversation with this user and nobody else.
+    #[serde(default)]
+    pub(crate) direct_with: Option<OwnedUserId>,
 }
 
 impl RoomRow {
@@ -84,6 +87,13 @@ pub enum RoomError {
     /// The key of the room was not shared.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// Somebody is in a conversation of two who does not belong there: the server may have put
+    /// them in. See [`Room::confirm_members`].
+    #[error("somebody is in a conversation of two who does not belong there")]
+    UnexpectedMembers {
+        /// Who.
+        users: Vec<OwnedUserId>,
+    },
     /// The room kept changing while its key was shared.
     #[error("the room kept changing while its key was shared")]
     Unsettled,
@@ -260,10 +270,9 @@ impl Room {
     ) -> Result<Map<String, Value>, RoomError> {
         let machine = self.client.machine()?;
         for _ in 0..SHARE_STEPS {
-            match machine
-                .share_room_key(&self.room_id, &self.readers().await?)
-                .await?
-            {
+            let readers = self.readers().await?;
+            self.check_roster(&readers).await?;
+            match machine.share_room_key(&self.room_id, &readers).await? {
                 Share::Pending(requests) => {
                     self.client.send_requests(requests).await?;
                 }
@@ -282,6 +291,39 @@ impl Room {
             }
         }
         Err(RoomError::Unsettled)
+    }
+
+    /// Refuses to give keys to anybody else in a conversation of two. Who is a member is what the
+    /// server says; nothing proves that a person invited them.
+    async fn check_roster(&self, readers: &BTreeSet<OwnedUserId>) -> Result<(), RoomError> {
+        let Some(other) = self.row().await?.direct_with else {
+            return Ok(());
+        };
+        let own_id = self.client.user_id();
+        let strange = |user: &&OwnedUserId| **user != other && Some(&***user) != own_id;
+        let users: Vec<OwnedUserId> = readers.iter().filter(strange).cloned().collect();
+        if users.is_empty() {
+            Ok(())
+        } else {
+            Err(RoomError::UnexpectedMembers { users })
+        }
+    }
+
+    /// Says that all members may read what is sent: the room is no conversation of two any more.
+    pub async fn confirm_members(&self) -> Result<(), StoreError> {
+        self.set_direct_with(None).await
+    }
+
+    pub(crate) async fn set_direct_with(
+        &self,
+        other: Option<OwnedUserId>,
+    ) -> Result<(), StoreError> {
+        let _rooms = self.client.inner.rooms.lock().await;
+        let mut row = self.row().await?;
+        row.direct_with = other;
+        let mut batch = self.client.batch();
+        batch.put(Table::Rooms, "", self.room_id.as_str(), &row)?;
+        batch.commit().await
     }
 
     /// Those who may read the next message.

@@ -269,6 +269,9 @@ async fn apply_invite(
         match (event.kind.as_str(), event.state_key.as_deref()) {
             ("m.room.member", Some(user_id)) if user_id == own_id.as_str() => {
                 invite.inviter.clone_from(&event.sender);
+                if event.content.get("is_direct") == Some(&Value::Bool(true)) {
+                    row.direct_with.clone_from(&event.sender);
+                }
             }
             ("m.room.name", Some("")) => invite.name = event.text("name"),
             _ => {}

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use sotto_client::{
     Client,
+    client::RoomOptions,
     crypto::{IdentityState, Secret, SenderTrust, VerificationPhase},
+    room::RoomError,
     timeline::Protection,
 };
 use sotto_tests::TestServer;
 
-use super::{NOW, SOON, alice_and_bob, wait_for};
+use super::{NOW, SOON, alice_and_bob, person, wait_for};
 
 async fn log_in(server: &TestServer, name: &str) -> Client {
     let builder = Client::builder().homeserver(server.url());
@@ -131,4 +133,42 @@ async fn a_person_verifies_a_new_device() {
     alice.sync_once(SOON).await.unwrap();
     alice.room(&room_id).send_text("after").await.unwrap();
     wait_for(&phone, &room_id, "after").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t_ghost_1_who_is_put_into_a_conversation_of_two_gets_no_key() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (person(&server, "alice").await, person(&server, "bob").await);
+    let options = RoomOptions {
+        direct: true,
+        invite: vec![bob.user_id().unwrap().to_owned()],
+        ..RoomOptions::default()
+    };
+    let room = alice.create_room(options).await.unwrap();
+    bob.sync_once(NOW).await.unwrap();
+    bob.join(room.id().into(), &[]).await.unwrap();
+    alice.sync_once(SOON).await.unwrap();
+    room.send_text("hello").await.unwrap();
+    wait_for(&bob, room.id(), "hello").await;
+    // The server puts somebody in, as if Alice had asked for it.
+    let helper = server.log_in("alice").await;
+    let spy = person(&server, "spy").await;
+    let spy_id = spy.user_id().unwrap();
+    helper
+        .invite(room.id().as_str(), spy_id.as_str())
+        .await
+        .ok();
+    spy.join(room.id().into(), &[]).await.unwrap();
+    talk(&alice, &bob).await;
+    for client in [&alice, &bob] {
+        let error = client.room(room.id()).send_text("secret").await;
+        let Err(RoomError::UnexpectedMembers { users }) = error else {
+            panic!("sent: {error:?}")
+        };
+        assert_eq!(users, [spy_id]);
+    }
+    // Control: a person may say that this is all right.
+    room.confirm_members().await.unwrap();
+    room.send_text("to all three").await.unwrap();
+    wait_for(&spy, room.id(), "to all three").await;
 }
