@@ -41,7 +41,7 @@ struct Wanted {
 }
 
 #[derive(Deserialize)]
-struct Request {
+struct Asked {
     action: String,
     requesting_device_id: String,
     request_id: String,
@@ -96,7 +96,7 @@ impl Machine {
         content: &Map<String, Value>,
     ) -> Result<(), MachineError> {
         let request = serde_json::from_value(Value::Object(content.clone()));
-        let Ok(request): Result<Request, _> = request else {
+        let Ok(request): Result<Asked, _> = request else {
             return Ok(());
         };
         let own =

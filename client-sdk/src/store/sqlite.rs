@@ -262,7 +262,9 @@ mod tests {
     }
 
     async fn file_bytes(path: &Path, key: Option<&SealKey>) -> Vec<u8> {
-        let store = SqliteStore::open_with(path, key).await.unwrap();
+        let store = SqliteStore::open_with(path, key.map_or(Opening::Plain, Opening::Key))
+            .await
+            .unwrap();
         let (row, changes) = secret_row();
         store.commit(changes).await.unwrap();
         assert!(store.get(&row).await.unwrap().is_some());
