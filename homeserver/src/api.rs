@@ -32,10 +32,10 @@ use crate::{
         directory::Directory, e2e_keys::E2eKeys, filter::Filters, key_backup::KeyBackup,
         media::Media, membership::Membership, moderation::Moderation, presence::Presence,
         profiles::Profiles, push_rules::PushRules, receipts::Receipts, registration::Registration,
-        rooms::Rooms, server_keys::ServerKeys, shared_history::SharedHistory, spaces::Spaces,
-        support::Support, sync::Sync, third_party_invites::ThirdPartyInvites, timeline::Timeline,
-        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
-        user_directory::UserDirectory,
+        relations::Relations, rooms::Rooms, server_keys::ServerKeys, shared_history::SharedHistory,
+        spaces::Spaces, support::Support, sync::Sync, third_party_invites::ThirdPartyInvites,
+        timeline::Timeline, to_device::ToDevice, transactions::Transactions, typing::Typing,
+        uia::Uia, user_directory::UserDirectory,
     },
 };
 
@@ -63,6 +63,7 @@ pub(crate) struct Edge {
     pub(crate) push_rules: PushRules,
     pub(crate) receipts: Receipts,
     pub(crate) registration: Registration,
+    pub(crate) relations: Relations,
     pub(crate) rooms: Rooms,
     pub(crate) server_keys: ServerKeys,
     pub(crate) shared_history: SharedHistory,

@@ -28,6 +28,7 @@ pub(crate) mod profiles;
 pub(crate) mod push_rules;
 pub(crate) mod receipts;
 pub(crate) mod registration;
+pub(crate) mod relations;
 pub(crate) mod room_summaries;
 pub(crate) mod rooms;
 pub(crate) mod server_acl;

@@ -40,6 +40,7 @@ use crate::{
         push_rules::PushRules,
         receipts::Receipts,
         registration::Registration,
+        relations::Relations,
         room_summaries::RoomSummaries,
         rooms::Rooms,
         server_acl::ServerAcls,
@@ -359,6 +360,7 @@ fn services(
         account_data.clone(),
         push_rules.clone(),
     );
+    let relations = Relations::new(storage.clone(), timeline.clone());
     let rooms = Rooms::new(
         storage.clone(),
         timeline.clone(),
@@ -468,6 +470,7 @@ fn services(
         push_rules,
         receipts,
         registration,
+        relations,
         rooms,
         server_keys,
         shared_history,

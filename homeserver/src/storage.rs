@@ -30,6 +30,7 @@ pub(crate) mod one_time_keys;
 pub(crate) mod otk_epoch;
 pub(crate) mod profile_changes;
 pub(crate) mod receipts;
+pub(crate) mod relations;
 pub(crate) mod reports;
 pub(crate) mod rooms;
 pub(crate) mod roster;
@@ -359,6 +360,9 @@ pub(crate) trait Families {
     }
     fn one_time_keys(&mut self) -> one_time_keys::OneTimeKeys<'_> {
         one_time_keys::OneTimeKeys(self.connection())
+    }
+    fn relations(&mut self) -> relations::Relations<'_> {
+        relations::Relations(self.connection())
     }
     fn reports(&mut self) -> reports::Reports<'_> {
         reports::Reports(self.connection())

@@ -31,6 +31,7 @@ mod moderation;
 mod presence;
 mod profiles;
 mod push;
+mod relations;
 mod restore;
 mod sdk;
 mod sliding;

@@ -7,6 +7,7 @@ mod client_config;
 mod devices;
 mod discovery;
 mod end_to_end_encryption;
+mod event_relationships;
 mod filtering;
 mod media;
 mod membership;
@@ -51,6 +52,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         devices::routes,
         discovery::routes,
         end_to_end_encryption::routes,
+        event_relationships::routes,
         filtering::routes,
         media::routes,
         membership::routes,

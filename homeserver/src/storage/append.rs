@@ -21,6 +21,7 @@ use super::{
     events::{self, StoredEvent, Txn},
     inbound::Inbound,
     log::{Change, StreamPosition},
+    relations,
     rooms::{self, Head, RoomNid},
     roster::{Membership, Place},
     state_map::{EventNid, Node, NodeId, StateKeyId},
@@ -338,6 +339,7 @@ impl Rows {
     async fn insert(self, tx: &mut Tx) -> Result<(), StorageError> {
         events::rows::insert_outliers(&mut tx.connection, &self.outliers).await?;
         events::rows::insert(&mut tx.connection, &self.events).await?;
+        relations::insert(&mut tx.connection, &self.events).await?;
         for piece in dialect::pieces(&self.nodes) {
             let sql = format!(
                 "INSERT INTO state_nodes (id, node) VALUES {} ON CONFLICT (id) DO NOTHING",
@@ -360,6 +362,7 @@ impl Rows {
         }
         for redaction in &self.redactions {
             events::rows::redact(&mut tx.connection, redaction).await?;
+            relations::forget(&mut tx.connection, redaction.target).await?;
         }
         for (room_nid, gaps) in &self.gaps {
             let mut inbound = Inbound(&mut tx.connection);

@@ -8,6 +8,7 @@ use ruma::{
     EventId, OwnedEventId, OwnedTransactionId, RoomVersionId, ServerName,
     events::AnySyncTimelineEvent, serde::Raw,
 };
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use sotto_federation::room::{auth::Verdict, pdu::Pdu};
 use sqlx::{AnyConnection, Row, any::AnyRow};
@@ -94,6 +95,31 @@ impl StoredEvent {
             membership_nids: self.membership_nids.clone(),
             client_json: OnceLock::new(),
         }
+    }
+}
+
+/// The content of `m.relates_to`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Relation {
+    pub(crate) event_id: OwnedEventId,
+    pub(crate) rel_type: String,
+}
+
+impl Relation {
+    /// What an event relates to, if it says so
+    /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#forming-relationships-between-events)).
+    pub(crate) fn of(pdu: &Pdu) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Content {
+            #[serde(rename = "m.relates_to")]
+            relates_to: Relation,
+        }
+        // Most events relate to nothing: they are not parsed for it.
+        if pdu.is_state() || !pdu.content().get().contains("m.relates_to") {
+            return None;
+        }
+        let content = pdu.content_as::<Content>().ok();
+        content.map(|content| content.relates_to)
     }
 }
 
@@ -233,6 +259,25 @@ impl Events<'_> {
             let query = piece
                 .iter()
                 .fold(dialect::query(sql), |q, id| q.bind(id.to_string()));
+            for row in query.fetch_all(&mut *self.0).await? {
+                found.push(read(&row)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Events of timelines by their positions, in no order.
+    pub(crate) async fn by_positions(
+        &mut self,
+        positions: &[i64],
+    ) -> Result<Vec<StoredEvent>, StorageError> {
+        let mut found = Vec::with_capacity(positions.len());
+        for piece in dialect::pieces(positions) {
+            let list = dialect::numbered(1, piece.len());
+            let sql = format!("SELECT {COLUMNS} {FROM} WHERE events.position IN ({list})");
+            let query = piece
+                .iter()
+                .fold(dialect::query(sql), |q, position| q.bind(*position));
             for row in query.fetch_all(&mut *self.0).await? {
                 found.push(read(&row)?);
             }

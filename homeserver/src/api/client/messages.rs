@@ -21,6 +21,7 @@ use crate::{
     service::{
         accounts::Requester,
         backfill::Backfill,
+        relations::Relations,
         timeline::{Direction, Page, PageAsk, PageToken, Timeline},
     },
 };
@@ -39,12 +40,14 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .add::<get_context::v3::Request, _, _>(get_context)
 }
 
-fn page_token(text: Option<&str>) -> Result<Option<PageToken>, MatrixError> {
+/// Reads a place in a timeline.
+pub(super) fn page_token(text: Option<&str>) -> Result<Option<PageToken>, MatrixError> {
     let wrong = |_| MatrixError::invalid_param("The token is malformed");
     text.map(str::parse).transpose().map_err(wrong)
 }
 
-fn limit(asked: ruma::UInt) -> usize {
+/// How many events a page has, within bounds.
+pub(super) fn limit(asked: ruma::UInt) -> usize {
     usize::try_from(u64::from(asked).clamp(1, MAX_PAGE)).unwrap_or(1)
 }
 
@@ -52,6 +55,7 @@ fn limit(asked: ruma::UInt) -> usize {
 async fn get_message_events(
     State(timeline): State<Timeline>,
     State(backfill): State<Backfill>,
+    State(relations): State<Relations>,
     Authenticated { requester, body }: Authenticated<get_message_events::v3::Request>,
 ) -> Result<Matrix<get_message_events::v3::Response>, MatrixError> {
     let direction = match body.dir {
@@ -78,14 +82,7 @@ async fn get_message_events(
         let events = page.events.iter().map(AsRef::as_ref);
         response.state = timeline.speakers(&requester, &body.room_id, events).await?;
     }
-    for event in page.events {
-        response.chunk.push(
-            timeline
-                .events
-                .for_client_with_room(&event, &requester)
-                .await?,
-        );
-    }
+    response.chunk = relations.bundled(&requester, &page.events).await?;
     Ok(Matrix(response))
 }
 
@@ -111,16 +108,16 @@ async fn with_history(
 /// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`
 async fn get_room_event(
     State(timeline): State<Timeline>,
+    State(relations): State<Relations>,
     Authenticated { requester, body }: Authenticated<get_room_event::v3::Request>,
 ) -> Result<Matrix<get_room_event::v3::Response>, MatrixError> {
     let found = timeline
         .visible_event(&requester.user_id, &body.room_id, &body.event_id)
         .await?;
-    let event = found.ok_or_else(|| MatrixError::not_found("There is no such event"))?;
-    let json = timeline
-        .events
-        .for_client_with_room(&event, &requester)
-        .await?;
+    let missing = || MatrixError::not_found("There is no such event");
+    let event = found.ok_or_else(missing)?;
+    let shown = relations.bundled(&requester, &[event]).await?;
+    let json = shown.into_iter().next().ok_or_else(missing)?;
     Ok(Matrix(get_room_event::v3::Response::new(json)))
 }
 
@@ -154,6 +151,7 @@ async fn get_event_by_timestamp(
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`
 async fn get_context(
     State(timeline): State<Timeline>,
+    State(relations): State<Relations>,
     Authenticated { requester, body }: Authenticated<get_context::v3::Request>,
 ) -> Result<Matrix<get_context::v3::Response>, MatrixError> {
     let (user_id, room_id) = (&requester.user_id, &body.room_id);
@@ -187,15 +185,8 @@ async fn get_context(
             !lazy || member.is_none_or(|user_id| speakers.contains(user_id.as_str()))
         })
         .await?;
-    let events = &timeline.events;
-    response.event = Some(events.for_client_with_room(&event, &requester).await?);
-    for event in before.events {
-        let json = events.for_client_with_room(&event, &requester).await?;
-        response.events_before.push(json);
-    }
-    for event in after.events {
-        let json = events.for_client_with_room(&event, &requester).await?;
-        response.events_after.push(json);
-    }
+    response.event = relations.bundled(&requester, &[event]).await?.pop();
+    response.events_before = relations.bundled(&requester, &before.events).await?;
+    response.events_after = relations.bundled(&requester, &after.events).await?;
     Ok(Matrix(response))
 }

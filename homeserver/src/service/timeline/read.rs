@@ -282,6 +282,23 @@ impl Timeline {
         Ok(events)
     }
 
+    /// What a user may see of an event.
+    pub(crate) async fn visible(
+        &self,
+        user_id: &UserId,
+        event: Arc<StoredEvent>,
+    ) -> Result<Option<Arc<StoredEvent>>, StorageError> {
+        self.visibility.view(user_id, event).await
+    }
+
+    /// Whom a user ignores.
+    pub(crate) async fn ignored(
+        &self,
+        user_id: &UserId,
+    ) -> Result<Arc<BTreeSet<OwnedUserId>>, StorageError> {
+        self.visibility.ignored(user_id).await
+    }
+
     /// An event, if it is in the room and the user may see it.
     pub(crate) async fn visible_event(
         &self,

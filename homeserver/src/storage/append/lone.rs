@@ -4,11 +4,12 @@ use super::{Append, AppendError, Appended, NewEvent, Placement, place};
 use crate::storage::{
     StorageError,
     dialect::{self, Dialect, Insert},
-    events, rooms,
+    events::{self, Relation},
+    rooms,
     writer::Tx,
 };
 
-/// Whether an append is one event that changes nothing but the head of its room, with nothing to reserve.
+/// Whether an append is one event that changes nothing but the head of its room and relates to nothing, with nothing to reserve.
 pub(in crate::storage) fn is_lone(tx: &Tx, append: &Append) -> bool {
     let Append {
         expected: Some(_),
@@ -35,7 +36,9 @@ pub(in crate::storage) fn is_lone(tx: &Tx, append: &Append) -> bool {
 }
 
 fn is_message(event: &NewEvent) -> bool {
-    event.placement == Placement::Timeline && event.memberships.is_empty()
+    event.placement == Placement::Timeline
+        && event.memberships.is_empty()
+        && Relation::of(event.judged.pdu()).is_none()
 }
 
 /// Carries out an append that is [`is_lone`], in a transaction of its own that it begins and commits.

@@ -1,0 +1,208 @@
+//! `relations`: which events relate to which
+//! ([spec](https://spec.matrix.org/v1.19/client-server-api/#forming-relationships-between-events)).
+
+use std::sync::Arc;
+
+use ruma::{EventId, OwnedEventId, OwnedUserId, UserId};
+use sqlx::{AnyConnection, Row, any::AnyRow};
+
+use super::{
+    StorageError, dialect,
+    events::{Relation, Slice, StoredEvent},
+    rooms::RoomNid,
+    state_map::EventNid,
+};
+
+/// The table `relations`.
+#[derive(Debug)]
+pub(crate) struct Relations<'t>(pub(super) &'t mut AnyConnection);
+
+/// Which of the events that relate to one are asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RelationsAsk<'a> {
+    pub(crate) parent: &'a EventId,
+    /// How many relations may lie between an event and the parent, at most.
+    pub(crate) depth: i64,
+    pub(crate) rel_type: Option<&'a str>,
+    pub(crate) event_type: Option<&'a str>,
+    pub(crate) slice: Slice,
+    pub(crate) limit: i64,
+}
+
+/// What events of one type by one sender add up to.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub(crate) parent: OwnedEventId,
+    pub(crate) rel_type: String,
+    pub(crate) event_type: String,
+    pub(crate) sender: OwnedUserId,
+    pub(crate) count: u64,
+    /// The position of the newest.
+    pub(crate) last: i64,
+}
+
+/// A thread: the event that it starts from, and the position of its newest event.
+#[derive(Clone, Debug)]
+pub(crate) struct Thread {
+    pub(crate) root: OwnedEventId,
+    pub(crate) last: i64,
+}
+
+impl Relations<'_> {
+    /// The events that relate to one, in the order of the slice.
+    pub(crate) async fn children(
+        &mut self,
+        ask: RelationsAsk<'_>,
+    ) -> Result<Vec<EventNid>, StorageError> {
+        let (bound, order) = match ask.slice {
+            Slice::Backwards { at_most } => (
+                at_most,
+                "relations.position <= $3 ORDER BY relations.position DESC",
+            ),
+            Slice::Forwards { above } => (
+                above,
+                "relations.position > $3 ORDER BY relations.position ASC",
+            ),
+        };
+        let sql = format!(
+            "WITH RECURSIVE related (event_id, depth) AS (\
+             SELECT child_event_id, 1 FROM relations WHERE parent_event_id = $1 UNION \
+             SELECT relations.child_event_id, related.depth + 1 FROM related \
+             JOIN relations ON relations.parent_event_id = related.event_id \
+             WHERE related.depth < $2) \
+             SELECT relations.child_nid FROM relations \
+             WHERE relations.child_event_id IN (SELECT event_id FROM related) \
+             AND ($4 = '' OR relations.rel_type = $4) AND ($5 = '' OR relations.event_type = $5) \
+             AND {order} LIMIT $6"
+        );
+        let rows = dialect::query(sql)
+            .bind(ask.parent.as_str().to_owned())
+            .bind(ask.depth)
+            .bind(bound)
+            .bind(ask.rel_type.unwrap_or_default().to_owned())
+            .bind(ask.event_type.unwrap_or_default().to_owned())
+            .bind(ask.limit);
+        let rows = rows.fetch_all(&mut *self.0).await?;
+        rows.iter()
+            .map(|row| Ok(EventNid(row.try_get(0)?)))
+            .collect()
+    }
+
+    /// What relates to each of some events, added up.
+    pub(crate) async fn groups(
+        &mut self,
+        parents: &[OwnedEventId],
+    ) -> Result<Vec<Group>, StorageError> {
+        let Some(last) = parents.last() else {
+            return Ok(Vec::new());
+        };
+        // Few different lengths need few statements prepared: the list ends with repetitions.
+        let count = parents.len().next_power_of_two();
+        let sql = format!(
+            "SELECT parent_event_id, rel_type, event_type, sender, COUNT(*), MAX(position) \
+             FROM relations WHERE parent_event_id IN ({}) \
+             AND rel_type IN ('m.replace', 'm.thread', 'm.reference') \
+             GROUP BY parent_event_id, rel_type, event_type, sender",
+            dialect::numbered(1, count)
+        );
+        let padded = parents.iter().chain(std::iter::repeat(last)).take(count);
+        let query = padded.fold(dialect::query(sql), |query, id| query.bind(id.to_string()));
+        query
+            .fetch_all(&mut *self.0)
+            .await?
+            .iter()
+            .map(group)
+            .collect()
+    }
+
+    /// The threads of a room whose newest event is at or before a position, the liveliest first.
+    pub(crate) async fn threads(
+        &mut self,
+        room_nid: RoomNid,
+        at_most: i64,
+        limit: i64,
+    ) -> Result<Vec<Thread>, StorageError> {
+        let rows = sqlx::query(
+            "SELECT parent_event_id, MAX(position) FROM relations \
+             WHERE room_nid = $1 AND rel_type = 'm.thread' \
+             GROUP BY parent_event_id HAVING MAX(position) <= $2 \
+             ORDER BY MAX(position) DESC LIMIT $3",
+        );
+        let rows = rows
+            .bind(room_nid.0)
+            .bind(at_most)
+            .bind(limit)
+            .fetch_all(&mut *self.0)
+            .await?;
+        let thread = |row: &AnyRow| {
+            Ok(Thread {
+                root: parent(&row.try_get::<String, _>(0)?)?,
+                last: row.try_get(1)?,
+            })
+        };
+        rows.iter().map(thread).collect()
+    }
+}
+
+/// Keeps in mind what some new events relate to.
+pub(super) async fn insert(
+    connection: &mut AnyConnection,
+    events: &[Arc<StoredEvent>],
+) -> Result<(), StorageError> {
+    let rows: Vec<_> = events
+        .iter()
+        .filter_map(|event| Some((event, event.position?, Relation::of(&event.pdu)?)))
+        .collect();
+    for piece in dialect::pieces(&rows) {
+        let sql = format!(
+            "INSERT INTO relations (child_nid, child_event_id, parent_event_id, rel_type, event_type, \
+             sender, room_nid, position) VALUES {} ON CONFLICT (child_nid) DO NOTHING",
+            dialect::rows(piece.len(), 8)
+        );
+        let query = piece
+            .iter()
+            .fold(dialect::query(sql), |query, (event, position, relation)| {
+                query
+                    .bind(event.nid.0)
+                    .bind(event.pdu.event_id().to_string())
+                    .bind(relation.event_id.to_string())
+                    .bind(relation.rel_type.clone())
+                    .bind(event.pdu.event_type().to_string())
+                    .bind(event.pdu.sender().to_string())
+                    .bind(event.room_nid.0)
+                    .bind(*position)
+            });
+        query.execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// What was redacted relates to nothing any more.
+pub(super) async fn forget(
+    connection: &mut AnyConnection,
+    child: EventNid,
+) -> Result<(), StorageError> {
+    sqlx::query("DELETE FROM relations WHERE child_nid = $1")
+        .bind(child.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+fn group(row: &AnyRow) -> Result<Group, StorageError> {
+    let sender: String = row.try_get(3)?;
+    let wrong = |_| StorageError::inconsistent("relations", "sender", &sender);
+    Ok(Group {
+        parent: parent(&row.try_get::<String, _>(0)?)?,
+        rel_type: row.try_get(1)?,
+        event_type: row.try_get(2)?,
+        sender: UserId::parse(&sender).map_err(wrong)?,
+        count: u64::try_from(row.try_get::<i64, _>(4)?).unwrap_or_default(),
+        last: row.try_get(5)?,
+    })
+}
+
+fn parent(id: &str) -> Result<OwnedEventId, StorageError> {
+    let wrong = |_| StorageError::inconsistent("relations", "parent_event_id", id);
+    EventId::parse(id).map_err(wrong)
+}

@@ -1,0 +1,188 @@
+//! Events that relate to others: `/relations`, threads, and what is bundled.
+
+use serde_json::{Value, json};
+use sotto_tests::{TestServer, User, escape};
+
+/// Sends an event that relates to another one; its id.
+async fn relate(user: &User, room_id: &str, rel_type: &str, parent: &str, body: &str) -> String {
+    let mut content = json!({
+        "msgtype": "m.text", "body": body, "m.relates_to": { "rel_type": rel_type, "event_id": parent },
+    });
+    if rel_type == "m.replace" {
+        content["m.new_content"] = json!({ "msgtype": "m.text", "body": body });
+    }
+    let sent = user
+        .send_event(room_id, "m.room.message", &content)
+        .await
+        .ok();
+    sent["event_id"].as_str().unwrap().to_owned()
+}
+
+fn ids(chunk: &Value) -> Vec<&str> {
+    let events = chunk.as_array().unwrap();
+    events
+        .iter()
+        .map(|event| event["event_id"].as_str().unwrap())
+        .collect()
+}
+
+fn path(room_id: &str, rest: &str) -> String {
+    format!("/_matrix/client/v1/rooms/{}/{rest}", escape(room_id))
+}
+
+#[tokio::test]
+async fn relations_are_listed_in_pages_and_through_each_other() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room_id = alice.create_room(&json!({})).await;
+    let parent = alice.send(&room_id, "a plan").await;
+    let first = relate(&alice, &room_id, "m.reference", &parent, "see there").await;
+    let second = relate(&alice, &room_id, "m.thread", &parent, "in a thread").await;
+    let grandchild = relate(&alice, &room_id, "m.reference", &second, "see the thread").await;
+
+    let relations = path(&room_id, &format!("relations/{}", escape(&parent)));
+    let all = alice.get(&relations).await.ok();
+    assert_eq!(ids(&all["chunk"]), [&second, &first]);
+    assert!(all.get("next_batch").is_none() && all.get("recursion_depth").is_none());
+    let forwards = alice.get(&format!("{relations}?dir=f&limit=1")).await.ok();
+    assert_eq!(ids(&forwards["chunk"]), [&first]);
+    let from = forwards["next_batch"].as_str().unwrap();
+    let rest = alice
+        .get(&format!("{relations}?dir=f&from={from}"))
+        .await
+        .ok();
+    assert_eq!(ids(&rest["chunk"]), [&second]);
+    let typed = alice.get(&format!("{relations}/m.reference")).await.ok();
+    assert_eq!(ids(&typed["chunk"]), [&first]);
+    let none = alice
+        .get(&format!("{relations}/m.reference/m.sticker"))
+        .await
+        .ok();
+    assert_eq!(none["chunk"], json!([]));
+    let deep = alice.get(&format!("{relations}?recurse=true")).await.ok();
+    assert_eq!(ids(&deep["chunk"]), [&grandchild, &second, &first]);
+    assert_eq!(deep["recursion_depth"], 3);
+
+    // Once redacted, it relates to nothing.
+    let redact = format!(
+        "/_matrix/client/v3/rooms/{}/redact/{}/1",
+        escape(&room_id),
+        escape(&first)
+    );
+    alice.put(&redact, &json!({})).await.ok();
+    let left = alice.get(&relations).await.ok();
+    assert_eq!(ids(&left["chunk"]), [&second]);
+}
+
+#[tokio::test]
+async fn what_relates_to_an_event_comes_with_it() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let bob = server.register("bob").await;
+    let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    bob.join(&room_id).await.ok();
+    let parent = alice.send(&room_id, "dinner at seven").await;
+    let edit = relate(&alice, &room_id, "m.replace", &parent, "dinner at eight").await;
+    relate(&bob, &room_id, "m.replace", &parent, "no dinner").await;
+    relate(&alice, &room_id, "m.thread", &parent, "what shall we eat?").await;
+    let latest = relate(&bob, &room_id, "m.thread", &parent, "soup").await;
+    let reference = relate(&bob, &room_id, "m.reference", &parent, "here").await;
+
+    let event = format!(
+        "/_matrix/client/v3/rooms/{}/event/{}",
+        escape(&room_id),
+        escape(&parent)
+    );
+    for (user, participated) in [(&alice, true), (&bob, true)] {
+        let shown = user.get(&event).await.ok();
+        let bundle = &shown["unsigned"]["m.relations"];
+        assert_eq!(bundle["m.replace"]["event_id"], edit.as_str(), "{shown}");
+        assert_eq!(
+            bundle["m.replace"]["content"]["m.new_content"]["body"],
+            "dinner at eight"
+        );
+        let thread = &bundle["m.thread"];
+        assert_eq!(thread["latest_event"]["event_id"], latest.as_str());
+        assert_eq!(thread["count"], 2);
+        assert_eq!(thread["current_user_participated"], participated);
+        assert_eq!(
+            bundle["m.reference"]["chunk"],
+            json!([{ "event_id": reference }])
+        );
+    }
+    let messages = format!(
+        "/_matrix/client/v3/rooms/{}/messages?dir=b&limit=50",
+        escape(&room_id)
+    );
+    let page = alice.get(&messages).await.ok();
+    let chunk = page["chunk"].as_array().unwrap();
+    let shown = chunk
+        .iter()
+        .find(|event| event["event_id"] == parent.as_str());
+    let bundle = &shown.unwrap()["unsigned"]["m.relations"];
+    assert_eq!(bundle["m.thread"]["count"], 2);
+    let context = event.replace("/event/", "/context/");
+    let around = alice.get(&context).await.ok();
+    let bundle = &around["event"]["unsigned"]["m.relations"];
+    assert_eq!(bundle["m.thread"]["count"], 2);
+}
+
+#[tokio::test]
+async fn threads_are_listed_by_their_latest_event() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let bob = server.register("bob").await;
+    let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    bob.join(&room_id).await.ok();
+    let old = alice.send(&room_id, "one").await;
+    let new = alice.send(&room_id, "two").await;
+    relate(&alice, &room_id, "m.thread", &new, "on two").await;
+    relate(&bob, &room_id, "m.thread", &old, "on one, later").await;
+
+    let threads = path(&room_id, "threads");
+    let all = alice.get(&threads).await.ok();
+    assert_eq!(ids(&all["chunk"]), [&old, &new]);
+    let bundle = &all["chunk"][0]["unsigned"]["m.relations"]["m.thread"];
+    assert_eq!(bundle["count"], 1);
+    let page = alice.get(&format!("{threads}?limit=1")).await.ok();
+    assert_eq!(ids(&page["chunk"]), [&old]);
+    let from = page["next_batch"].as_str().unwrap();
+    let rest = alice
+        .get(&format!("{threads}?limit=1&from={from}"))
+        .await
+        .ok();
+    assert_eq!(ids(&rest["chunk"]), [&new]);
+    let own = bob
+        .get(&format!("{threads}?include=participated"))
+        .await
+        .ok();
+    assert_eq!(ids(&own["chunk"]), [&old]);
+}
+
+#[tokio::test]
+async fn relations_are_refused_to_strangers() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let mallory = server.register("mallory").await;
+    let room_id = alice.create_room(&json!({})).await;
+    let parent = alice.send(&room_id, "a secret").await;
+    relate(&alice, &room_id, "m.thread", &parent, "more of it").await;
+    let relations = path(&room_id, &format!("relations/{}", escape(&parent)));
+    assert_eq!(
+        mallory.get(&relations).await.refused(),
+        (404, "M_NOT_FOUND")
+    );
+    let threads = path(&room_id, "threads");
+    assert_eq!(mallory.get(&threads).await.refused(), (403, "M_FORBIDDEN"));
+    let unknown = path(&room_id, "relations/$nothing");
+    assert_eq!(alice.get(&unknown).await.refused(), (404, "M_NOT_FOUND"));
+    let malformed = format!("{relations}?from=here");
+    assert_eq!(
+        alice.get(&malformed).await.refused(),
+        (400, "M_INVALID_PARAM")
+    );
+    // The event is of another room.
+    let other = alice.create_room(&json!({})).await;
+    let elsewhere = path(&other, &format!("relations/{}", escape(&parent)));
+    assert_eq!(alice.get(&elsewhere).await.refused(), (404, "M_NOT_FOUND"));
+}
