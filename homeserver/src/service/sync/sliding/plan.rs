@@ -5,11 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use ruma::{OwnedRoomId, RoomId, UserId, events::room::member::MembershipState};
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId, events::room::member::MembershipState};
 
 use super::{
     super::{
         Sync,
+        state::is_member,
         stretch::{self, Stretch},
     },
     Slide,
@@ -40,6 +41,8 @@ pub(super) struct Planned {
     /// Whether all of the required state is told, not only what changed.
     pub(super) whole_state: bool,
     pub(super) stretch: Option<Stretch>,
+    /// Who stands for the name, where that may have changed.
+    pub(super) heroes: Vec<OwnedUserId>,
     /// Whether the user has read something there.
     pub(super) read: bool,
     /// Whether the user's clients call it direct: said only if so.
@@ -159,6 +162,27 @@ impl Sync {
                 planned.stretch = Some(stretch);
             }
         }
+        self.name(slide, plan).await
+    }
+
+    /// Finds out together who stands for the names of rooms that are new, or whose members changed.
+    async fn name(&self, slide: &Slide<'_>, plan: &mut Plan) -> Result<(), StorageError> {
+        let changed = |planned: &&mut Planned| {
+            let stretch = planned.stretch.as_ref();
+            let members = stretch.is_some_and(|stretch| stretch.events.iter().any(is_member));
+            planned.known.is_none() || members
+        };
+        let rooms = plan.rooms.values_mut().filter(changed);
+        let mut named: BTreeMap<_, _> = rooms
+            .filter_map(|planned| Some((planned.stretch.as_ref()?.nid?, planned)))
+            .collect();
+        let nids: Vec<_> = named.keys().copied().collect();
+        let user_id = &slide.look.ask.requester.user_id;
+        for (nid, heroes) in self.heroes(user_id, &nids).await? {
+            if let Some(planned) = named.get_mut(&nid) {
+                planned.heroes = heroes;
+            }
+        }
         Ok(())
     }
 }
@@ -236,6 +260,7 @@ fn plan_room(
         expanded,
         whole_state,
         stretch: None,
+        heroes: Vec::new(),
         read: look
             .entries
             .iter()

@@ -108,7 +108,7 @@ impl Sync {
             .await?;
         self.put_timeline(slide, planned, &shown, &mut room).await?;
         if initial || shown.any {
-            self.put_description(slide, room_id, planned, &shown, end, &mut room)
+            self.put_description(room_id, planned, &shown, end, &mut room)
                 .await?;
         }
         let kept = self.kept(slide, planned, part, end).await?;
@@ -154,7 +154,6 @@ impl Sync {
     /// Name, picture, members.
     async fn put_description(
         &self,
-        slide: &Slide<'_>,
         room_id: &RoomId,
         planned: &Planned,
         shown: &Shown,
@@ -184,13 +183,9 @@ impl Sync {
         let (joined, invited) = self.storage.log().roster().counts(room_id);
         room.joined_count = UInt::try_from(joined).ok();
         room.invited_count = UInt::try_from(invited).ok();
-        if room.name.is_none()
-            && let Some(nid) = shown.nid
-        {
-            let user_id = &slide.look.ask.requester.user_id;
-            let heroes = self.heroes(user_id, &[nid]).await?.remove(&nid);
+        if room.name.is_none() {
             let mut told = Vec::new();
-            for user_id in heroes.into_iter().flatten() {
+            for user_id in planned.heroes.iter().cloned() {
                 let member = StateEventType::RoomMember;
                 let profile: Option<Profile> = self.content(end, member, user_id.as_str()).await?;
                 let mut hero = Hero::new(user_id);
