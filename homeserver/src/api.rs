@@ -24,6 +24,7 @@ use tower_http::{
 use self::error::MatrixError;
 pub(crate) use self::legacy::with_deprecated_requests;
 pub(crate) use self::routes::Routes;
+use crate::service::{notifications::Notifications, pushers::Pushers, unread::Unread};
 use crate::{
     clock::Clock,
     service::{
@@ -60,7 +61,10 @@ pub(crate) struct Edge {
     pub(crate) moderation: Moderation,
     pub(crate) presence: Presence,
     pub(crate) profiles: Profiles,
+    pub(crate) notifications: Notifications,
     pub(crate) push_rules: PushRules,
+    pub(crate) pushers: Pushers,
+    pub(crate) unread: Unread,
     pub(crate) receipts: Receipts,
     pub(crate) registration: Registration,
     pub(crate) relations: Relations,

@@ -35,9 +35,11 @@ use crate::{
         media::Media,
         membership::{Membership, Remote},
         moderation::Moderation,
+        notifications::Notifications,
         presence::Presence,
         profiles::{self, Profiles},
         push_rules::PushRules,
+        pushers::Pushers,
         receipts::Receipts,
         registration::Registration,
         relations::Relations,
@@ -61,7 +63,9 @@ use crate::{
     },
     storage::{Storage, StorageError},
     worker::{
-        federation_sender::FederationSender, profile_repeater::ProfileRepeater,
+        federation_sender::FederationSender,
+        profile_repeater::ProfileRepeater,
+        push::{self, PushSender},
         user_directory::UserDirectoryWorker,
     },
 };
@@ -213,6 +217,17 @@ fn follow(
     stopping: &CancellationToken,
     tasks: &TaskTracker,
 ) {
+    let push = PushSender::new(push::Parts {
+        storage: storage.clone(),
+        clock: edge.clock.clone(),
+        events: Events::new(storage.clone()),
+        federation: federation.clone(),
+        rules: edge.push_rules.clone(),
+        unread: edge.unread.clone(),
+        tasks: tasks.clone(),
+        stopping: stopping.clone(),
+    });
+    tasks.spawn(push.run());
     let sender = FederationSender::new(
         storage.clone(),
         federation,
@@ -431,6 +446,12 @@ fn services(
         timeline.heads.clone(),
         push_rules.clone(),
     );
+    let notifications = Notifications::new(
+        storage.clone(),
+        events.clone(),
+        push_rules.clone(),
+        unread.clone(),
+    );
     let sync = Sync::new(sync::Parts {
         storage: storage.clone(),
         events,
@@ -438,7 +459,7 @@ fn services(
         presence: presence.clone(),
         timeline: timeline.clone(),
         typing: typing.clone(),
-        unread,
+        unread: unread.clone(),
         stopping: stopping.clone(),
     });
     let moderation = Moderation::new(
@@ -467,7 +488,10 @@ fn services(
         moderation,
         presence,
         profiles,
+        notifications,
         push_rules,
+        pushers: Pushers::new(storage.clone(), clock.clone()),
+        unread,
         receipts,
         registration,
         relations,

@@ -29,6 +29,7 @@ pub(crate) mod memberships;
 pub(crate) mod one_time_keys;
 pub(crate) mod otk_epoch;
 pub(crate) mod profile_changes;
+pub(crate) mod pushers;
 pub(crate) mod receipts;
 pub(crate) mod relations;
 pub(crate) mod reports;
@@ -354,6 +355,9 @@ pub(crate) trait Families {
     }
     fn profile_changes(&mut self) -> profile_changes::ProfileChanges<'_> {
         profile_changes::ProfileChanges(self.connection())
+    }
+    fn pushers(&mut self) -> pushers::Pushers<'_> {
+        pushers::Pushers(self.connection())
     }
     fn receipts(&mut self) -> receipts::Receipts<'_> {
         receipts::Receipts(self.connection())

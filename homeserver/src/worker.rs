@@ -3,4 +3,5 @@
 
 pub(crate) mod federation_sender;
 pub(crate) mod profile_repeater;
+pub(crate) mod push;
 pub(crate) mod user_directory;

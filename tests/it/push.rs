@@ -1,4 +1,6 @@
 //! Push rules, counts of what is unread, notifications, and pushers.
 
+mod notifications;
+mod pushers;
 mod rules;
 mod unread;

@@ -15,6 +15,7 @@
 
 mod database;
 mod fake;
+mod gateway;
 mod links;
 mod peer;
 mod server;
@@ -22,6 +23,7 @@ mod user;
 
 pub use database::Database;
 pub use fake::{FakeServer, Lie};
+pub use gateway::Gateway;
 pub use links::Links;
 pub use peer::{Draft, Made, Peer, Seat};
 pub use server::{Setup, TestServer};

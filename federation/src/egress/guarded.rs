@@ -80,6 +80,12 @@ pub(crate) fn literal_address(url: &Url) -> Option<IpAddr> {
     host.parse().ok()
 }
 
+impl std::fmt::Debug for GuardedClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuardedClient").finish_non_exhaustive()
+    }
+}
+
 struct GuardedResolver {
     resolver: Arc<dyn Resolver>,
     egress: Arc<Egress>,

@@ -16,6 +16,7 @@ mod openid;
 mod presence;
 mod profiles;
 mod published_rooms;
+mod push_notifications;
 mod push_rules;
 mod reauthentication;
 mod receipts;
@@ -61,6 +62,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         presence::routes,
         profiles::routes,
         published_rooms::routes,
+        push_notifications::routes,
         push_rules::routes,
         receipts::routes,
         registration::routes,

@@ -53,6 +53,26 @@ impl<T: OutgoingResponse> IntoResponse for Matrix<T> {
     }
 }
 
+/// A request by a user that ruma has no type for.
+pub(crate) struct Raw {
+    pub(crate) requester: Requester,
+    pub(crate) request: http::Request<Vec<u8>>,
+}
+
+impl<S> FromRequest<S> for Raw
+where
+    Accounts: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = MatrixError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
+        let requester = requester(&request, state).await?;
+        let (request, _) = read(request, state).await?;
+        Ok(Self { requester, request })
+    }
+}
+
 /// A response for which ruma has no type, or one that says less.
 pub(crate) struct Plain(pub(crate) serde_json::Value);
 

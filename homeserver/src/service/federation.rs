@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use ruma::{
@@ -12,7 +13,7 @@ use ruma::{
 };
 use sotto_federation::{
     client::{self, ClientError, FederationClient, Limits, TlsError, tls_config},
-    egress::{Egress, Network, NetworkError},
+    egress::{Egress, GuardedClient, Network, NetworkError},
     resolver::{Dns, Lookup, LookupError, Resolver, Service},
     room::signing::SigningKey,
 };
@@ -21,10 +22,14 @@ use tokio::sync::Notify;
 
 use crate::{clock::Clock, config::Config};
 
+/// How long a request to what is no Matrix server may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Speaks to other servers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Federation {
     client: FederationClient,
+    guarded: GuardedClient,
     awaited: Awaited,
 }
 
@@ -55,6 +60,9 @@ pub enum FederationError {
     /// No TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// No HTTP.
+    #[error("no HTTP client can be made: {0}")]
+    Http(reqwest::Error),
 }
 
 impl Federation {
@@ -79,19 +87,24 @@ impl Federation {
                 })
         };
         let networks = settings.allow_networks.iter().map(network);
+        let egress = Arc::new(Egress::new(networks.collect::<Result<_, _>>()?));
+        let (resolver, tls) = (resolver(), tls_config(&authorities)?);
+        let (for_others, others_tls) = (resolver.clone(), tls.clone());
+        let guarded = GuardedClient::new(egress.clone(), for_others, others_tls, PATIENCE);
         let clock = clock.clone();
         let client = FederationClient::new(client::Config {
             server_name: config.server_name.clone(),
             key: key.clone(),
             names: settings.names.clone(),
-            resolver: resolver(),
-            egress: Arc::new(Egress::new(networks.collect::<Result<_, _>>()?)),
-            tls: tls_config(&authorities)?,
+            resolver,
+            egress,
+            tls,
             now: Arc::new(move || clock.now()),
             limits: Limits::default(),
         });
         Ok(Self {
             client,
+            guarded: guarded.map_err(FederationError::Http)?,
             awaited: Awaited::default(),
         })
     }
@@ -148,6 +161,11 @@ impl Federation {
 
     fn awaited(&self) -> MutexGuard<'_, HashMap<OwnedServerName, Arc<Notify>>> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A client for what is no Matrix server, such as push gateways, behind the same guard.
+    pub(crate) fn guarded(&self) -> &GuardedClient {
+        &self.guarded
     }
 
     /// The client itself, for what is neither signed nor typed.

@@ -1,7 +1,7 @@
 //! What users are to rooms that this server is not in: invited, or knocking.
 
 use futures_util::FutureExt;
-use ruma::{RoomId, RoomVersionId, UserId, events::room::member::MembershipState};
+use ruma::{EventId, RoomId, RoomVersionId, UserId, events::room::member::MembershipState};
 use serde_json::{
     Map, Value,
     value::{RawValue, to_raw_value},
@@ -27,6 +27,8 @@ pub(crate) struct Outside<'a> {
     pub(crate) room_id: &'a RoomId,
     pub(crate) version: &'a RoomVersionId,
     pub(crate) membership: MembershipState,
+    /// The event that says so.
+    pub(crate) event_id: &'a EventId,
     /// What [`stripped`] made.
     pub(crate) stripped: String,
 }
@@ -40,7 +42,7 @@ impl Outside<'_> {
             ..
         } = self;
         let (user_id, version) = (self.user_id.to_owned(), self.version.clone());
-        let room_id = self.room_id.to_owned();
+        let (room_id, id) = (self.room_id.to_owned(), self.event_id.to_owned());
         let counters = storage.counters();
         let (fresh, event_nid) = (RoomNid(counters.next_nid().0), counters.next_nid());
         let before = storage.log().roster().place(&user_id, &room_id);
@@ -60,6 +62,9 @@ impl Outside<'_> {
                 };
                 tx.memberships()
                     .set_outside(nid, &row, event_nid, Some(&stripped))
+                    .await?;
+                tx.memberships()
+                    .set_outside_event(nid, &row.user_id, &id)
                     .await?;
                 tx.log_at(position, Change::OutsideMembership(row));
                 Ok::<_, StorageError>(())

@@ -24,11 +24,12 @@ use ruma::{
     OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId, events::room::member::MembershipState,
 };
 
+pub(crate) use self::gather::Candidate;
 use self::marks::Marks;
 use super::{
     events::Events,
     heads::Heads,
-    push_rules::{Facts, Judge, PushRules},
+    push_rules::{Context, Facts, Judge, Outcome, PushRules, Verdict},
 };
 use crate::storage::{Storage, StorageError, log::StreamPosition, state_map::EventNid};
 
@@ -124,9 +125,13 @@ impl RoomUnread {
     }
 
     /// The events, oldest first.
-    #[expect(dead_code, reason = "for pushers")]
     pub(crate) fn items(&self) -> &[Item] {
         &self.items
+    }
+
+    /// Whether an event is among them.
+    pub(crate) fn contains(&self, nid: EventNid) -> bool {
+        self.items.iter().any(|item| item.nid == nid)
     }
 
     /// Drops what was read since.
@@ -183,6 +188,29 @@ impl Unread {
                 .insert((user_id.to_owned(), room_id.clone()), room.clone());
         }
         Ok(warm)
+    }
+
+    /// What the rules of a user say about an event that somebody else sent.
+    pub(crate) async fn verdict(
+        &self,
+        judge: &Judge,
+        user_id: &UserId,
+        event: &Candidate<'_>,
+    ) -> Result<Verdict, StorageError> {
+        let name = self.display_name(judge, user_id, event).await?;
+        let facts = self.facts(event);
+        self.judged(judge, &facts, event, name.as_deref()).await
+    }
+
+    /// What the rules of a user say about an invite to a room that the server is not in.
+    pub(crate) fn outside_verdict(judge: &Judge, facts: &Facts) -> Verdict {
+        if judge.ignored.contains(&facts.sender) {
+            return Verdict::default();
+        }
+        match judge.rules.judge(facts, Context::default()) {
+            Outcome::Decided(rule) => rule.verdict.clone(),
+            Outcome::Nothing | Outcome::Asks => Verdict::default(),
+        }
     }
 
     fn joined_since(&self, user_id: &UserId, room_id: &RoomId) -> Option<StreamPosition> {

@@ -76,12 +76,17 @@ impl Devices<'_> {
         Ok(())
     }
 
-    /// Removes a device; whether it was there.
+    /// Removes a device with its pushers; whether it was there.
     pub(crate) async fn delete(
         &mut self,
         user_id: &UserId,
         device_id: &DeviceId,
     ) -> Result<bool, StorageError> {
+        sqlx::query("DELETE FROM pushers WHERE user_id = $1 AND device_id = $2")
+            .bind(user_id.as_str())
+            .bind(device_id.as_str())
+            .execute(&mut *self.0)
+            .await?;
         let done = sqlx::query("DELETE FROM devices WHERE user_id = $1 AND device_id = $2")
             .bind(user_id.as_str())
             .bind(device_id.as_str())

@@ -98,7 +98,6 @@ pub(crate) enum Change {
         target: EventNid,
     },
     /// The pushers of a user changed.
-    #[expect(dead_code, reason = "for pushers")]
     Pushers {
         /// Whose.
         user_id: OwnedUserId,

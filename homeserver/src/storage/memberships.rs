@@ -1,6 +1,6 @@
 //! `memberships`: what each user is to each room, as the current state has it.
 
-use ruma::{OwnedUserId, RoomId, UserId, events::room::member::MembershipState};
+use ruma::{EventId, OwnedUserId, RoomId, UserId, events::room::member::MembershipState};
 use sqlx::{AnyConnection, Row, any::AnyRow};
 
 use super::{
@@ -117,6 +117,40 @@ impl Memberships<'_> {
         .execute(&mut *self.0)
         .await?;
         Ok(())
+    }
+
+    /// Remembers the id of the event by which a user was invited to a room that the server is not in.
+    pub(crate) async fn set_outside_event(
+        &mut self,
+        room_nid: RoomNid,
+        user_id: &UserId,
+        event_id: &EventId,
+    ) -> Result<(), StorageError> {
+        sqlx::query(
+            "UPDATE memberships SET outside_event_id = $1 WHERE room_nid = $2 AND user_id = $3",
+        )
+        .bind(event_id.as_str())
+        .bind(room_nid.0)
+        .bind(user_id.as_str())
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
+    }
+
+    /// What [`Memberships::set_outside_event`] remembered.
+    pub(crate) async fn outside_event(
+        &mut self,
+        room_nid: RoomNid,
+        user_id: &UserId,
+    ) -> Result<Option<String>, StorageError> {
+        let found: Option<Option<String>> = sqlx::query_scalar(
+            "SELECT outside_event_id FROM memberships WHERE room_nid = $1 AND user_id = $2",
+        )
+        .bind(room_nid.0)
+        .bind(user_id.as_str())
+        .fetch_optional(&mut *self.0)
+        .await?;
+        Ok(found.flatten())
     }
 
     /// The membership event of a user, and the stripped state that came with an invite.

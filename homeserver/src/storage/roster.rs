@@ -267,7 +267,7 @@ impl Roster {
 
     /// Calls `each` for the local members of a room that may be among `candidates`: it walks whichever
     /// of the two is smaller.
-    pub(super) fn each_local_member<'a>(
+    pub(crate) fn each_local_member<'a>(
         &self,
         room_id: &RoomId,
         candidates: impl Iterator<Item = &'a OwnedUserId>,

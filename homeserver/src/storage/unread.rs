@@ -108,7 +108,6 @@ impl Unread<'_> {
 
     /// The newest events of the rooms that a user is in, at or below a position, newest first; also from
     /// before the user came.
-    #[expect(dead_code, reason = "for the list of notifications")]
     pub(crate) async fn newest(
         &mut self,
         room_ids: &[OwnedRoomId],

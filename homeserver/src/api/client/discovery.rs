@@ -27,7 +27,9 @@ const VERSIONS: [&str; 20] = [
 ];
 
 /// What clients can count on that is no part of a version yet.
-const UNSTABLE: [&str; 5] = [
+const UNSTABLE: [&str; 7] = [
+    "org.matrix.msc3881",
+    "org.matrix.msc4028",
     "org.matrix.msc4222",
     "org.matrix.simplified_msc3575",
     "uk.half-shot.msc2666.query_mutual_rooms.stable",

@@ -3,10 +3,7 @@
 //! Paths are read here, not by the router: clients put anything into the id of a rule, and a path that is
 //! none is refused with 400, as they know it from other servers.
 
-use axum::{
-    extract::{Request, State},
-    routing::any,
-};
+use axum::{extract::State, routing::any};
 use http::Method;
 use ruma::api::error::ErrorKind;
 use serde_json::{Value, json};
@@ -15,12 +12,9 @@ use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{self, Plain},
+        extract::{self, Plain, Raw},
     },
-    service::{
-        accounts::Accounts,
-        push_rules::{ChangeError, Kind, Placement, PushRuleError, PushRules, Rule, Rules},
-    },
+    service::push_rules::{ChangeError, Kind, Placement, PushRuleError, PushRules, Rule, Rules},
 };
 
 pub(super) fn routes(routes: Routes) -> Routes {
@@ -137,12 +131,9 @@ fn no_place() -> MatrixError {
 /// `/_matrix/client/v3/pushrules/…`
 async fn push_rules(
     State(rules): State<PushRules>,
-    State(accounts): State<Accounts>,
-    request: Request,
+    Raw { requester, request }: Raw,
 ) -> Result<Plain, MatrixError> {
-    let requester = extract::requester(&request, &accounts).await?;
     let user_id = requester.user_id;
-    let (request, _) = extract::read(request, &()).await?;
     let place = Place::parse(request.uri().path())?;
     match (request.method().clone(), place) {
         (Method::GET, place) => Ok(Plain(read(&rules.of_user(&user_id).await?, place)?)),

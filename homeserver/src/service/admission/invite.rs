@@ -77,6 +77,7 @@ impl Admission {
                 room_id: invite.room_id,
                 version,
                 membership: MembershipState::Invite,
+                event_id: pdu.event_id(),
                 stripped,
             };
             let Parts {

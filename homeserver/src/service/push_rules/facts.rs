@@ -27,6 +27,15 @@ pub(crate) enum Relation {
 }
 
 impl Facts {
+    /// Of an event of which only a part is known: `type`, `sender`, `state_key`, `content`.
+    pub(crate) fn of_stripped(sender: OwnedUserId, event: Map<String, Value>) -> Self {
+        Self {
+            sender,
+            top: event,
+            body: OnceLock::new(),
+        }
+    }
+
     pub(crate) fn of(pdu: &Pdu) -> Self {
         let content: Value = serde_json::from_str(pdu.content().get()).unwrap_or_default();
         let mut top = Map::new();

@@ -74,6 +74,7 @@ impl Remote {
             room_id,
             version: &version,
             membership: MembershipState::Knock,
+            event_id: pdu.event_id(),
             stripped: stripped(pdu, &told),
         };
         Ok(knocking.keep(&self.storage, &self.timeline.heads).await?)
