@@ -233,6 +233,45 @@ async fn restricted_rooms_open_to_members_on_other_servers() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn invites_and_knocks_are_taken_back_by_those_who_may() {
+    let (a, b) = TestServer::pair().await;
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    for version in ["1", "7", "12"] {
+        let room_id = alice.create_room(&json!({ "room_version": version })).await;
+        let mut since = None;
+        for _ in 0..2 {
+            alice.invite(&room_id, &bob.user_id).await.ok();
+            let invited = |sync: &Value| sync["rooms"]["invite"].get(&room_id).cloned();
+            bob.sync_until(&mut since, invited).await;
+            let kick = json!({ "user_id": bob.user_id });
+            alice.post(&room(&room_id, "kick"), &kick).await.ok();
+            let gone = |sync: &Value| sync["rooms"]["leave"].get(&room_id).cloned();
+            bob.sync_until(&mut since, gone).await;
+        }
+        assert_eq!(
+            bob.join_via(&room_id, "a.test").await.refused(),
+            (403, "M_FORBIDDEN")
+        );
+        if version == "1" {
+            continue;
+        }
+        set(
+            &alice,
+            &room_id,
+            "m.room.join_rules",
+            &json!({ "join_rule": "knock" }),
+        )
+        .await;
+        knock(&bob, &room_id, "a.test").await.ok();
+        bob.sync_until(&mut since, knocked(&room_id)).await;
+        let ban = json!({ "user_id": bob.user_id });
+        alice.post(&room(&room_id, "ban"), &ban).await.ok();
+        let gone = |sync: &Value| sync["rooms"]["leave"].get(&room_id).cloned();
+        bob.sync_until(&mut since, gone).await;
+    }
+}
+
 /// What an identity server signs when an address turns out to be a user's.
 fn bound(key: &SigningKey, user_id: &str, token: &str) -> Value {
     let signed = json!({ "mxid": user_id, "token": token });

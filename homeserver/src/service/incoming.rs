@@ -19,6 +19,7 @@ mod settle;
 mod source;
 #[cfg(test)]
 mod tests;
+mod withdrawn;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -199,6 +200,9 @@ impl Incoming {
         errand: Errand<'_>,
         outcomes: &mut Outcomes,
     ) -> Result<(), StorageError> {
+        if errand == Errand::Told {
+            self.withdrawn(room_id, pdus).await?;
+        }
         let Some((room, rules)) = self.room(room_id).await? else {
             return Ok(());
         };

@@ -12,7 +12,8 @@ use super::{heads::Heads, sync::outside::strip};
 use crate::storage::{
     Families, Storage, StorageError,
     log::Change,
-    rooms::RoomNid,
+    memberships::OutsideEvent,
+    rooms::{Room, RoomNid},
     roster::{Membership, Place},
 };
 
@@ -41,8 +42,12 @@ impl Outside<'_> {
             stripped,
             ..
         } = self;
+        let told = OutsideEvent {
+            event_id: self.event_id.to_owned(),
+            stripped_state: stripped,
+        };
         let (user_id, version) = (self.user_id.to_owned(), self.version.clone());
-        let (room_id, id) = (self.room_id.to_owned(), self.event_id.to_owned());
+        let room_id = self.room_id.to_owned();
         let counters = storage.counters();
         let (fresh, event_nid) = (RoomNid(counters.next_nid().0), counters.next_nid());
         let before = storage.log().roster().place(&user_id, &room_id);
@@ -61,10 +66,7 @@ impl Outside<'_> {
                     },
                 };
                 tx.memberships()
-                    .set_outside(nid, &row, event_nid, Some(&stripped))
-                    .await?;
-                tx.memberships()
-                    .set_outside_event(nid, &row.user_id, &id)
+                    .set_outside(nid, &row, event_nid, Some(&told))
                     .await?;
                 tx.log_at(position, Change::OutsideMembership(row));
                 Ok::<_, StorageError>(())
@@ -76,6 +78,39 @@ impl Outside<'_> {
         heads.hold(self.room_id).await?.forget();
         Ok(())
     }
+}
+
+/// What a user was to a room that this server is not in ends here.
+pub(crate) async fn let_out(
+    storage: &Storage,
+    room: &Room,
+    user_id: &UserId,
+    place: Place,
+) -> Result<(), StorageError> {
+    let nid = room.nid;
+    let (room_id, user_id) = (room.room_id.clone(), user_id.to_owned());
+    let write = storage.write(move |tx| {
+        async move {
+            let outside = tx.memberships().outside(nid, &user_id).await?;
+            let Some((event, _)) = outside else {
+                return Ok(());
+            };
+            let position = tx.next_position();
+            let row = Membership {
+                room_id,
+                user_id,
+                place: Place {
+                    joined_until: place.joined_until,
+                    ..Place::new(MembershipState::Leave, position)
+                },
+            };
+            tx.memberships().set_outside(nid, &row, event, None).await?;
+            tx.log_at(position, Change::OutsideMembership(row));
+            Ok::<_, StorageError>(())
+        }
+        .boxed()
+    });
+    write.await
 }
 
 /// What the user sees of the room: the membership event, and what another server told, full or stripped

@@ -1,6 +1,8 @@
 //! `memberships`: what each user is to each room, as the current state has it.
 
-use ruma::{EventId, OwnedUserId, RoomId, UserId, events::room::member::MembershipState};
+use ruma::{
+    EventId, OwnedEventId, OwnedUserId, RoomId, UserId, events::room::member::MembershipState,
+};
 use sqlx::{AnyConnection, Row, any::AnyRow};
 
 use super::{
@@ -14,6 +16,14 @@ use super::{
 /// The table `memberships`.
 #[derive(Debug)]
 pub(crate) struct Memberships<'t>(pub(super) &'t mut AnyConnection);
+
+/// Why a user is invited or knocking, where this server is not in the room.
+#[derive(Clone)]
+pub(crate) struct OutsideEvent {
+    pub(crate) event_id: OwnedEventId,
+    /// What was told of the room, as JSON.
+    pub(crate) stripped_state: String,
+}
 
 impl Memberships<'_> {
     /// All places of local users, and the joined places of all others: what the roster starts with.
@@ -105,13 +115,15 @@ impl Memberships<'_> {
         room_nid: RoomNid,
         membership: &Membership,
         event: EventNid,
-        stripped_state: Option<&str>,
+        told: Option<&OutsideEvent>,
     ) -> Result<(), StorageError> {
         upsert(&mut *self.0, &[(room_nid, membership.clone(), event)]).await?;
         sqlx::query(
-            "UPDATE memberships SET stripped_state = $1 WHERE room_nid = $2 AND user_id = $3",
+            "UPDATE memberships SET stripped_state = $1, outside_event = $2 \
+             WHERE room_nid = $3 AND user_id = $4",
         )
-        .bind(stripped_state)
+        .bind(told.map(|told| told.stripped_state.as_str()))
+        .bind(told.map(|told| told.event_id.as_str()))
         .bind(room_nid.0)
         .bind(membership.user_id.as_str())
         .execute(&mut *self.0)
@@ -119,38 +131,30 @@ impl Memberships<'_> {
         Ok(())
     }
 
-    /// Remembers the id of the event by which a user was invited to a room that the server is not in.
-    pub(crate) async fn set_outside_event(
-        &mut self,
-        room_nid: RoomNid,
-        user_id: &UserId,
-        event_id: &EventId,
-    ) -> Result<(), StorageError> {
-        sqlx::query(
-            "UPDATE memberships SET outside_event_id = $1 WHERE room_nid = $2 AND user_id = $3",
-        )
-        .bind(event_id.as_str())
-        .bind(room_nid.0)
-        .bind(user_id.as_str())
-        .execute(&mut *self.0)
-        .await?;
-        Ok(())
-    }
-
-    /// What [`Memberships::set_outside_event`] remembered.
+    /// What [`Memberships::set_outside`] keeps of a user, as long as nothing else happened.
     pub(crate) async fn outside_event(
         &mut self,
         room_nid: RoomNid,
         user_id: &UserId,
-    ) -> Result<Option<String>, StorageError> {
-        let found: Option<Option<String>> = sqlx::query_scalar(
-            "SELECT outside_event_id FROM memberships WHERE room_nid = $1 AND user_id = $2",
+    ) -> Result<Option<OutsideEvent>, StorageError> {
+        let row = sqlx::query(
+            "SELECT outside_event, stripped_state FROM memberships WHERE room_nid = $1 \
+             AND user_id = $2 AND outside_event IS NOT NULL AND stripped_state IS NOT NULL",
         )
         .bind(room_nid.0)
         .bind(user_id.as_str())
         .fetch_optional(&mut *self.0)
         .await?;
-        Ok(found.flatten())
+        row.map(|row| {
+            let event_id: String = row.try_get(0)?;
+            let wrong =
+                |_| StorageError::inconsistent("memberships", "outside_event", user_id.as_str());
+            Ok(OutsideEvent {
+                event_id: EventId::parse(&event_id).map_err(wrong)?,
+                stripped_state: row.try_get(1)?,
+            })
+        })
+        .transpose()
     }
 
     /// The membership event of a user, and the stripped state that came with an invite.
@@ -182,7 +186,7 @@ pub(super) async fn upsert(
              event_nid = excluded.event_nid, forgotten = 0, position = CASE \
              WHEN memberships.membership = excluded.membership THEN memberships.position \
              ELSE excluded.position END, \
-             stripped_state = NULL, joined_until = CASE \
+             stripped_state = NULL, outside_event = NULL, joined_until = CASE \
              WHEN excluded.membership = 'join' THEN NULL \
              WHEN memberships.membership = 'join' THEN excluded.position \
              ELSE memberships.joined_until END",

@@ -3,6 +3,7 @@
 
 mod answer;
 mod arrival;
+mod as_before;
 mod invite;
 mod join;
 mod knock;

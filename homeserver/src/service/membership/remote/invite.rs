@@ -1,14 +1,11 @@
 //! Inviting users of other servers
 //! ([spec](https://spec.matrix.org/v1.19/server-server-api/#inviting-to-a-room)).
 
-use std::{collections::BTreeMap, fmt::Display};
+use std::collections::BTreeMap;
 
 use ruma::{
     OwnedEventId, RoomId, ServerName, UserId,
-    api::{
-        federation::membership::{RawStrippedState, create_invite::v2 as create_invite},
-        path_builder::{PathBuilder, SinglePath},
-    },
+    api::federation::membership::{RawStrippedState, create_invite::v2 as create_invite},
     events::StateEventType,
 };
 use serde::Deserialize;
@@ -22,7 +19,7 @@ use sotto_federation::{
     },
 };
 
-use super::{Remote, RemoteError};
+use super::{Remote, RemoteError, as_before};
 use crate::{
     service::timeline::{Proposal, SendError},
     storage::StorageError,
@@ -30,10 +27,6 @@ use crate::{
 
 /// How often an invite is made again because the room went on meanwhile.
 const ATTEMPTS: usize = 5;
-
-/// Where servers are asked that know the first room versions only.
-const FIRST_INVITE: SinglePath =
-    SinglePath::new("/_matrix/federation/v1/invite/{room_id}/{event_id}");
 
 /// What tells the invited user which room it is
 /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#stripped-state)).
@@ -115,16 +108,12 @@ impl Remote {
         struct Answer {
             event: Box<RawValue>,
         }
-        let request = as_before(pdu, room_state)?;
-        let limits = Limits::default();
-        let client = self.federation.client();
-        let sent = client.send_streamed(server, request, limits.request);
-        let answer = sent.await?.read(limits.answer).await?;
-        if !answer.status().is_success() {
-            return Err(ClientError::refused(&answer).into());
-        }
-        let (_, answer): (u16, Answer) =
-            serde_json::from_slice(answer.body()).map_err(|_| ClientError::MalformedAnswer)?;
+        let unsigned = to_raw_value(&BTreeMap::from([("invite_room_state", room_state)]));
+        let unsigned = unsigned.map_err(|_| ClientError::Unsendable)?;
+        let (place, limits) = (as_before::Place::Invite, Limits::default());
+        let answer: Answer = self
+            .send_as_before(server, place, pdu, Some(unsigned), limits)
+            .await?;
         Ok(answer.event)
     }
 
@@ -146,24 +135,4 @@ impl Remote {
         }
         Ok(found)
     }
-}
-
-/// The request that servers understand which know the first room versions only: the event itself.
-fn as_before(
-    pdu: &Pdu,
-    room_state: Vec<RawStrippedState>,
-) -> Result<http::Request<Vec<u8>>, ClientError> {
-    let path: [&dyn Display; 2] = [&pdu.room_id(), &pdu.event_id()];
-    let url = FIRST_INVITE.make_endpoint_url((), "https://destination.invalid", &path, "");
-    let url = url.map_err(|_| ClientError::Unsendable)?;
-    let unsendable = |_| ClientError::Unsendable;
-    let mut body: BTreeMap<String, Box<RawValue>> =
-        serde_json::from_str(pdu.json().get()).map_err(unsendable)?;
-    let unsigned = BTreeMap::from([("invite_room_state", room_state)]);
-    let unsigned = to_raw_value(&unsigned).map_err(unsendable)?;
-    body.insert("unsigned".to_owned(), unsigned);
-    http::Request::put(url)
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .body(serde_json::to_vec(&body).map_err(unsendable)?)
-        .map_err(|_| ClientError::Unsendable)
 }

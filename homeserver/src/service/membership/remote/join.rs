@@ -20,7 +20,7 @@ use sotto_federation::{
     },
 };
 
-use super::{AnswerError, Remote, RemoteError, answer::Question, content};
+use super::{AnswerError, Remote, RemoteError, answer::Question, as_before, content};
 use crate::service::incoming::{Errand, Refused};
 
 /// A large room takes its time, on both sides.
@@ -130,8 +130,19 @@ impl Remote {
         let event_id = join.pdu().event_id().to_owned();
         let json = join.pdu().json().to_owned();
         let request = create_join_event::Request::new(room_id.to_owned(), event_id, json);
-        let sent = self.federation.send_within(server, request, LIMITS).await?;
-        let join = match &sent.room_state.event {
+        let room_state = match self.federation.send_within(server, request, LIMITS).await {
+            Ok(sent) => Some(sent.room_state),
+            Err(error) if error.is_unknown_endpoint() => None,
+            Err(error) => return Err(error.into()),
+        };
+        let room_state = if let Some(room_state) = room_state {
+            room_state
+        } else {
+            let place = as_before::Place::SendJoin;
+            self.send_as_before(server, place, join.pdu(), None, LIMITS)
+                .await?
+        };
+        let join = match &room_state.event {
             Some(event) if needs_second_signature(join.pdu()) => {
                 self.signed_by_both(server, join.pdu(), event, &rules)
                     .await?
@@ -148,9 +159,7 @@ impl Remote {
             version,
             rules,
         };
-        let told = question
-            .check(&self.server_keys, join, sent.room_state)
-            .await?;
+        let told = question.check(&self.server_keys, join, room_state).await?;
         self.arrive(question, told).await
     }
 

@@ -1,7 +1,6 @@
 //! Leaving a room that only other servers know, or declining to enter it
 //! ([spec](https://spec.matrix.org/v1.19/server-server-api/#leaving-rooms-rejecting-invites)).
 
-use futures_util::FutureExt;
 use ruma::{
     RoomId, RoomVersionId, ServerName, UserId,
     api::federation::membership::{
@@ -10,18 +9,18 @@ use ruma::{
     },
     events::room::member::MembershipState,
 };
+use serde::de::IgnoredAny;
 use serde_json::Map;
-use sotto_federation::room::{
-    builder::{MembershipTemplate, RemoteMembership, from_make_response},
-    version,
+use sotto_federation::{
+    client::Limits,
+    room::{
+        builder::{MembershipTemplate, RemoteMembership, from_make_response},
+        version,
+    },
 };
 
-use super::{Remote, RemoteError, content};
-use crate::storage::{
-    Families, StorageError,
-    log::Change,
-    roster::{Membership, Place},
-};
+use super::{Remote, RemoteError, as_before, content};
+use crate::{service::outside::let_out, storage::StorageError};
 
 impl Remote {
     /// Tells a server of the room, and lets the user out in any case: nobody is kept in a room because
@@ -50,7 +49,10 @@ impl Remote {
                 }
             }
         }
-        self.let_out(user_id, room_id, place).await?;
+        // What the user was to the room ends here, whatever others say.
+        if let Some(room) = self.timeline.heads.room(room_id).await? {
+            let_out(&self.storage, &room, user_id, place).await?;
+        }
         Ok(true)
     }
 
@@ -79,44 +81,14 @@ impl Remote {
         let event_id = leave.pdu().event_id().to_owned();
         let json = leave.pdu().json().to_owned();
         let request = create_leave_event::Request::new(room_id.to_owned(), event_id, json);
-        self.federation.send(server, request).await?;
+        match self.federation.send(server, request).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_unknown_endpoint() => {}
+            Err(error) => return Err(error.into()),
+        }
+        let (place, limits) = (as_before::Place::SendLeave, Limits::default());
+        self.send_as_before::<IgnoredAny>(server, place, leave.pdu(), None, limits)
+            .await?;
         Ok(())
-    }
-
-    /// What the user was to the room ends here, whatever others say.
-    async fn let_out(
-        &self,
-        user_id: &UserId,
-        room_id: &RoomId,
-        place: Place,
-    ) -> Result<(), StorageError> {
-        let Some(room) = self.timeline.heads.room(room_id).await? else {
-            return Ok(());
-        };
-        let (user_id, room_id) = (user_id.to_owned(), room_id.to_owned());
-        let write = self.storage.write(move |tx| {
-            async move {
-                let outside = tx.memberships().outside(room.nid, &user_id).await?;
-                let Some((event, _)) = outside else {
-                    return Ok(());
-                };
-                let position = tx.next_position();
-                let row = Membership {
-                    room_id,
-                    user_id,
-                    place: Place {
-                        joined_until: place.joined_until,
-                        ..Place::new(MembershipState::Leave, position)
-                    },
-                };
-                tx.memberships()
-                    .set_outside(room.nid, &row, event, None)
-                    .await?;
-                tx.log_at(position, Change::OutsideMembership(row));
-                Ok::<_, StorageError>(())
-            }
-            .boxed()
-        });
-        write.await
     }
 }
