@@ -6,6 +6,7 @@ pub(crate) mod error;
 pub(crate) mod extract;
 mod leftover;
 mod legacy;
+mod rate_limits;
 pub(crate) mod routes;
 pub(crate) mod server;
 mod standing;
@@ -32,11 +33,12 @@ use crate::{
         backfill::Backfill, calls::Calls, deactivation::Deactivation, devices::Devices,
         directory::Directory, e2e_keys::E2eKeys, filter::Filters, key_backup::KeyBackup,
         media::Media, membership::Membership, moderation::Moderation, presence::Presence,
-        profiles::Profiles, push_rules::PushRules, receipts::Receipts, registration::Registration,
-        relations::Relations, rooms::Rooms, server_keys::ServerKeys, shared_history::SharedHistory,
-        spaces::Spaces, support::Support, sync::Sync, third_party_invites::ThirdPartyInvites,
-        timeline::Timeline, to_device::ToDevice, transactions::Transactions, typing::Typing,
-        uia::Uia, user_directory::UserDirectory,
+        profiles::Profiles, push_rules::PushRules, rate_limits::RateLimits, receipts::Receipts,
+        registration::Registration, relations::Relations, rooms::Rooms, server_keys::ServerKeys,
+        shared_history::SharedHistory, spaces::Spaces, support::Support, sync::Sync,
+        third_party_invites::ThirdPartyInvites, threepids::Threepids, timeline::Timeline,
+        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
+        user_directory::UserDirectory,
     },
 };
 
@@ -65,6 +67,7 @@ pub(crate) struct Edge {
     pub(crate) push_rules: PushRules,
     pub(crate) pushers: Pushers,
     pub(crate) unread: Unread,
+    pub(crate) rate_limits: RateLimits,
     pub(crate) receipts: Receipts,
     pub(crate) registration: Registration,
     pub(crate) relations: Relations,
@@ -75,6 +78,7 @@ pub(crate) struct Edge {
     pub(crate) support: Support,
     pub(crate) sync: Sync,
     pub(crate) third_party_invites: ThirdPartyInvites,
+    pub(crate) threepids: Threepids,
     pub(crate) timeline: Timeline,
     pub(crate) transactions: Transactions,
     pub(crate) typing: Typing,
@@ -97,6 +101,10 @@ pub(crate) fn router(edge: Edge) -> Router {
         .fallback(async || MatrixError::unrecognized())
         .method_not_allowed_fallback(async || MatrixError::method_not_allowed())
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(axum::middleware::from_fn_with_state(
+            edge.rate_limits.clone(),
+            rate_limits::by_address,
+        ))
         .layer(axum::middleware::from_fn(leftover::read))
         .layer(cors)
         .with_state(edge)

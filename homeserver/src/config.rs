@@ -1,6 +1,8 @@
 //! The configuration: one TOML file, every key optional but `server_name`, unknown keys refused.
 
+mod email;
 mod load;
+mod rate_limits;
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use email::{Email, SmtpEncryption};
 pub use load::{ConfigError, Overrides};
+pub use rate_limits::{Rate, RateLimits};
 use ruma::{OwnedServerName, RoomVersionId};
 use serde::Deserialize;
 use sotto_federation::room::version;
@@ -55,6 +59,12 @@ pub struct Config {
     /// Whether people may look around without an account. Default no.
     #[serde(default)]
     pub guests: bool,
+    /// How to send e-mail. Without it, addresses are not checked and forgotten passwords stay forgotten.
+    #[serde(default)]
+    pub email: Option<Email>,
+    /// How often people may ask for things that cost others something.
+    #[serde(default)]
+    pub rate_limits: RateLimits,
     /// How the server speaks with other servers.
     #[serde(default)]
     pub federation: Federation,
@@ -214,6 +224,8 @@ impl Config {
             default_room_version: default_room_version(),
             deprecated_requests: default_deprecated_requests(),
             guests: false,
+            email: None,
+            rate_limits: RateLimits::default(),
             federation: Federation::default(),
             media: Media::default(),
             presence: Presence::default(),

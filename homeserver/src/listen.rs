@@ -1,8 +1,10 @@
 //! Accepting connections, with TLS and without.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
+use http::Request;
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::{
@@ -19,6 +21,11 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// How long a stop waits for answers that are under way.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
@@ -76,7 +83,7 @@ pub(crate) async fn serve(
             accepted = listener.accept() => accepted,
             () = stopping.cancelled() => break,
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, peer)) = accepted else {
             // Out of file descriptors, most likely: give those that are open time to end.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
@@ -84,10 +91,10 @@ pub(crate) async fn serve(
         drop(stream.set_nodelay(true));
         let (router, watcher) = (router.clone(), connections.watcher());
         match tls.clone() {
-            None => drop(tasks.spawn(answer(stream, router, watcher))),
+            None => drop(tasks.spawn(answer(stream, peer, router, watcher))),
             Some(tls) => drop(tasks.spawn(async move {
                 match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => answer(stream, router, watcher).await,
+                    Ok(Ok(stream)) => answer(stream, peer, router, watcher).await,
                     Ok(Err(error)) => tracing::debug!(%error, "no agreement on TLS"),
                     Err(_) => tracing::debug!("no agreement on TLS in time"),
                 }
@@ -103,12 +110,16 @@ pub(crate) async fn serve(
     }
 }
 
-async fn answer<S>(stream: S, router: Router, watcher: Watcher)
+async fn answer<S>(stream: S, peer: SocketAddr, router: Router, watcher: Watcher)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let builder = auto::Builder::new(TokioExecutor::new());
-    let service = TowerToHyperService::new(router);
+    let service = router.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        request
+    });
+    let service = TowerToHyperService::new(service);
     let connection = builder
         .serve_connection(TokioIo::new(stream), service)
         .into_owned();

@@ -30,8 +30,10 @@ use crate::{
         events::Events,
         federation::{Federation, FederationError},
         filter::Filters,
+        identity::Identity,
         incoming::{self, Incoming},
         key_backup::KeyBackup,
+        mail::Mail,
         media::Media,
         membership::{Membership, Remote},
         moderation::Moderation,
@@ -40,6 +42,7 @@ use crate::{
         profiles::{self, Profiles},
         push_rules::PushRules,
         pushers::Pushers,
+        rate_limits::RateLimits,
         receipts::Receipts,
         registration::Registration,
         relations::Relations,
@@ -53,6 +56,7 @@ use crate::{
         support::Support,
         sync::{self, Sync},
         third_party_invites::ThirdPartyInvites,
+        threepids::{self, Threepids},
         timeline::Timeline,
         to_device::ToDevice,
         transactions::{self, Transactions},
@@ -134,8 +138,8 @@ impl Homeserver {
             path: data_dir.clone(),
             source,
         })?;
-        let lock = lock(data_dir)?;
-        let key = Arc::new(signing_key(data_dir)?);
+        let lock = data_dir::lock(data_dir)?;
+        let key = Arc::new(data_dir::signing_key(data_dir)?);
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let storage = Storage::open(
             &config.database_url(),
@@ -293,12 +297,29 @@ fn services(
         .public_base_url
         .clone()
         .unwrap_or_else(|| format!("https://{server_name}"));
+    let limits = RateLimits::new(config.rate_limits.clone(), clock.clone());
     let accounts = Accounts::new(
         storage.clone(),
         clock.clone(),
         server_name.clone(),
         base_url,
+        limits.clone(),
     );
+    let mail = config.email.clone().map(|settings| {
+        let tls = federation.tls().clone();
+        Mail::new(settings, tls, clock.clone())
+    });
+    let threepids = Threepids::new(threepids::Parts {
+        storage: storage.clone(),
+        clock: clock.clone(),
+        accounts: accounts.clone(),
+        mail,
+        identity: Identity::new(
+            federation.guarded().clone(),
+            key.clone(),
+            server_name.clone(),
+        ),
+    });
     let server_keys = ServerKeys::new(
         storage.clone(),
         federation.clone(),
@@ -398,12 +419,13 @@ fn services(
     let uia = Uia::new(
         storage.clone(),
         clock.clone(),
-        Stages::new(accounts.clone()),
+        Stages::new(accounts.clone(), threepids.clone()),
     );
     let deactivation = Deactivation::new(
         storage.clone(),
         accounts.clone(),
         membership.clone(),
+        threepids.clone(),
         tasks.clone(),
         stopping.clone(),
     );
@@ -468,7 +490,7 @@ fn services(
         accounts.clone(),
         timeline.clone(),
     );
-    let registration = Registration::new(accounts.clone(), uia.clone(), config);
+    let registration = Registration::new(accounts.clone(), uia.clone(), threepids.clone(), config);
     Edge {
         account_data,
         accounts,
@@ -492,6 +514,7 @@ fn services(
         push_rules,
         pushers: Pushers::new(storage.clone(), clock.clone()),
         unread,
+        rate_limits: limits,
         receipts,
         registration,
         relations,
@@ -502,6 +525,7 @@ fn services(
         support: Support::new(config),
         sync,
         third_party_invites,
+        threepids,
         timeline,
         transactions,
         typing,

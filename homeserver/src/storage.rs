@@ -38,6 +38,7 @@ pub(crate) mod roster;
 pub(crate) mod server_keys;
 pub(crate) mod state_map;
 pub(crate) mod state_nodes;
+pub(crate) mod threepids;
 pub(crate) mod to_device;
 pub(crate) mod tokens;
 pub(crate) mod uia;
@@ -376,6 +377,9 @@ pub(crate) trait Families {
     }
     fn server_keys(&mut self) -> server_keys::ServerKeys<'_> {
         server_keys::ServerKeys(self.connection())
+    }
+    fn threepids(&mut self) -> threepids::Threepids<'_> {
+        threepids::Threepids(self.connection())
     }
     fn to_device(&mut self) -> to_device::ToDevice<'_> {
         to_device::ToDevice(self.connection())

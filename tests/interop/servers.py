@@ -109,6 +109,7 @@ class Sotto(Server):
             f'data_dir = "{self.folder / "data"}"',
             *([f'database = "{self.database_url}"'] if self.database_url else []),
             'registration = "open"',
+            "rate_limits = { enabled = false }",
             "[federation]",
             f'listen = "127.0.0.1:{self.federation_port}"',
             f'certificate = "{self.certificates.certificate}"',

@@ -43,6 +43,7 @@ fn server_process() {
     config.listen = setting["listen"].as_str().unwrap().parse().unwrap();
     config.database = setting["database"].as_str().map(ToOwned::to_owned);
     config.registration = Registration::Open;
+    config.rate_limits.enabled = false;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

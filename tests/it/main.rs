@@ -8,6 +8,7 @@
 )]
 
 mod accounts;
+mod addresses;
 mod chat;
 mod crash;
 mod directory;
@@ -31,6 +32,7 @@ mod moderation;
 mod presence;
 mod profiles;
 mod push;
+mod rate_limits;
 mod relations;
 mod restore;
 mod sdk;

@@ -28,18 +28,21 @@ pub struct TestServer {
     directory: Arc<TempDir>,
 }
 
+/// Changes a configuration.
+type Change = Arc<dyn Fn(&mut Config) + Send + Sync>;
+
 /// What servers are made with.
-#[derive(Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Setup {
-    change: Option<fn(&mut Config)>,
+    change: Option<Change>,
 }
 
 impl Setup {
     /// Changes the configuration before the start.
     #[must_use]
-    pub fn with(change: fn(&mut Config)) -> Self {
+    pub fn with(change: impl Fn(&mut Config) + Send + Sync + 'static) -> Self {
         Self {
-            change: Some(change),
+            change: Some(Arc::new(change)),
         }
     }
 
@@ -96,19 +99,14 @@ impl Setup {
                 (name.clone(), address)
             });
             federation.names = others.collect();
-            started.push(
-                Setup {
-                    change: self.change,
-                }
-                .run(config, directory.clone())
-                .await,
-            );
+            started.push(self.clone().run(config, directory.clone()).await);
         }
         started
     }
 
     async fn run(self, mut config: Config, directory: Arc<TempDir>) -> TestServer {
         config.registration = Registration::Open;
+        config.rate_limits.enabled = false;
         let database = Database::fresh().await;
         config.database = database.url();
         if let Some(change) = self.change {

@@ -1,6 +1,7 @@
 //! The client-server API, a file for each chapter.
 
 mod account_management;
+mod administrative_contacts;
 mod aliases;
 mod capabilities;
 mod client_config;
@@ -48,6 +49,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
     [
         aliases::routes,
         account_management::routes,
+        administrative_contacts::routes,
         capabilities::routes,
         client_config::routes,
         devices::routes,

@@ -15,7 +15,7 @@ use ruma::api::{
 };
 use zeroize::Zeroizing;
 
-use super::{error::MatrixError, standing};
+use super::{error::MatrixError, rate_limits, standing};
 use crate::service::accounts::{Accounts, Requester, sessions::Bearer};
 
 /// The largest body of a request that is not an upload, in bytes: a federation transaction of fifty
@@ -153,6 +153,8 @@ where
         match accounts.authenticate(&token).await? {
             Bearer::Known(known) => {
                 standing::check(&known, &method, &path)?;
+                let limits = accounts.rate_limits();
+                rate_limits::by_user(limits, &known.requester.user_id, &method, &path)?;
                 Ok(known.requester)
             }
             Bearer::Expired => Err(MatrixError::expired_token()),

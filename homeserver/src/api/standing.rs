@@ -124,11 +124,11 @@ pub(super) fn locked() -> MatrixError {
 }
 
 /// The part of a path after `/_matrix/client/v3/`.
-fn after_version(path: &str) -> &str {
+pub(super) fn after_version(path: &str) -> &str {
     path.splitn(5, '/').nth(4).unwrap_or("")
 }
 
-fn listed(list: &[(&str, &str)], method: &Method, path: &str) -> bool {
+pub(super) fn listed(list: &[(&str, &str)], method: &Method, path: &str) -> bool {
     list.iter()
         .any(|(m, pattern)| method == *m && matches(pattern, path))
 }

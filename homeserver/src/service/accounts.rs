@@ -20,6 +20,7 @@ use self::{
 };
 use crate::{
     clock::Clock,
+    service::rate_limits::{Action, Asker, RateLimits, TooOften},
     storage::{
         Families, Storage, StorageError,
         accounts::{Account, Flag, Kind, TokenHash},
@@ -45,6 +46,7 @@ struct Inner {
     server_name: OwnedServerName,
     public_base_url: String,
     passwords: Passwords,
+    limits: RateLimits,
     /// Tokens that were good. Every way to make a token worthless goes through
     /// [`Accounts::forget_device`] or [`Accounts::forget_user`].
     tokens: Cache<TokenHash, Known>,
@@ -72,6 +74,8 @@ pub(crate) enum RegisterError {
     NameTaken,
     #[error("the registration token is not valid")]
     BadToken,
+    #[error("somebody has the address")]
+    AddressTaken,
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
@@ -86,6 +90,8 @@ pub(crate) enum LoginError {
     Deactivated,
     #[error("the account is locked")]
     Locked,
+    #[error(transparent)]
+    TooOften(#[from] TooOften),
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
@@ -140,6 +146,7 @@ impl Accounts {
         clock: Clock,
         server_name: OwnedServerName,
         public_base_url: String,
+        limits: RateLimits,
     ) -> Self {
         let tokens = Cache::new(100_000);
         Self(Arc::new(Inner {
@@ -148,6 +155,7 @@ impl Accounts {
             server_name,
             public_base_url,
             passwords: Passwords::new(),
+            limits,
             tokens,
             forgotten: AtomicU64::new(0),
         }))
@@ -190,6 +198,11 @@ impl Accounts {
             None => Ok(()),
             Some(_) => Err(RegisterError::NameTaken),
         }
+    }
+
+    /// How often people may ask for things.
+    pub(crate) fn rate_limits(&self) -> &RateLimits {
+        &self.0.limits
     }
 
     /// Hashes passwords.
@@ -317,6 +330,8 @@ impl Accounts {
         user_id: &UserId,
         password: String,
     ) -> Result<(), LoginError> {
+        let asker = || Asker::User(user_id.to_owned());
+        self.0.limits.take(Action::Password, asker())?;
         let account = self.account(user_id).await?;
         let hash = account
             .as_ref()
@@ -326,6 +341,7 @@ impl Accounts {
         let Some(account) = account.filter(|_| good) else {
             return Err(LoginError::WrongCredentials);
         };
+        self.0.limits.give_back(Action::Password, asker());
         LoginError::of(&account).map_or(Ok(()), Err)
     }
 

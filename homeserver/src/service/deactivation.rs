@@ -5,7 +5,9 @@ use futures_util::FutureExt;
 use ruma::{OwnedUserId, UserId, events::room::member::MembershipState};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{accounts::Accounts, device_lists, devices, membership::Membership};
+use super::{
+    accounts::Accounts, device_lists, devices, membership::Membership, threepids::Threepids,
+};
 use crate::storage::{Families, Storage, StorageError};
 
 /// Ends accounts.
@@ -14,6 +16,7 @@ pub(crate) struct Deactivation {
     storage: Storage,
     accounts: Accounts,
     membership: Membership,
+    threepids: Threepids,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -23,6 +26,7 @@ impl Deactivation {
         storage: Storage,
         accounts: Accounts,
         membership: Membership,
+        threepids: Threepids,
         tasks: TaskTracker,
         stopping: CancellationToken,
     ) -> Self {
@@ -30,18 +34,20 @@ impl Deactivation {
             storage,
             accounts,
             membership,
+            threepids,
             tasks,
             stopping,
         }
     }
 
     /// Ends an account: nobody can log in any more, its devices, keys and profile are gone. It leaves its
-    /// rooms after the answer.
+    /// rooms after the answer. Whether all identity servers forgot what they were told.
     pub(crate) async fn deactivate(
         &self,
         user_id: OwnedUserId,
         erase: bool,
-    ) -> Result<(), StorageError> {
+    ) -> Result<bool, StorageError> {
+        let unbound = self.threepids.unbind_all(&user_id).await?;
         let followers = device_lists::followers(&self.storage, &user_id);
         let owner = user_id.clone();
         let write = self.storage.write(move |tx| {
@@ -51,6 +57,7 @@ impl Deactivation {
                 devices::delete(tx, &followers, &owner, &ids).await?;
                 tx.cross_signing().delete_of_user(&owner).await?;
                 tx.tokens().delete_short_of_user(&owner).await?;
+                tx.threepids().delete_of_user(&owner).await?;
                 tx.accounts().deactivate(&owner, erase).await
             }
             .boxed()
@@ -65,7 +72,7 @@ impl Deactivation {
         let this = self.clone();
         self.tasks
             .spawn(async move { this.leave_all(&user_id).await });
-        Ok(())
+        Ok(unbound)
     }
 
     /// Goes on with what a stop of the server cut short.

@@ -30,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Federation {
     client: FederationClient,
     guarded: GuardedClient,
+    tls: rustls::ClientConfig,
     awaited: Awaited,
 }
 
@@ -57,6 +58,9 @@ pub enum FederationError {
         /// Why that is none.
         source: NetworkError,
     },
+    /// No HTTP.
+    #[error("no HTTP client can be made: {0}")]
+    Http(reqwest::Error),
     /// No TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -90,6 +94,7 @@ impl Federation {
         let egress = Arc::new(Egress::new(networks.collect::<Result<_, _>>()?));
         let (resolver, tls) = (resolver(), tls_config(&authorities)?);
         let (for_others, others_tls) = (resolver.clone(), tls.clone());
+        let own_tls = tls.clone();
         let guarded = GuardedClient::new(egress.clone(), for_others, others_tls, PATIENCE);
         let clock = clock.clone();
         let client = FederationClient::new(client::Config {
@@ -105,6 +110,7 @@ impl Federation {
         Ok(Self {
             client,
             guarded: guarded.map_err(FederationError::Http)?,
+            tls: own_tls,
             awaited: Awaited::default(),
         })
     }
@@ -161,6 +167,11 @@ impl Federation {
 
     fn awaited(&self) -> MutexGuard<'_, HashMap<OwnedServerName, Arc<Notify>>> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whom to trust.
+    pub(crate) fn tls(&self) -> &rustls::ClientConfig {
+        &self.tls
     }
 
     /// A client for what is no Matrix server, such as push gateways, behind the same guard.

@@ -15,11 +15,12 @@ use super::{
         random_id,
         sessions::Bearer,
     },
-    uia::{Demand, Proof, Uia, UiaError, registration_token},
+    threepids::Threepids,
+    uia::{Demand, Proof, Uia, UiaError, email, registration_token},
 };
 use crate::{
     config,
-    storage::{Families, StorageError, accounts::Kind},
+    storage::{Families, StorageError, accounts::Kind, threepids::Owned},
 };
 
 /// For what a session of user-interactive authentication is opened.
@@ -30,6 +31,7 @@ const PURPOSE: &str = "register";
 pub(crate) struct Registration {
     accounts: Accounts,
     uia: Uia,
+    threepids: Threepids,
     open_to: config::Registration,
     guests: bool,
 }
@@ -87,10 +89,16 @@ pub(crate) enum RegistrationError {
 }
 
 impl Registration {
-    pub(crate) fn new(accounts: Accounts, uia: Uia, config: &config::Config) -> Self {
+    pub(crate) fn new(
+        accounts: Accounts,
+        uia: Uia,
+        threepids: Threepids,
+        config: &config::Config,
+    ) -> Self {
         Self {
             accounts,
             uia,
+            threepids,
             open_to: config.registration,
             guests: config.guests,
         }
@@ -187,8 +195,19 @@ impl Registration {
         remembered.registered = Some(user_id.clone());
         let remembered = json!(remembered).to_string();
         let uia_session = proof.session;
+        let address = email(&proof.completed).map(|(threepid, validated_at)| Owned {
+            threepid,
+            validated_at,
+            added_at: validated_at,
+        });
+        let owner = user_id.clone();
         let register = self.accounts.register(new, move |tx| {
             async move {
+                if let Some(address) = address
+                    && !tx.threepids().insert(&owner, &address).await?
+                {
+                    return Err(RegisterError::AddressTaken);
+                }
                 // The client may not get the answer, and ask again.
                 if let Some(uia_session) = uia_session
                     && let Some(mut row) = tx.uia().by_id(uia_session).await?
@@ -241,6 +260,9 @@ impl Registration {
     fn flows(&self) -> Result<Vec<Vec<AuthType>>, RegistrationError> {
         match self.open_to {
             config::Registration::Closed => Err(RegistrationError::Closed),
+            config::Registration::Open if self.threepids.has_mail() => {
+                Ok(vec![vec![AuthType::Dummy], vec![AuthType::EmailIdentity]])
+            }
             config::Registration::Open => Ok(vec![vec![AuthType::Dummy]]),
             config::Registration::Token => Ok(vec![vec![AuthType::RegistrationToken]]),
         }

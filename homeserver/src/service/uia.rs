@@ -19,8 +19,11 @@ use ruma::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-pub(crate) use self::stages::{Stages, registration_token};
-use super::accounts::{AccessToken, random_id};
+pub(crate) use self::stages::{Stages, email, registration_token};
+use super::{
+    accounts::{AccessToken, random_id},
+    rate_limits::TooOften,
+};
 use crate::{
     clock::Clock,
     storage::{Families, Storage, StorageError, accounts::TokenHash, uia::SessionRow},
@@ -106,6 +109,8 @@ pub(crate) enum UiaError {
     Incomplete(Box<Challenge>),
     #[error("the session was opened for something else")]
     OtherPurpose,
+    #[error(transparent)]
+    TooOften(#[from] TooOften),
     #[error(transparent)]
     Storage(#[from] StorageError),
 }

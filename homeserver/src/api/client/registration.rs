@@ -42,6 +42,9 @@ impl From<RegisterError> for MatrixError {
                 Self::bad_request(ErrorKind::UserInUse, "This user name is taken")
             }
             RegisterError::BadToken => Self::forbidden("The registration token is not valid"),
+            RegisterError::AddressTaken => {
+                Self::bad_request(ErrorKind::ThreepidInUse, "Somebody has this address")
+            }
             RegisterError::Storage(error) => error.into(),
         }
     }

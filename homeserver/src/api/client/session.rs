@@ -14,10 +14,11 @@ use ruma::{
                 login::{self, v3::LoginInfo},
                 logout, logout_all, refresh_token,
             },
-            uiaa::UserIdentifier,
+            uiaa::{MatrixUserIdentifier, UserIdentifier},
         },
         error::ErrorKind,
     },
+    thirdparty::Medium,
 };
 
 use super::reauthentication::reauthenticate;
@@ -34,6 +35,7 @@ use crate::{
             sessions::{LOGIN_TOKEN, RefreshError},
         },
         devices::Devices,
+        threepids::Threepids,
         uia::Uia,
     },
 };
@@ -58,6 +60,7 @@ impl From<LoginError> for MatrixError {
                 "This account has been deactivated",
             ),
             LoginError::Locked => locked(),
+            LoginError::TooOften(error) => error.into(),
             LoginError::Storage(error) => error.into(),
         }
     }
@@ -88,10 +91,11 @@ async fn get_login_types(
 /// `POST /_matrix/client/v3/login`
 async fn login(
     State(accounts): State<Accounts>,
+    State(threepids): State<Threepids>,
     Anonymous(body): Anonymous<login::v3::Request>,
 ) -> Result<Matrix<login::v3::Response>, MatrixError> {
     let user_id = match body.login_info {
-        LoginInfo::Password(login) => password(&accounts, login).await?,
+        LoginInfo::Password(login) => password(&accounts, &threepids, login).await?,
         LoginInfo::Token(login) => {
             let user_id = accounts.take_login_token(login.token).await?;
             let user_id = user_id.ok_or_else(wrong_token)?;
@@ -125,27 +129,36 @@ fn wrong_token() -> MatrixError {
 /// Who a name and a password belong to.
 async fn password(
     accounts: &Accounts,
+    threepids: &Threepids,
     login: login::v3::Password,
 ) -> Result<OwnedUserId, MatrixError> {
-    let name = match login.identifier {
-        Some(UserIdentifier::Matrix(identifier)) => identifier.user,
-        Some(_) => {
+    #[expect(
+        deprecated,
+        reason = "clients of long ago send the name beside the password"
+    )]
+    let named = match (login.identifier, login.user, login.medium, login.address) {
+        (Some(identifier), ..) => Some(identifier),
+        (None, Some(user), ..) => Some(UserIdentifier::Matrix(MatrixUserIdentifier::new(user))),
+        (None, None, Some(medium), Some(address)) => Some(UserIdentifier::third_party_id(
+            Medium::from(medium),
+            address,
+        )),
+        (None, None, ..) => None,
+    };
+    let named = named.ok_or_else(|| {
+        MatrixError::bad_request(ErrorKind::MissingParam, "A user name is needed")
+    })?;
+    let user_id = match (&named, named.as_third_party_id()) {
+        (UserIdentifier::Matrix(identifier), _) => accounts.user_id(&identifier.user),
+        (_, Some((medium, address))) => threepids.owner(medium.as_str(), address).await?,
+        _ => {
             return Err(MatrixError::bad_request(
                 ErrorKind::Unknown,
                 "This server knows no such identifier",
             ));
         }
-        #[expect(
-            deprecated,
-            reason = "clients of long ago send the name beside the password"
-        )]
-        None => login.user.ok_or_else(|| {
-            MatrixError::bad_request(ErrorKind::MissingParam, "A user name is needed")
-        })?,
     };
-    let user_id = accounts
-        .user_id(&name)
-        .ok_or(LoginError::WrongCredentials)?;
+    let user_id = user_id.ok_or(LoginError::WrongCredentials)?;
     accounts.check_password(&user_id, login.password).await?;
     Ok(user_id)
 }

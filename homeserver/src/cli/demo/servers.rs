@@ -71,6 +71,7 @@ impl Servers {
             config.database = database;
             config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
             config.registration = Registration::Open;
+            config.rate_limits.enabled = false;
             let federation = &mut config.federation;
             federation.listen = Some(*address);
             federation.certificate = Some(directory.join(format!("{name}.crt")));

@@ -5,29 +5,36 @@ use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use ruma::{
     UserId,
     api::{
-        client::uiaa::{AuthData, AuthType, UserIdentifier},
+        client::uiaa::{AuthData, AuthType, ThirdpartyIdCredentials, UserIdentifier},
         error::ErrorKind,
     },
 };
 use serde_json::{Value, json};
 
-use super::{Completed, Stage};
+use super::{Completed, Stage, UiaError};
 use crate::{
-    service::accounts::{AccessToken, Accounts, LoginError},
-    storage::{StorageError, accounts::TokenHash},
+    service::{
+        accounts::{AccessToken, Accounts, LoginError},
+        threepids::{Credentials, EMAIL, ThreepidError, Threepids},
+    },
+    storage::{StorageError, accounts::TokenHash, threepids::Threepid},
 };
 
 /// Checks what clients bring for a stage.
 pub(crate) struct Stages {
     accounts: Accounts,
+    threepids: Threepids,
 }
 
 const WRONG_PASSWORD: Stage =
     Stage::Failed(ErrorKind::Forbidden, "The name or the password is wrong");
 
 impl Stages {
-    pub(crate) fn new(accounts: Accounts) -> Self {
-        Self { accounts }
+    pub(crate) fn new(accounts: Accounts, threepids: Threepids) -> Self {
+        Self {
+            accounts,
+            threepids,
+        }
     }
 
     /// Tries one stage.
@@ -35,7 +42,7 @@ impl Stages {
         &self,
         auth: Option<&AuthData>,
         user_id: Option<&UserId>,
-    ) -> Result<Stage, StorageError> {
+    ) -> Result<Stage, UiaError> {
         Ok(match auth {
             None | Some(AuthData::FallbackAcknowledgement(_)) => Stage::Ask,
             Some(AuthData::Dummy(_)) => Stage::Done(AuthType::Dummy, json!({})),
@@ -43,6 +50,7 @@ impl Stages {
                 let (name, secret) = (&password.identifier, password.password.clone());
                 self.password(name, secret, user_id).await?
             }
+            Some(AuthData::EmailIdentity(stage)) => self.email(&stage.thirdparty_id_creds).await?,
             Some(AuthData::RegistrationToken(stage)) => {
                 self.registration_token(stage.token.clone()).await?
             }
@@ -58,9 +66,10 @@ impl Stages {
         name: &UserIdentifier,
         password: String,
         user_id: Option<&UserId>,
-    ) -> Result<Stage, StorageError> {
-        let named = match name {
-            UserIdentifier::Matrix(identifier) => self.accounts.user_id(&identifier.user),
+    ) -> Result<Stage, UiaError> {
+        let named = match (name, name.as_third_party_id()) {
+            (UserIdentifier::Matrix(identifier), _) => self.accounts.user_id(&identifier.user),
+            (_, Some((medium, address))) => self.threepids.owner(medium.as_str(), address).await?,
             _ => None,
         };
         let Some(user_id) = user_id.filter(|user_id| named.as_deref() == Some(*user_id)) else {
@@ -68,10 +77,31 @@ impl Stages {
         };
         match self.accounts.check_password(user_id, password).await {
             Ok(()) => Ok(Stage::Done(AuthType::Password, json!({}))),
-            Err(LoginError::Storage(error)) => Err(error),
+            Err(LoginError::Storage(error)) => Err(error.into()),
+            Err(LoginError::TooOften(error)) => Err(error.into()),
             Err(LoginError::WrongCredentials | LoginError::Deactivated | LoginError::Locked) => {
                 Ok(WRONG_PASSWORD)
             }
+        }
+    }
+
+    /// Somebody has followed the link in a mail.
+    async fn email(&self, credentials: &ThirdpartyIdCredentials) -> Result<Stage, StorageError> {
+        let credentials = Credentials {
+            sid: credentials.sid.as_str(),
+            client_secret: credentials.client_secret.as_str(),
+        };
+        match self.threepids.proved(credentials).await {
+            Ok(proved) => {
+                let address = proved.threepid.address;
+                let proof = json!({ "address": address, "validated_at": proved.validated_at });
+                Ok(Stage::Done(AuthType::EmailIdentity, proof))
+            }
+            Err(ThreepidError::Storage(error)) => Err(error),
+            Err(_) => Ok(Stage::Failed(
+                ErrorKind::ThreepidAuthFailed,
+                "Nobody has shown that this address is theirs",
+            )),
         }
     }
 
@@ -91,4 +121,14 @@ pub(crate) fn registration_token(completed: &Completed) -> Option<TokenHash> {
     let proof = completed.get(AuthType::RegistrationToken.as_str())?;
     let bytes = STANDARD_NO_PAD.decode(proof.as_str()?).ok()?;
     bytes.try_into().ok().map(TokenHash)
+}
+
+/// The address that was shown to be somebody's, and when.
+pub(crate) fn email(completed: &Completed) -> Option<(Threepid, i64)> {
+    let proof = completed.get(AuthType::EmailIdentity.as_str())?;
+    let threepid = Threepid {
+        medium: EMAIL.to_owned(),
+        address: proof.get("address")?.as_str()?.to_owned(),
+    };
+    Some((threepid, proof.get("validated_at")?.as_i64()?))
 }

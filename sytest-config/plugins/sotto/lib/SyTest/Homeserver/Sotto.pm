@@ -68,6 +68,9 @@ sub _config
       _setting( public_base_url            => $self->public_baseurl ),
       _setting( registration               => "open" ),
       _setting( default_room_version       => $self->{default_room_version} ),
+      "guests = true",
+      "rate_limits = { enabled = false }",
+      $self->{smtp_server_config} ? $self->_email : (),
       defined $self->{database} ? _setting( database => $self->_fresh_database ) : (),
       "",
       "[federation]",
@@ -78,6 +81,14 @@ sub _config
       'allow_networks = ["127.0.0.0/8"]',
    );
    return join "", map { "$_\n" } @lines;
+}
+
+# The suite's mail server speaks plain SMTP.
+sub _email
+{
+   my $self = shift;
+   my $smtp = $self->{smtp_server_config};
+   return qq(email = { smtp = "$smtp->{host}:$smtp->{port}", from = "noreply\@sotto.test", encryption = "none" });
 }
 
 # A string in TOML.
