@@ -35,10 +35,10 @@ use crate::{
         media::Media, membership::Membership, moderation::Moderation, presence::Presence,
         profiles::Profiles, push_rules::PushRules, rate_limits::RateLimits, receipts::Receipts,
         registration::Registration, relations::Relations, rooms::Rooms, server_keys::ServerKeys,
-        shared_history::SharedHistory, spaces::Spaces, support::Support, sync::Sync,
-        third_party_invites::ThirdPartyInvites, threepids::Threepids, timeline::Timeline,
-        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
-        user_directory::UserDirectory,
+        shared_history::SharedHistory, shared_secret::SharedSecret, spaces::Spaces,
+        support::Support, sync::Sync, third_party_invites::ThirdPartyInvites, threepids::Threepids,
+        timeline::Timeline, to_device::ToDevice, transactions::Transactions, typing::Typing,
+        uia::Uia, user_directory::UserDirectory,
     },
 };
 
@@ -74,6 +74,7 @@ pub(crate) struct Edge {
     pub(crate) rooms: Rooms,
     pub(crate) server_keys: ServerKeys,
     pub(crate) shared_history: SharedHistory,
+    pub(crate) shared_secret: SharedSecret,
     pub(crate) spaces: Spaces,
     pub(crate) support: Support,
     pub(crate) sync: Sync,

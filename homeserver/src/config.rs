@@ -3,6 +3,7 @@
 mod email;
 mod load;
 mod rate_limits;
+mod registration;
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +14,7 @@ use std::{
 pub use email::{Email, SmtpEncryption};
 pub use load::{ConfigError, Overrides};
 pub use rate_limits::{Rate, RateLimits};
+pub use registration::{Captcha, Terms};
 use ruma::{OwnedServerName, RoomVersionId};
 use serde::Deserialize;
 use sotto_federation::room::version;
@@ -59,6 +61,15 @@ pub struct Config {
     /// Whether people may look around without an account. Default no.
     #[serde(default)]
     pub guests: bool,
+    /// With this secret, tools and scripts make accounts. By default there is none.
+    #[serde(default)]
+    pub registration_shared_secret: Option<String>,
+    /// A captcha that whoever registers must solve.
+    #[serde(default)]
+    pub captcha: Option<Captcha>,
+    /// Terms that whoever registers must agree to.
+    #[serde(default)]
+    pub terms: Option<Terms>,
     /// How to send e-mail. Without it, addresses are not checked and forgotten passwords stay forgotten.
     #[serde(default)]
     pub email: Option<Email>,
@@ -224,6 +235,9 @@ impl Config {
             default_room_version: default_room_version(),
             deprecated_requests: default_deprecated_requests(),
             guests: false,
+            registration_shared_secret: None,
+            captcha: None,
+            terms: None,
             email: None,
             rate_limits: RateLimits::default(),
             federation: Federation::default(),

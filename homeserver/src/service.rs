@@ -39,6 +39,7 @@ pub(crate) mod rooms;
 pub(crate) mod server_acl;
 pub(crate) mod server_keys;
 pub(crate) mod shared_history;
+pub(crate) mod shared_secret;
 pub(crate) mod spaces;
 pub(crate) mod succession;
 pub(crate) mod support;

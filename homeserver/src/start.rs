@@ -1,15 +1,17 @@
 //! Putting a server together, and taking it apart.
 
 mod data_dir;
+mod listeners;
 
 use std::{fs::File, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use axum::Router;
 use sotto_federation::room::signing::SigningKey;
-use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::data_dir::{lock, signing_key};
+use self::{
+    data_dir::{lock, signing_key},
+    listeners::{bind, listen_tls},
+};
 use crate::{
     api::{self, Edge},
     clock::Clock,
@@ -51,6 +53,7 @@ use crate::{
         server_acl::ServerAcls,
         server_keys::ServerKeys,
         shared_history::SharedHistory,
+        shared_secret::SharedSecret,
         spaces::Spaces,
         succession::Succession,
         support::Support,
@@ -61,13 +64,14 @@ use crate::{
         to_device::ToDevice,
         transactions::{self, Transactions},
         typing::Typing,
-        uia::{Stages, Uia},
+        uia::{Captcha, Stages, Uia},
         unread::Unread,
         user_directory::UserDirectory,
     },
     storage::{Storage, StorageError},
     worker::{
         federation_sender::FederationSender,
+        guests::GuestDismisser,
         profile_repeater::ProfileRepeater,
         push::{self, PushSender},
         user_directory::UserDirectoryWorker,
@@ -138,8 +142,8 @@ impl Homeserver {
             path: data_dir.clone(),
             source,
         })?;
-        let lock = data_dir::lock(data_dir)?;
-        let key = Arc::new(data_dir::signing_key(data_dir)?);
+        let lock = lock(data_dir)?;
+        let key = Arc::new(signing_key(data_dir)?);
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let storage = Storage::open(
             &config.database_url(),
@@ -248,34 +252,6 @@ fn follow(
     let directory = edge.user_directory.clone();
     let directory = UserDirectoryWorker::new(storage.clone(), directory, stopping.clone());
     tasks.spawn(directory.run());
-}
-
-/// Listens for other servers with TLS, if the configuration says so; where.
-async fn listen_tls(
-    config: &Config,
-    router: Router,
-    stopping: &CancellationToken,
-    tasks: &TaskTracker,
-) -> Result<Option<SocketAddr>, StartError> {
-    let settings = &config.federation;
-    let (Some(at), Some(certificate), Some(private_key)) = (
-        settings.listen,
-        &settings.certificate,
-        &settings.private_key,
-    ) else {
-        return Ok(None);
-    };
-    let tls = listen::tls_acceptor(certificate, private_key)?;
-    let (listener, address) = bind(at).await?;
-    tasks.spawn(listen::serve(listener, Some(tls), router, stopping.clone()));
-    Ok(Some(address))
-}
-
-async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok((listener, address))
 }
 
 /// Builds each service once, in order, from those before it.
@@ -419,7 +395,15 @@ fn services(
     let uia = Uia::new(
         storage.clone(),
         clock.clone(),
-        Stages::new(accounts.clone(), threepids.clone()),
+        Stages {
+            accounts: accounts.clone(),
+            threepids: threepids.clone(),
+            captcha: config
+                .captcha
+                .clone()
+                .map(|settings| Captcha::new(settings, federation.guarded().clone())),
+            terms: config.terms.clone(),
+        },
     );
     let deactivation = Deactivation::new(
         storage.clone(),
@@ -430,6 +414,8 @@ fn services(
         stopping.clone(),
     );
     tasks.spawn(deactivation.clone().resume());
+    let dismisser = GuestDismisser::new(storage.clone(), membership.clone(), stopping.clone());
+    tasks.spawn(dismisser.run());
     let profiles = Profiles::new(profiles::Parts {
         storage: storage.clone(),
         timeline: timeline.clone(),
@@ -491,6 +477,7 @@ fn services(
         timeline.clone(),
     );
     let registration = Registration::new(accounts.clone(), uia.clone(), threepids.clone(), config);
+    let shared_secret = SharedSecret::new(accounts.clone(), clock.clone(), config);
     Edge {
         account_data,
         accounts,
@@ -521,6 +508,7 @@ fn services(
         rooms,
         server_keys,
         shared_history,
+        shared_secret,
         spaces,
         support: Support::new(config),
         sync,

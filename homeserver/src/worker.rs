@@ -2,6 +2,7 @@
 //! work more than once without harm, and ends when the server stops.
 
 pub(crate) mod federation_sender;
+pub(crate) mod guests;
 pub(crate) mod profile_repeater;
 pub(crate) mod push;
 pub(crate) mod user_directory;

@@ -24,6 +24,7 @@ mod federation_inbound;
 mod federation_out;
 mod federation_pair;
 mod federation_partition;
+mod guests;
 mod hostile;
 mod key_backup;
 mod legacy;

@@ -113,7 +113,8 @@ impl Setup {
             change(&mut config);
         }
         let clock = Clock::movable();
-        let running = Homeserver::start(config.clone(), clock.clone()).await;
+        // Boxed: a server on its way up is large.
+        let running = Box::pin(Homeserver::start(config.clone(), clock.clone())).await;
         let running = Some(running.expect("the server starts"));
         TestServer {
             config,
@@ -206,7 +207,7 @@ impl TestServer {
 
     /// Starts the server again on its data and its port.
     pub async fn resume(&mut self) {
-        let running = Homeserver::start(self.config.clone(), self.clock.clone()).await;
+        let running = Box::pin(Homeserver::start(self.config.clone(), self.clock.clone())).await;
         self.running = Some(running.expect("the server starts again"));
     }
 

@@ -31,6 +31,7 @@ mod sending;
 mod server_administration;
 mod server_side_key_backups;
 mod session;
+mod shared_secret;
 mod spaces;
 mod sync;
 mod tagging;
@@ -77,6 +78,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         server_administration::routes,
         session::routes,
         send_to_device::routes,
+        shared_secret::routes,
         spaces::routes,
         sync::routes,
         tagging::routes,

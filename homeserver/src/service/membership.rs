@@ -1,6 +1,7 @@
 //! Joining, inviting, leaving, kicking, banning
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#room-membership)).
 
+mod guests;
 mod remote;
 
 use ruma::{
@@ -61,6 +62,9 @@ pub(crate) enum MembershipError {
     /// kick of one who is not there.
     #[error("the user is not in the state that this changes")]
     WrongState,
+    /// The room is not open to guests.
+    #[error("guests may not be in this room")]
+    NoGuests,
     /// Another server had a say, and did not help.
     #[error(transparent)]
     Remote(#[from] RemoteError),
@@ -102,6 +106,7 @@ impl Membership {
         via: Vec<OwnedServerName>,
         reason: Option<String>,
     ) -> Result<(), MembershipError> {
+        self.admit(user_id, room_id).await?;
         self.enter(user_id, room_id, via, reason).await?;
         self.succession.follow(user_id, room_id).await;
         Ok(())

@@ -33,6 +33,8 @@ pub(crate) struct Registration {
     uia: Uia,
     threepids: Threepids,
     open_to: config::Registration,
+    /// What everybody goes through.
+    asked: Vec<AuthType>,
     guests: bool,
 }
 
@@ -95,11 +97,19 @@ impl Registration {
         threepids: Threepids,
         config: &config::Config,
     ) -> Self {
+        let captcha = config
+            .captcha
+            .as_ref()
+            .is_some_and(|captcha| captcha.required);
+        let captcha = captcha.then_some(AuthType::ReCaptcha);
+        let terms = config.terms.as_ref().map(|_| AuthType::Terms);
+        let asked = captcha.into_iter().chain(terms).collect();
         Self {
             accounts,
             uia,
             threepids,
             open_to: config.registration,
+            asked,
             guests: config.guests,
         }
     }
@@ -258,14 +268,26 @@ impl Registration {
 
     /// What is to be proved.
     fn flows(&self) -> Result<Vec<Vec<AuthType>>, RegistrationError> {
+        let mut all = self.asked.clone();
         match self.open_to {
-            config::Registration::Closed => Err(RegistrationError::Closed),
-            config::Registration::Open if self.threepids.has_mail() => {
-                Ok(vec![vec![AuthType::Dummy], vec![AuthType::EmailIdentity]])
-            }
-            config::Registration::Open => Ok(vec![vec![AuthType::Dummy]]),
-            config::Registration::Token => Ok(vec![vec![AuthType::RegistrationToken]]),
+            config::Registration::Closed => return Err(RegistrationError::Closed),
+            config::Registration::Open => {}
+            config::Registration::Token => all.insert(0, AuthType::RegistrationToken),
         }
+        let with = |more: AuthType| {
+            let mut flow = all.clone();
+            flow.push(more);
+            flow
+        };
+        let mut flows = vec![if all.is_empty() {
+            with(AuthType::Dummy)
+        } else {
+            all.clone()
+        }];
+        if self.threepids.has_mail() {
+            flows.push(with(AuthType::EmailIdentity));
+        }
+        Ok(flows)
     }
 
     async fn hash(&self, password: Option<String>) -> Result<Option<String>, PasswordError> {

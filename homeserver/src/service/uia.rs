@@ -4,6 +4,7 @@
 //! A session is bound to what it was opened for, and to whom; it is kept in the database, under a hash
 //! of its id, until it is used or too old. A request that brings a complete proof opens none.
 
+mod captcha;
 mod stages;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -19,7 +20,10 @@ use ruma::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-pub(crate) use self::stages::{Stages, email, registration_token};
+pub(crate) use self::{
+    captcha::Captcha,
+    stages::{Stages, email, registration_token},
+};
 use super::{
     accounts::{AccessToken, random_id},
     rate_limits::TooOften,
@@ -180,7 +184,7 @@ impl Uia {
         Err(UiaError::Incomplete(Box::new(Challenge {
             flows: flows.map(|stages| Flow { stages }).collect(),
             completed: completed.into_keys().collect(),
-            params: json!({}),
+            params: self.stages.params(),
             session: id,
             error,
         })))

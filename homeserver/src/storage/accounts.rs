@@ -192,6 +192,14 @@ impl Accounts<'_> {
         rows.iter().map(user).collect()
     }
 
+    /// The accounts of guests.
+    pub(crate) async fn guests(&mut self) -> Result<Vec<OwnedUserId>, StorageError> {
+        let rows = sqlx::query("SELECT user_id FROM users WHERE kind = 0 AND deactivated = 0")
+            .fetch_all(&mut *self.0)
+            .await?;
+        rows.iter().map(user).collect()
+    }
+
     /// The users whose accounts were ended.
     pub(crate) async fn deactivated(&mut self) -> Result<Vec<OwnedUserId>, StorageError> {
         let rows = sqlx::query("SELECT user_id FROM users WHERE deactivated = 1")

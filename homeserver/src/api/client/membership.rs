@@ -45,6 +45,11 @@ pub(super) fn routes(routes: Routes) -> Routes {
 impl From<MembershipError> for MatrixError {
     fn from(error: MembershipError) -> Self {
         match error {
+            MembershipError::NoGuests => Self::new(
+                http::StatusCode::FORBIDDEN,
+                ErrorKind::GuestAccessForbidden,
+                "Guests may not be in this room",
+            ),
             MembershipError::WrongState => {
                 Self::forbidden("The user is not in the state that this would change")
             }

@@ -11,8 +11,9 @@ use ruma::{
 };
 use serde_json::{Value, json};
 
-use super::{Completed, Stage, UiaError};
+use super::{Captcha, Completed, Stage, UiaError};
 use crate::{
+    config::Terms,
     service::{
         accounts::{AccessToken, Accounts, LoginError},
         threepids::{Credentials, EMAIL, ThreepidError, Threepids},
@@ -22,19 +23,28 @@ use crate::{
 
 /// Checks what clients bring for a stage.
 pub(crate) struct Stages {
-    accounts: Accounts,
-    threepids: Threepids,
+    pub(crate) accounts: Accounts,
+    pub(crate) threepids: Threepids,
+    pub(crate) captcha: Option<Captcha>,
+    pub(crate) terms: Option<Terms>,
 }
 
 const WRONG_PASSWORD: Stage =
     Stage::Failed(ErrorKind::Forbidden, "The name or the password is wrong");
 
 impl Stages {
-    pub(crate) fn new(accounts: Accounts, threepids: Threepids) -> Self {
-        Self {
-            accounts,
-            threepids,
+    /// What clients need to know for the stages.
+    pub(super) fn params(&self) -> Value {
+        let mut params = json!({});
+        if let Some(captcha) = &self.captcha {
+            params[AuthType::ReCaptcha.as_str()] = json!({ "public_key": captcha.public_key() });
         }
+        if let Some(terms) = &self.terms {
+            let text = json!({ "name": terms.name, "url": terms.url });
+            let policy = json!({ "version": terms.version, "en": text });
+            params[AuthType::Terms.as_str()] = json!({ "policies": { "terms": policy } });
+        }
+        params
     }
 
     /// Tries one stage.
@@ -51,6 +61,10 @@ impl Stages {
                 self.password(name, secret, user_id).await?
             }
             Some(AuthData::EmailIdentity(stage)) => self.email(&stage.thirdparty_id_creds).await?,
+            Some(AuthData::ReCaptcha(stage)) => self.captcha(&stage.response).await,
+            Some(AuthData::Terms(_)) if self.terms.is_some() => {
+                Stage::Done(AuthType::Terms, json!({}))
+            }
             Some(AuthData::RegistrationToken(stage)) => {
                 self.registration_token(stage.token.clone()).await?
             }
@@ -82,6 +96,20 @@ impl Stages {
             Err(LoginError::WrongCredentials | LoginError::Deactivated | LoginError::Locked) => {
                 Ok(WRONG_PASSWORD)
             }
+        }
+    }
+
+    async fn captcha(&self, solution: &str) -> Stage {
+        let Some(captcha) = &self.captcha else {
+            return Stage::Failed(
+                ErrorKind::Unrecognized,
+                "This stage is not part of any flow",
+            );
+        };
+        if captcha.is_solved(solution).await {
+            Stage::Done(AuthType::ReCaptcha, json!({}))
+        } else {
+            Stage::Failed(ErrorKind::CaptchaInvalid, "The captcha is not solved")
         }
     }
 

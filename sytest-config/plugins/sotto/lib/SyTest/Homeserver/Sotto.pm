@@ -69,6 +69,8 @@ sub _config
       _setting( registration               => "open" ),
       _setting( default_room_version       => $self->{default_room_version} ),
       "guests = true",
+      _setting( registration_shared_secret => "reg_secret" ),
+      $self->{recaptcha_config} ? $self->_captcha : (),
       "rate_limits = { enabled = false }",
       $self->{smtp_server_config} ? $self->_email : (),
       defined $self->{database} ? _setting( database => $self->_fresh_database ) : (),
@@ -81,6 +83,15 @@ sub _config
       'allow_networks = ["127.0.0.0/8"]',
    );
    return join "", map { "$_\n" } @lines;
+}
+
+# A test solves a captcha that nobody asked it to.
+sub _captcha
+{
+   my $self = shift;
+   my $captcha = $self->{recaptcha_config};
+   return qq(captcha = { public_key = "public", private_key = "$captcha->{private_key}", )
+      . qq(verify_url = "$captcha->{siteverify_api}", required = false });
 }
 
 # The suite's mail server speaks plain SMTP.
