@@ -126,7 +126,8 @@ impl Receipts {
                     thread_id: data.data.thread.as_str().map(str::to_owned),
                     event_id,
                     event_position: event.and_then(|event| event.position),
-                    received_at: self.now(),
+                    // When the user read is for their server to say.
+                    received_at: data.data.ts.map_or_else(|| self.now(), |ts| ts.0.into()),
                 };
                 self.put(receipt).await?;
             }
