@@ -50,6 +50,7 @@ class Synapse(Server):
                 "destination_max_retry_interval": "2s",
             },
             "allow_public_rooms_over_federation": True,
+            "room_list_publication_rules": [{"action": "allow"}],
             "presence": {"enabled": False},
             # Who asks twice wants to know what is new.
             "caches": {"sync_response_cache_duration": "0s"},

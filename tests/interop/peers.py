@@ -305,9 +305,13 @@ class Peers:
         found = await there.get(f"/directory/room/{quote(alias)}")
         if found["room_id"] != room_id:
             raise Wrong(f"the alias is {found}")
-        listed = await there.get("/publicRooms", server=here.server.name)
-        if room_id not in [room["room_id"] for room in listed["chunk"]]:
-            raise Wrong("the room is not listed")
+
+        async def listed():
+            answer = await there.get("/publicRooms", server=here.server.name)
+            return room_id in [room["room_id"] for room in answer["chunk"]]
+
+        # Synapse counts what is in a room later, and lists it after that.
+        await until(listed, "the room is listed")
         await there.join(alias)
         await here.sees_member(room_id, there, "join")
 
