@@ -188,7 +188,7 @@ impl Machine {
     ) -> Result<Result<(), RejectedMessage>, MachineError> {
         let answer = serde_json::from_value(Value::Object(content.clone()));
         let Ok(answer): Result<Answer, _> = answer else {
-            return Ok(Err(RejectedMessage::Malformed));
+            return Ok(Err(RejectedMessage::Unsolicited));
         };
         let name: Option<String> = batch
             .get(Table::SecretRequests, "sent", &answer.request_id)
