@@ -64,9 +64,6 @@ pub enum FederationError {
     /// No TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// No HTTP.
-    #[error("no HTTP client can be made: {0}")]
-    Http(reqwest::Error),
 }
 
 impl Federation {

@@ -227,7 +227,7 @@ impl PushSender {
         let Some(stripped) = stripped else {
             return Ok(Some(What::Event(nid)));
         };
-        let event = reader
+        let invite = reader
             .memberships()
             .outside_event(room.nid, user_id)
             .await?;
@@ -237,7 +237,7 @@ impl PushSender {
         };
         let told = stripped.iter().find(is_invite).and_then(|event| {
             Some(Told {
-                event_id: event?.event_id.to_string(),
+                event_id: invite?.event_id.to_string(),
                 room_id: room_id.to_owned(),
                 event_type: "m.room.member".to_owned(),
                 sender: UserId::parse(event["sender"].as_str()?).ok()?,
