@@ -1,0 +1,334 @@
+//! How the services of a server are put together.
+
+use std::sync::Arc;
+
+use sotto_federation::room::signing::SigningKey;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    api::Edge,
+    clock::Clock,
+    config::Config,
+    service::{
+        account_data::AccountData,
+        accounts::Accounts,
+        admission::{self, Admission},
+        aliases::Aliases,
+        backfill::Backfill,
+        calls::Calls,
+        deactivation::Deactivation,
+        devices::Devices,
+        directory::Directory,
+        doors::Doors,
+        e2e_keys::E2eKeys,
+        events::Events,
+        federation::Federation,
+        filter::Filters,
+        identity::Identity,
+        incoming::{self, Incoming},
+        key_backup::KeyBackup,
+        mail::Mail,
+        media::Media,
+        membership::{Membership, Remote},
+        moderation::Moderation,
+        notifications::Notifications,
+        presence::Presence,
+        profiles::{self, Profiles},
+        push_rules::PushRules,
+        pushers::Pushers,
+        rate_limits::RateLimits,
+        receipts::Receipts,
+        registration::Registration,
+        relations::Relations,
+        room_summaries::RoomSummaries,
+        rooms::Rooms,
+        server_acl::ServerAcls,
+        server_keys::ServerKeys,
+        shared_history::SharedHistory,
+        shared_secret::SharedSecret,
+        spaces::Spaces,
+        succession::Succession,
+        support::Support,
+        sync::{self, Sync},
+        third_party_invites::ThirdPartyInvites,
+        threepids::{self, Threepids},
+        timeline::Timeline,
+        to_device::ToDevice,
+        transactions::{self, Transactions},
+        typing::Typing,
+        uia::{Captcha, Stages, Uia},
+        unread::Unread,
+        user_directory::UserDirectory,
+    },
+    storage::Storage,
+    worker::guests::GuestDismisser,
+};
+
+/// Builds each service once, in order, from those before it.
+#[expect(
+    clippy::too_many_lines,
+    reason = "one list, in the order that the services need"
+)]
+pub(super) fn services(
+    config: &Config,
+    storage: &Storage,
+    clock: &Clock,
+    key: &Arc<SigningKey>,
+    federation: &Federation,
+    stopping: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Edge {
+    let server_name = config.server_name.clone();
+    let base_url = config
+        .public_base_url
+        .clone()
+        .unwrap_or_else(|| format!("https://{server_name}"));
+    let limits = RateLimits::new(config.rate_limits.clone(), clock.clone());
+    let accounts = Accounts::new(
+        storage.clone(),
+        clock.clone(),
+        server_name.clone(),
+        base_url,
+        limits.clone(),
+    );
+    let mail = config.email.clone().map(|settings| {
+        let tls = federation.tls().clone();
+        Mail::new(settings, tls, clock.clone())
+    });
+    let threepids = Threepids::new(threepids::Parts {
+        storage: storage.clone(),
+        clock: clock.clone(),
+        accounts: accounts.clone(),
+        mail,
+        identity: Identity::new(
+            federation.guarded().clone(),
+            key.clone(),
+            server_name.clone(),
+        ),
+    });
+    let server_keys = ServerKeys::new(
+        storage.clone(),
+        federation.clone(),
+        clock.clone(),
+        key.clone(),
+    );
+    let media = Media::new(
+        storage.clone(),
+        clock.clone(),
+        federation.clone(),
+        &config.data_dir,
+        config.media.max_upload_bytes,
+    );
+    let devices = Devices::new(storage.clone(), accounts.clone());
+    let e2e_keys = E2eKeys::new(storage.clone(), federation.clone());
+    let refreshing = e2e_keys.clone().refresh(clock.clone(), stopping.clone());
+    tasks.spawn(refreshing);
+    let to_device = ToDevice::new(storage.clone(), clock.clone(), server_name.clone());
+    let events = Events::new(storage.clone());
+    let timeline = Timeline::new(
+        storage.clone(),
+        events.clone(),
+        clock.clone(),
+        server_name.clone(),
+        key.clone(),
+    );
+    let incoming = Incoming::new(
+        storage.clone(),
+        timeline.clone(),
+        ServerAcls::new(events.clone()),
+        Arc::new(incoming::Remote::new(
+            federation.clone(),
+            server_keys.clone(),
+        )),
+    );
+    let acls = ServerAcls::new(events.clone());
+    let shared_history = SharedHistory::new(storage.clone(), timeline.clone(), acls);
+    let doors = Doors::new(storage.clone(), events.clone());
+    let admission = Admission::new(admission::Parts {
+        storage: storage.clone(),
+        timeline: timeline.clone(),
+        doors: doors.clone(),
+        history: shared_history.clone(),
+        incoming: incoming.clone(),
+        clock: clock.clone(),
+        key: key.clone(),
+    });
+    let summaries = RoomSummaries::new(storage.clone(), events.clone());
+    let aliases = Aliases::new(
+        storage.clone(),
+        timeline.clone(),
+        summaries.clone(),
+        federation.clone(),
+    );
+    let directory = Directory::new(
+        storage.clone(),
+        timeline.clone(),
+        summaries.clone(),
+        federation.clone(),
+    );
+    let user_directory = UserDirectory::new(storage.clone(), timeline.clone(), summaries.clone());
+    let spaces = Spaces::new(
+        storage.clone(),
+        timeline.clone(),
+        summaries,
+        federation.clone(),
+        clock.clone(),
+    );
+    let account_data = AccountData::new(storage.clone());
+    let push_rules = PushRules::new(storage.clone());
+    let succession = Succession::new(
+        storage.clone(),
+        timeline.clone(),
+        account_data.clone(),
+        push_rules.clone(),
+    );
+    let relations = Relations::new(storage.clone(), timeline.clone());
+    let rooms = Rooms::new(
+        storage.clone(),
+        timeline.clone(),
+        aliases.clone(),
+        succession.clone(),
+        config.default_room_version.clone(),
+    );
+    let remote = Remote::new(
+        storage.clone(),
+        timeline.clone(),
+        federation.clone(),
+        server_keys.clone(),
+        incoming.clone(),
+        clock.clone(),
+        key.clone(),
+    );
+    let membership = Membership::new(storage.clone(), timeline.clone(), remote, doors, succession);
+    let third_party_invites =
+        ThirdPartyInvites::new(timeline.clone(), membership.clone(), federation.clone());
+    let uia = Uia::new(
+        storage.clone(),
+        clock.clone(),
+        Stages {
+            accounts: accounts.clone(),
+            threepids: threepids.clone(),
+            captcha: config
+                .captcha
+                .clone()
+                .map(|settings| Captcha::new(settings, federation.guarded().clone())),
+            terms: config.terms.clone(),
+        },
+    );
+    let deactivation = Deactivation::new(
+        storage.clone(),
+        accounts.clone(),
+        membership.clone(),
+        threepids.clone(),
+        tasks.clone(),
+        stopping.clone(),
+    );
+    tasks.spawn(deactivation.clone().resume());
+    let dismisser = GuestDismisser::new(storage.clone(), membership.clone(), stopping.clone());
+    tasks.spawn(dismisser.run());
+    let profiles = Profiles::new(profiles::Parts {
+        storage: storage.clone(),
+        timeline: timeline.clone(),
+        federation: federation.clone(),
+        clock: clock.clone(),
+        settings: config.profiles,
+    });
+    let receipts = Receipts::new(storage.clone(), events.clone(), clock.clone());
+    let presence = Presence::new(storage.clone(), clock.clone(), config.presence);
+    tasks.spawn(presence.clone().run(stopping.clone()));
+    let typing = Typing::new(storage.clone(), clock.clone());
+    tasks.spawn(typing.clone().expire(stopping.clone()));
+    let backfill = Backfill::new(
+        storage.clone(),
+        timeline.clone(),
+        incoming.clone(),
+        federation.clone(),
+        clock.clone(),
+    );
+    let transactions = Transactions::new(transactions::Parts {
+        storage: storage.clone(),
+        clock: clock.clone(),
+        e2e_keys: e2e_keys.clone(),
+        incoming,
+        presence: presence.clone(),
+        receipts: receipts.clone(),
+        to_device: to_device.clone(),
+        typing: typing.clone(),
+        tasks: tasks.clone(),
+        server_name,
+        delegated_to: config.federation.delegated_to.clone(),
+    });
+    let unread = Unread::new(
+        storage.clone(),
+        events.clone(),
+        timeline.heads.clone(),
+        push_rules.clone(),
+    );
+    let notifications = Notifications::new(
+        storage.clone(),
+        events.clone(),
+        push_rules.clone(),
+        unread.clone(),
+    );
+    let sync = Sync::new(sync::Parts {
+        storage: storage.clone(),
+        events,
+        keys: e2e_keys.clone(),
+        presence: presence.clone(),
+        timeline: timeline.clone(),
+        typing: typing.clone(),
+        unread: unread.clone(),
+        stopping: stopping.clone(),
+    });
+    let moderation = Moderation::new(
+        storage.clone(),
+        clock.clone(),
+        accounts.clone(),
+        timeline.clone(),
+    );
+    let registration = Registration::new(accounts.clone(), uia.clone(), threepids.clone(), config);
+    let shared_secret = SharedSecret::new(accounts.clone(), clock.clone(), config);
+    Edge {
+        account_data,
+        accounts,
+        admission,
+        aliases,
+        calls: Calls::new(config.turn.clone(), clock.clone()),
+        clock: clock.clone(),
+        backfill,
+        deactivation,
+        devices,
+        directory,
+        filters: Filters::new(storage.clone()),
+        e2e_keys,
+        key_backup: KeyBackup::new(storage.clone()),
+        media,
+        membership,
+        moderation,
+        presence,
+        profiles,
+        notifications,
+        push_rules,
+        pushers: Pushers::new(storage.clone(), clock.clone()),
+        unread,
+        rate_limits: limits,
+        receipts,
+        registration,
+        relations,
+        rooms,
+        server_keys,
+        shared_history,
+        shared_secret,
+        spaces,
+        support: Support::new(config),
+        sync,
+        third_party_invites,
+        threepids,
+        timeline,
+        transactions,
+        typing,
+        to_device,
+        uia,
+        user_directory,
+    }
+}
