@@ -10,6 +10,7 @@ mod rate_limits;
 pub(crate) mod routes;
 pub(crate) mod server;
 mod standing;
+mod synapse_admin;
 
 use axum::{
     Router,
@@ -32,13 +33,13 @@ use crate::{
         account_data::AccountData, accounts::Accounts, admission::Admission, aliases::Aliases,
         backfill::Backfill, calls::Calls, deactivation::Deactivation, devices::Devices,
         directory::Directory, e2e_keys::E2eKeys, filter::Filters, key_backup::KeyBackup,
-        media::Media, membership::Membership, moderation::Moderation, presence::Presence,
-        profiles::Profiles, push_rules::PushRules, rate_limits::RateLimits, receipts::Receipts,
-        registration::Registration, relations::Relations, rooms::Rooms, server_keys::ServerKeys,
-        shared_history::SharedHistory, shared_secret::SharedSecret, spaces::Spaces,
-        support::Support, sync::Sync, third_party_invites::ThirdPartyInvites, threepids::Threepids,
-        timeline::Timeline, to_device::ToDevice, transactions::Transactions, typing::Typing,
-        uia::Uia, user_directory::UserDirectory,
+        media::Media, membership::Membership, moderation::Moderation, old_sync::OldSync,
+        presence::Presence, profiles::Profiles, push_rules::PushRules, rate_limits::RateLimits,
+        receipts::Receipts, registration::Registration, relations::Relations, rooms::Rooms,
+        server_keys::ServerKeys, shared_history::SharedHistory, shared_secret::SharedSecret,
+        spaces::Spaces, support::Support, sync::Sync, third_party_invites::ThirdPartyInvites,
+        threepids::Threepids, timeline::Timeline, to_device::ToDevice, transactions::Transactions,
+        typing::Typing, uia::Uia, user_directory::UserDirectory,
     },
 };
 
@@ -61,6 +62,7 @@ pub(crate) struct Edge {
     pub(crate) media: Media,
     pub(crate) membership: Membership,
     pub(crate) moderation: Moderation,
+    pub(crate) old_sync: OldSync,
     pub(crate) presence: Presence,
     pub(crate) profiles: Profiles,
     pub(crate) notifications: Notifications,
@@ -95,7 +97,7 @@ pub(crate) fn router(edge: Edge) -> Router {
         .allow_headers(Any)
         .allow_methods(Any)
         .max_age(std::time::Duration::from_hours(24));
-    let routes = server::routes(client::routes(Routes::new()));
+    let routes = every_route();
     routes
         .router
         .route("/health", get(async || "ok"))
@@ -111,10 +113,16 @@ pub(crate) fn router(edge: Edge) -> Router {
         .with_state(edge)
 }
 
+fn every_route() -> Routes {
+    [client::routes, server::routes, synapse_admin::routes]
+        .into_iter()
+        .fold(Routes::new(), |routes, add| add(routes))
+}
+
 /// The endpoints that are answered: method (`*` for several) and path, with parameters in braces.
 #[must_use]
 pub fn endpoints() -> Vec<(String, String)> {
-    server::routes(client::routes(Routes::new())).endpoints
+    every_route().endpoints
 }
 
 /// A handler that panicked answers like any fault of ours; the log has the reason.

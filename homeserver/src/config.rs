@@ -4,6 +4,7 @@ mod email;
 mod load;
 mod rate_limits;
 mod registration;
+mod secret;
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +17,7 @@ pub use load::{ConfigError, Overrides};
 pub use rate_limits::{Rate, RateLimits};
 pub use registration::{Captcha, Terms};
 use ruma::{OwnedServerName, RoomVersionId};
+pub use secret::Secret;
 use serde::Deserialize;
 use sotto_federation::room::version;
 
@@ -50,6 +52,10 @@ pub struct Config {
     /// Who may make an account.
     #[serde(default)]
     pub registration: Registration,
+    /// Whoever knows this secret may make accounts, also of administrators, whatever `registration` says:
+    /// scripts and bridges do so at `/_synapse/admin/v1/register`. Without it nobody can.
+    #[serde(default)]
+    pub registration_shared_secret: Option<Secret>,
     /// The version of rooms that are made without asking for one. Default is the newest.
     #[serde(default = "default_room_version")]
     pub default_room_version: RoomVersionId,
@@ -61,9 +67,6 @@ pub struct Config {
     /// Whether people may look around without an account. Default no.
     #[serde(default)]
     pub guests: bool,
-    /// With this secret, tools and scripts make accounts. By default there is none.
-    #[serde(default)]
-    pub registration_shared_secret: Option<String>,
     /// A captcha that whoever registers must solve.
     #[serde(default)]
     pub captcha: Option<Captcha>,
@@ -232,10 +235,10 @@ impl Config {
             contact: None,
             support_page: None,
             registration: Registration::default(),
+            registration_shared_secret: None,
             default_room_version: default_room_version(),
             deprecated_requests: default_deprecated_requests(),
             guests: false,
-            registration_shared_secret: None,
             captcha: None,
             terms: None,
             email: None,

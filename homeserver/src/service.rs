@@ -24,6 +24,7 @@ pub(crate) mod media;
 pub(crate) mod membership;
 pub(crate) mod moderation;
 pub(crate) mod notifications;
+pub(crate) mod old_sync;
 pub(crate) mod outside;
 pub(crate) mod own_data;
 pub(crate) mod presence;

@@ -1,7 +1,7 @@
 //! Requests of forms that the specification has deprecated.
 
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use sotto_tests::{Setup, TestServer};
 
 async fn room(server: &TestServer) -> (sotto_tests::User, String) {
@@ -96,4 +96,120 @@ async fn an_operator_can_do_without_them() {
         let answer = alice.request(method, &path, Some(b"{}".to_vec())).await;
         assert_eq!(answer.refused(), (404, "M_UNRECOGNIZED"), "{path}");
     }
+}
+
+#[tokio::test]
+async fn all_that_is_known_comes_at_once() {
+    let server = TestServer::start().await;
+    let (alice, room) = room(&server).await;
+    let send = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/1");
+    let body = json!({ "msgtype": "m.text", "body": "hello" });
+    alice.put(&send, &body).await.ok();
+    let all = alice
+        .get("/_matrix/client/v3/initialSync?limit=1")
+        .await
+        .ok();
+    let known = &all["rooms"][0];
+    assert_eq!(known["room_id"], room.as_str());
+    assert_eq!(known["membership"], "join");
+    assert_eq!(known["visibility"], "private");
+    let chunk = known["messages"]["chunk"].as_array().unwrap();
+    assert_eq!(chunk.len(), 1);
+    assert_eq!(chunk[0]["content"]["body"], "hello");
+    assert_eq!(chunk[0]["user_id"], alice.user_id.as_str());
+    let state = known["state"].as_array().unwrap();
+    assert!(state.iter().any(|event| event["type"] == "m.room.create"));
+    let wrong = alice.get("/_matrix/client/v3/initialSync?limit=much").await;
+    assert_eq!(wrong.refused(), (400, "M_INVALID_PARAM"));
+    let one = format!("/_matrix/client/v3/rooms/{room}/initialSync?limit=0");
+    let one = alice.get(&one).await.ok();
+    assert_eq!(one["messages"]["chunk"], json!([]));
+    assert_eq!(one["membership"], "join");
+    assert_eq!(
+        one["presence"][0]["content"]["user_id"],
+        alice.user_id.as_str()
+    );
+    let eve = server.register("eve").await;
+    let path = format!("/_matrix/client/v3/rooms/{room}/initialSync");
+    assert_eq!(eve.get(&path).await.refused(), (403, "M_FORBIDDEN"));
+}
+
+fn message(news: &Value) -> Option<&Value> {
+    let mut chunk = news["chunk"].as_array().unwrap().iter();
+    chunk.find(|event| event["type"] == "m.room.message")
+}
+
+#[tokio::test]
+async fn events_come_as_one_stream() {
+    let server = TestServer::start().await;
+    let (alice, room) = room(&server).await;
+    let events = "/_matrix/client/v3/events";
+    let now = alice.get(&format!("{events}?timeout=0")).await.ok();
+    assert_eq!(message(&now), None);
+    let mut from = now["end"].as_str().unwrap().to_owned();
+    let send = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/1");
+    let body = json!({ "msgtype": "m.text", "body": "hello" });
+    let reader = async {
+        // That alice is there may be news as well.
+        loop {
+            let wait = format!("{events}?from={from}&timeout=20000");
+            let news = alice.get(&wait).await.ok();
+            if let Some(found) = message(&news) {
+                return found.clone();
+            }
+            news["end"].as_str().unwrap().clone_into(&mut from);
+        }
+    };
+    let (found, answer) = tokio::join!(reader, alice.put(&send, &body));
+    answer.ok();
+    assert_eq!(found["content"]["body"], "hello");
+    assert_eq!(found["room_id"], room.as_str());
+    for wrong in ["from=what", "timeout=long", "limit=-2", "room_id=here"] {
+        let answer = alice.get(&format!("{events}?{wrong}")).await;
+        assert_eq!(answer.refused(), (400, "M_INVALID_PARAM"), "{wrong}");
+    }
+}
+
+/// A stream of events says nothing of messages between devices, so it must not confirm them.
+#[tokio::test]
+async fn a_stream_of_events_confirms_no_message_to_a_device() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let begin = alice.get("/_matrix/client/v3/sync").await.ok();
+    let since = begin["next_batch"].as_str().unwrap();
+    let send = "/_matrix/client/v3/sendToDevice/m.test/1";
+    let body = json!({ "messages": { &alice.user_id: { "*": { "secret": 1 } } } });
+    bob.put(send, &body).await.ok();
+    let mut from = since.to_owned();
+    for _ in 0..3 {
+        let path = format!("/_matrix/client/v3/events?from={from}&timeout=0");
+        let news = alice.get(&path).await.ok();
+        assert_eq!(news["chunk"], json!([]));
+        news["end"].as_str().unwrap().clone_into(&mut from);
+    }
+    for since in [from.as_str(), since] {
+        let path = format!("/_matrix/client/v3/sync?since={since}");
+        let sync = alice.get(&path).await.ok();
+        assert_eq!(sync["to_device"]["events"][0]["content"]["secret"], 1);
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_in_a_room_may_watch_it_if_anybody_may() {
+    let server = TestServer::start().await;
+    let (alice, room) = room(&server).await;
+    let eve = server.register("eve").await;
+    let watch = format!("/_matrix/client/v3/events?room_id={room}&timeout=0");
+    assert_eq!(eve.get(&watch).await.refused(), (403, "M_FORBIDDEN"));
+    let open = format!("/_matrix/client/v3/rooms/{room}/state/m.room.history_visibility");
+    let body = json!({ "history_visibility": "world_readable" });
+    alice.put(&open, &body).await.ok();
+    let path = format!("/_matrix/client/v3/rooms/{room}/initialSync");
+    let known = eve.get(&path).await.ok();
+    assert_eq!(known.get("membership"), None);
+    let from = known["messages"]["end"].as_str().unwrap();
+    let send = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/1");
+    alice.put(&send, &json!({ "body": "hello" })).await.ok();
+    let news = eve.get(&format!("{watch}&from={from}")).await.ok();
+    assert_eq!(news["chunk"][0]["content"]["body"], "hello");
 }

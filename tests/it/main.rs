@@ -10,6 +10,7 @@
 mod accounts;
 mod addresses;
 mod chat;
+mod client_habits;
 mod crash;
 mod directory;
 mod doors;
@@ -37,6 +38,7 @@ mod rate_limits;
 mod relations;
 mod restore;
 mod sdk;
+mod shared_secret;
 mod sliding;
 mod spaces;
 mod sync;

@@ -13,6 +13,7 @@ mod filtering;
 mod media;
 mod membership;
 mod messages;
+mod old_sync;
 mod openid;
 mod presence;
 mod profiles;
@@ -31,7 +32,6 @@ mod sending;
 mod server_administration;
 mod server_side_key_backups;
 mod session;
-mod shared_secret;
 mod spaces;
 mod sync;
 mod tagging;
@@ -61,6 +61,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         media::routes,
         membership::routes,
         messages::routes,
+        old_sync::routes,
         openid::routes,
         presence::routes,
         profiles::routes,
@@ -78,7 +79,6 @@ pub(super) fn routes(routes: Routes) -> Routes {
         server_administration::routes,
         session::routes,
         send_to_device::routes,
-        shared_secret::routes,
         spaces::routes,
         sync::routes,
         tagging::routes,

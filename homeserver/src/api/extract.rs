@@ -13,6 +13,7 @@ use ruma::api::{
     IncomingRequest, IncomingRequestExt, OutgoingResponse, OutgoingResponseExt,
     auth_scheme::AccessToken, error::ErrorKind,
 };
+use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use super::{error::MatrixError, rate_limits, standing};
@@ -134,6 +135,70 @@ where
             body: parse(&request, &path)?,
         })
     }
+}
+
+/// A request by a user for which ruma has no type, or one that is stricter than clients are.
+pub(crate) struct Untyped {
+    pub(crate) requester: Requester,
+    /// The parameters of the path, in order.
+    pub(crate) path: Vec<String>,
+    query: Vec<(String, String)>,
+    /// The body; empty if there was none.
+    pub(crate) body: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Untyped {
+    /// A parameter of the query.
+    pub(crate) fn query(&self, name: &str) -> Option<&str> {
+        let found = self.query.iter().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+impl<S> FromRequest<S> for Untyped
+where
+    Accounts: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = MatrixError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
+        let requester = requester(&request, state).await?;
+        let (request, path) = read(request, state).await?;
+        let query = request.uri().query().unwrap_or_default();
+        let query = form_urlencoded::parse(query.as_bytes()).into_owned();
+        Ok(Self {
+            requester,
+            path,
+            query: query.collect(),
+            body: match request.body().as_slice() {
+                [] => serde_json::Map::new(),
+                body => parse_json(body)?,
+            },
+        })
+    }
+}
+
+/// The body of a request that nobody has to be known for.
+pub(super) async fn json_body<T: DeserializeOwned>(request: Request) -> Result<T, MatrixError> {
+    let (request, _) = read(request, &()).await?;
+    parse_json(request.body())
+}
+
+fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, MatrixError> {
+    if nesting(body) > MAX_NESTING {
+        return Err(MatrixError::bad_json(
+            "The body of the request is nested too deeply",
+        ));
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        if error.is_data() {
+            MatrixError::bad_json("The body of the request does not have the form it must have")
+        } else {
+            let sentence = "The body of the request is not JSON";
+            MatrixError::bad_request(ErrorKind::NotJson, sentence)
+        }
+    })
 }
 
 /// Who an access token speaks for, if they may ask for this. Holds on to nothing of the request, whose body

@@ -215,6 +215,7 @@ impl Events {
                 prev_content: replaced.as_ref().map(|event| event.pdu.content()),
                 prev_sender: replaced.as_ref().map(|event| event.pdu.sender()),
                 replaces_state: replaced.as_ref().map(|event| event.pdu.event_id()),
+                redacted_by: redaction.as_ref().map(|event| event.pdu.event_id()),
                 redacted_because,
                 transaction_id,
             },
@@ -268,6 +269,9 @@ struct Unsigned<'a> {
     prev_sender: Option<&'a UserId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replaces_state: Option<&'a EventId>,
+    /// Only the id: what clients read before the whole event was there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redacted_by: Option<&'a EventId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     redacted_because: Option<Raw<AnySyncTimelineEvent>>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -142,7 +142,9 @@ impl SharedHistory {
     ) -> Result<(Vec<Arc<StoredEvent>>, Vec<Arc<StoredEvent>>), ShareError> {
         let room = self.shared(origin, room_id).await?;
         let event = self.in_room(&room, event_id).await?;
-        let state = event.state.ok_or(ShareError::UnknownEvent)?;
+        // What was rejected is no part of the room.
+        let state = event.state.filter(|_| !event.pdu.is_rejected());
+        let state = state.ok_or(ShareError::UnknownEvent)?;
         Ok(self.snapshot(state.before).await?)
     }
 

@@ -1,5 +1,6 @@
-//! Accounts made by whoever knows the shared secret of the configuration, as the tools of other servers
-//! make them: `register_new_matrix_user` and many scripts.
+//! Accounts for whoever knows the secret in the configuration, as scripts and bridges written for Synapse
+//! make them
+//! ([Synapse](https://element-hq.github.io/synapse/latest/admin_api/register_api.html)).
 
 use std::{
     collections::HashMap,
@@ -7,48 +8,60 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use sha1::{Digest, Sha1};
+use hmac::{Hmac, KeyInit, Mac};
+use sha1::Sha1;
 use zeroize::Zeroizing;
 
-use super::accounts::{
-    Accounts, NewAccount, NewDevice, RegisterError, Session, passwords::PasswordError, random_id,
+use super::accounts::{Accounts, NewAccount, NewDevice, RegisterError, Session, random_id};
+use crate::{
+    clock::Clock,
+    config::{Config, Secret},
+    service::accounts::passwords::PasswordError,
+    storage::accounts::Kind,
 };
-use crate::{clock::Clock, config::Config, storage::accounts::Kind};
 
-/// How long a nonce can be used, in milliseconds.
-const LIFETIME: u64 = 60_000;
-/// How many nonces there can be at once.
-const CAPACITY: usize = 1_000;
-/// The block of SHA-1, in bytes.
-const BLOCK: usize = 64;
+/// How long a nonce is good for, in milliseconds.
+const LIFETIME: u64 = 60 * 1000;
+/// How many nonces there can be at once: anybody can ask for them.
+const CAPACITY: usize = 10_000;
 
-/// Makes accounts for those who know the secret.
+/// Makes accounts for whoever knows the secret.
 #[derive(Clone)]
 pub(crate) struct SharedSecret {
     accounts: Accounts,
     clock: Clock,
-    secret: Option<Arc<Zeroizing<String>>>,
+    secret: Option<Secret>,
+    /// When each nonce was given out. In memory: after a restart a script begins again.
     nonces: Arc<Mutex<HashMap<String, u64>>>,
 }
 
-/// What is asked for.
-pub(crate) struct Application {
+/// What somebody asks for.
+pub(crate) struct SecretWish {
     pub(crate) nonce: String,
     pub(crate) username: String,
+    pub(crate) display_name: Option<String>,
     pub(crate) password: String,
-    pub(crate) administrator: bool,
+    pub(crate) admin: bool,
+    /// A word that Synapse's accounts can have; it is part of what is authenticated.
     pub(crate) user_type: Option<String>,
+    /// The authentication code, in hexadecimal.
     pub(crate) mac: String,
 }
 
-/// Why there is no account.
+/// Why there is no new account.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SharedSecretError {
-    #[error("the configuration has no shared secret")]
+pub(crate) enum SecretError {
+    /// The configuration has no secret.
+    #[error("accounts are not made in this way")]
     Disabled,
-    #[error("the nonce is not one, or too old")]
+    /// The nonce was not given out, was used, or is too old.
+    #[error("the nonce is not known")]
     UnknownNonce,
-    #[error("whoever made the request does not know the secret")]
+    /// A part that is authenticated contains what separates the parts.
+    #[error("`{0}` contains a null character")]
+    NullCharacter(&'static str),
+    /// Whoever asks does not know the secret.
+    #[error("the authentication code is wrong")]
     WrongMac,
     #[error(transparent)]
     Password(#[from] PasswordError),
@@ -58,129 +71,96 @@ pub(crate) enum SharedSecretError {
 
 impl SharedSecret {
     pub(crate) fn new(accounts: Accounts, clock: Clock, config: &Config) -> Self {
-        let secret = config.registration_shared_secret.clone();
         Self {
             accounts,
             clock,
-            secret: secret.map(|secret| Arc::new(Zeroizing::new(secret))),
+            secret: config.registration_shared_secret.clone(),
             nonces: Arc::default(),
         }
     }
 
-    /// Something to put into a request, once.
-    pub(crate) fn nonce(&self) -> Result<String, SharedSecretError> {
+    /// A nonce for one account.
+    pub(crate) fn nonce(&self) -> Result<String, SecretError> {
         if self.secret.is_none() {
-            return Err(SharedSecretError::Disabled);
+            return Err(SecretError::Disabled);
         }
-        let now = u64::from(self.clock.now().0);
+        let (nonce, now) = (random_id(), self.now());
         let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
-        nonces.retain(|_, made| *made + LIFETIME > now);
+        nonces.retain(|_, given| now.saturating_sub(*given) < LIFETIME);
         if nonces.len() >= CAPACITY {
             nonces.clear();
         }
-        let nonce = random_id();
         nonces.insert(nonce.clone(), now);
         Ok(nonce)
     }
 
-    /// Makes an account and logs it in.
-    pub(crate) async fn register(
-        &self,
-        application: Application,
-    ) -> Result<Session, SharedSecretError> {
-        let secret = self.secret.as_ref().ok_or(SharedSecretError::Disabled)?;
-        if !self.take(&application.nonce) {
-            return Err(SharedSecretError::UnknownNonce);
+    /// Makes an account, and logs it in.
+    pub(crate) async fn register(&self, wish: SecretWish) -> Result<Option<Session>, SecretError> {
+        let secret = self.secret.as_ref().ok_or(SecretError::Disabled)?;
+        self.take(&wish.nonce)?;
+        for (part, name) in [(&wish.username, "username"), (&wish.password, "password")] {
+            if part.contains('\0') {
+                return Err(SecretError::NullCharacter(name));
+            }
         }
-        let expected = hex(&hmac(secret.as_bytes(), &application.signed()));
-        if !same(
-            expected.as_bytes(),
-            application.mac.to_lowercase().as_bytes(),
-        ) {
-            return Err(SharedSecretError::WrongMac);
-        }
-        let user_id = self.accounts.new_user_id(&application.username)?;
+        verify(secret, &wish)?;
+        let user_id = self.accounts.new_user_id(&wish.username)?;
+        let password = self.accounts.passwords().hash(wish.password).await?;
+        let device = NewDevice {
+            display_name: wish.display_name,
+            ..NewDevice::default()
+        };
         let new = NewAccount {
             user_id,
-            password: Some(self.accounts.passwords().hash(application.password).await?),
-            kind: if application.administrator {
+            password: Some(password),
+            kind: if wish.admin {
                 Kind::Administrator
             } else {
                 Kind::User
             },
             registration_token: None,
-            device: Some(NewDevice::default()),
+            device: Some(device),
         };
-        let registered = self.accounts.register(new, |_| async { Ok(()) }.boxed());
-        let session = registered.await?;
-        session.ok_or(SharedSecretError::UnknownNonce)
+        let register = self.accounts.register(new, |_| async { Ok(()) }.boxed());
+        Ok(register.await?)
     }
 
-    fn take(&self, nonce: &str) -> bool {
-        let now = u64::from(self.clock.now().0);
+    /// Uses a nonce up.
+    fn take(&self, nonce: &str) -> Result<(), SecretError> {
+        let now = self.now();
         let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
-        nonces
-            .remove(nonce)
-            .is_some_and(|made| made + LIFETIME > now)
+        let given = nonces.remove(nonce);
+        let good = given.is_some_and(|given| now.saturating_sub(given) < LIFETIME);
+        good.then_some(()).ok_or(SecretError::UnknownNonce)
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.now().0.into()
     }
 }
 
-impl Application {
-    /// What the code stands for.
-    fn signed(&self) -> Zeroizing<Vec<u8>> {
-        let kind = if self.administrator {
-            "admin"
-        } else {
-            "notadmin"
-        };
-        let mut parts = vec![&*self.nonce, &*self.username, &*self.password, kind];
-        parts.extend(self.user_type.as_deref());
-        Zeroizing::new(parts.join("\0").into_bytes())
-    }
+/// Checks the code over the parts with null characters between them, in constant time.
+fn verify(secret: &Secret, wish: &SecretWish) -> Result<(), SecretError> {
+    let admin = if wish.admin { "admin" } else { "notadmin" };
+    let mut parts = vec![&*wish.nonce, &*wish.username, &*wish.password, admin];
+    parts.extend(wish.user_type.as_deref());
+    let message = Zeroizing::new(parts.join("\0"));
+    let code = from_hex(&wish.mac).ok_or(SecretError::WrongMac)?;
+    let mac = Hmac::<Sha1>::new_from_slice(secret.expose().as_bytes());
+    let mut mac = mac.map_err(|_| SecretError::WrongMac)?;
+    mac.update(message.as_bytes());
+    mac.verify_slice(&code).map_err(|_| SecretError::WrongMac)
 }
 
-/// HMAC-SHA1 ([RFC 2104](https://www.rfc-editor.org/rfc/rfc2104)), which these tools use.
-fn hmac(key: &[u8], message: &[u8]) -> [u8; 20] {
-    let mut block = [0_u8; BLOCK];
-    let hashed = Sha1::digest(key);
-    let key = if key.len() > BLOCK {
-        hashed.as_slice()
-    } else {
-        key
-    };
-    for (place, byte) in block.iter_mut().zip(key) {
-        *place = *byte;
-    }
-    let padded = |pad: u8| block.map(|byte| byte ^ pad);
-    let inner = Sha1::new().chain_update(padded(0x36)).chain_update(message);
-    let outer = Sha1::new().chain_update(padded(0x5c));
-    outer.chain_update(inner.finalize()).finalize().into()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-    digits
-        .filter_map(|digit| char::from_digit(u32::from(digit), 16))
-        .collect()
-}
-
-/// Compares in constant time.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    let differences = a.iter().zip(b).fold(0, |found, (a, b)| found | (a ^ b));
-    a.len() == b.len() && differences == 0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// [RFC 2202](https://www.rfc-editor.org/rfc/rfc2202), cases 2 and 6.
-    #[test]
-    fn hmac_of_the_rfc() {
-        let code = hmac(b"Jefe", b"what do ya want for nothing?");
-        assert_eq!(hex(&code), "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79");
-        let text = b"Test Using Larger Than Block-Size Key - Hash Key First";
-        let code = hmac(&[0xaa; 80], text);
-        assert_eq!(hex(&code), "aa4ae5e15272d00e95705637ce8a3b55ed402112");
-    }
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> = text
+        .chars()
+        .map(|digit| u8::try_from(digit.to_digit(16)?).ok())
+        .collect();
+    let pairs = digits?;
+    let pairs = pairs.chunks(2).map(|pair| match pair {
+        [high, low] => Some((high << 4) | low),
+        _ => None,
+    });
+    pairs.collect()
 }

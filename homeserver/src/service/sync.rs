@@ -142,6 +142,9 @@ pub(crate) struct Ask {
     pub(crate) set_presence: PresenceState,
     pub(crate) use_state_after: bool,
     pub(crate) wait: Duration,
+    /// Whether what only this device gets is told, too: messages, and who has which devices. Then the token
+    /// confirms what came before it.
+    pub(crate) for_device: bool,
 }
 
 /// One look at the log: what the answer is made from.
@@ -236,7 +239,9 @@ impl Sync {
         let deadline = tokio::time::sleep(ask.wait.min(MAX_WAIT));
         let mut deadline = std::pin::pin!(deadline);
         let mut last = !patient || ask.wait.is_zero();
-        self.confirm_to_device(&ask.requester, ask.since).await?;
+        if ask.for_device {
+            self.confirm_to_device(&ask.requester, ask.since).await?;
+        }
         if ask.since.is_none() {
             self.members.forget(&ask.requester);
         }
@@ -260,7 +265,7 @@ impl Sync {
     async fn look(&self, ask: &Ask) -> Result<(Response, bool), StorageError> {
         let look = self.take(ask);
         let mut response = Response::new(SyncToken::at(look.until).to_string());
-        let for_device = self.encryption(&look, &mut response).await?;
+        let for_device = ask.for_device && self.encryption(&look, &mut response).await?;
         if look.entries.as_ref().is_some_and(Vec::is_empty) && !look.ask.full_state {
             return Ok((response, for_device));
         }

@@ -70,6 +70,9 @@ pub(crate) enum SendError {
     /// A room cannot be replaced by itself.
     #[error("the room would be replaced by itself")]
     ReplacesItself,
+    /// The event that a redaction names is in another room.
+    #[error("the event to redact is in another room")]
+    RedactsElsewhere,
     /// The event belongs to somebody else.
     #[error("the room does not allow to redact this event")]
     MayNotRedact,
@@ -106,6 +109,10 @@ impl SendError {
             Self::ReplacesItself => (
                 ErrorKind::InvalidParam,
                 "A room cannot be replaced by itself",
+            ),
+            Self::RedactsElsewhere => (
+                ErrorKind::InvalidParam,
+                "The event to redact is in another room",
             ),
             Self::NothingToRedact => (ErrorKind::NotFound, "There is no such event"),
             Self::Repeated(_) | Self::Busy | Self::Storage(_) => {

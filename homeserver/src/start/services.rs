@@ -32,6 +32,7 @@ use crate::{
         membership::{Membership, Remote},
         moderation::Moderation,
         notifications::Notifications,
+        old_sync::OldSync,
         presence::Presence,
         profiles::{self, Profiles},
         push_rules::PushRules,
@@ -287,6 +288,13 @@ pub(super) fn services(
         timeline.clone(),
     );
     let registration = Registration::new(accounts.clone(), uia.clone(), threepids.clone(), config);
+    let old_sync = OldSync::new(
+        storage.clone(),
+        sync.clone(),
+        timeline.clone(),
+        presence.clone(),
+        stopping.clone(),
+    );
     let shared_secret = SharedSecret::new(accounts.clone(), clock.clone(), config);
     Edge {
         account_data,
@@ -305,6 +313,7 @@ pub(super) fn services(
         media,
         membership,
         moderation,
+        old_sync,
         presence,
         profiles,
         notifications,

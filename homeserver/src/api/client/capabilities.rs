@@ -2,16 +2,17 @@
 
 use axum::extract::State;
 use ruma::api::client::discovery::get_capabilities::v3::{
-    self, Capabilities, ChangePasswordCapability, GetLoginTokenCapability, ProfileFieldsCapability,
-    RoomVersionStability, RoomVersionsCapability, ThirdPartyIdChangesCapability,
+    self, Capabilities, GetLoginTokenCapability, ProfileFieldsCapability, RoomVersionStability,
+    RoomVersionsCapability, ThirdPartyIdChangesCapability,
 };
+use serde_json::json;
 use sotto_federation::room::version;
 
 use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{Authenticated, Matrix},
+        extract::{Authenticated, Plain},
     },
     service::{moderation::Moderation, rooms::Rooms},
 };
@@ -25,7 +26,7 @@ async fn get_capabilities(
     State(moderation): State<Moderation>,
     State(rooms): State<Rooms>,
     request: Authenticated<v3::Request>,
-) -> Result<Matrix<v3::Response>, MatrixError> {
+) -> Result<Plain, MatrixError> {
     let mut capabilities = Capabilities::new();
     let available = version::supported()
         .map(|v| (v, RoomVersionStability::Stable))
@@ -43,5 +44,9 @@ async fn get_capabilities(
         capabilities.account_moderation.lock = true;
     }
     capabilities.profile_fields = Some(ProfileFieldsCapability::new(true));
-    Ok(Matrix(v3::Response::new(capabilities)))
+    let capabilities = serde_json::to_value(&capabilities);
+    let mut capabilities = capabilities.map_err(|error| MatrixError::internal(&error))?;
+    // ruma leaves out what is so by default, but clients look for it.
+    capabilities["m.change_password"] = json!({ "enabled": true });
+    Ok(Plain(json!({ "capabilities": capabilities })))
 }

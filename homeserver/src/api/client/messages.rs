@@ -77,7 +77,13 @@ async fn get_message_events(
     }
     let mut response = get_message_events::v3::Response::new();
     response.start = page.start.to_string();
-    response.end = page.end.map(|token| token.to_string());
+    // Also on the last page: clients take an `end` that is missing for an empty page.
+    let last = page.events.last().and_then(|event| event.position);
+    let last = last.map(|position| match direction {
+        Direction::Backwards => PageToken(position - 1),
+        Direction::Forwards => PageToken(position),
+    });
+    response.end = page.end.or(last).map(|token| token.to_string());
     if !body.filter.lazy_load_options.is_disabled() {
         let events = page.events.iter().map(AsRef::as_ref);
         response.state = timeline.speakers(&requester, &body.room_id, events).await?;
@@ -159,6 +165,10 @@ async fn get_context(
         .visible_event(user_id, room_id, &body.event_id)
         .await?;
     let missing = || MatrixError::not_found("There is no such event");
+    if found.is_none() {
+        // Whoever may not look into the room learns that, and not what is in it.
+        timeline.readable(user_id, room_id).await?;
+    }
     let event = found.ok_or_else(missing)?;
     let position = event.position.ok_or_else(missing)?;
     let half = limit(body.limit).div_ceil(2);

@@ -51,7 +51,9 @@ impl From<SendError> for MatrixError {
             SendError::Malformed(BuildError::TooLarge | BuildError::FieldTooLong(_)) => {
                 Self::new(http::StatusCode::PAYLOAD_TOO_LARGE, kind, message)
             }
-            SendError::Malformed(_) | SendError::ReplacesItself => Self::bad_request(kind, message),
+            SendError::Malformed(_) | SendError::RedactsElsewhere | SendError::ReplacesItself => {
+                Self::bad_request(kind, message)
+            }
             SendError::Busy | SendError::Repeated(_) => Self::new(
                 http::StatusCode::SERVICE_UNAVAILABLE,
                 ErrorKind::Unknown,

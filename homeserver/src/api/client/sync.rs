@@ -1,6 +1,6 @@
 //! [Syncing](https://spec.matrix.org/v1.19/client-server-api/#syncing).
 
-mod state_after;
+mod reply;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use ruma::api::{
     error::ErrorKind,
 };
 
-use self::state_after::{Named, Names};
+use self::reply::{Names, Reply};
 use crate::{
     api::{
         Routes,
@@ -71,7 +71,7 @@ async fn sync_events(
     };
     let names = Names {
         stable: body.use_state_after,
-        unstable: state_after::is_asked_for(query.as_deref()),
+        unstable: reply::is_asked_for(query.as_deref()),
     };
     let ask = Ask {
         requester,
@@ -86,15 +86,12 @@ async fn sync_events(
         set_presence: body.set_presence,
         use_state_after: names.stable || names.unstable,
         wait: body.timeout.unwrap_or(Duration::ZERO),
+        for_device: true,
     };
     let response = sync.sync(&ask).await?;
-    Ok(if names.unstable {
-        let bytes = serde_json::to_vec(&Named::new(response, names));
-        let bytes = bytes.map_err(|error| MatrixError::internal(&error))?;
-        ([(CONTENT_TYPE, "application/json")], bytes).into_response()
-    } else {
-        Matrix(response).into_response()
-    })
+    let bytes = serde_json::to_vec(&Reply::new(response, names));
+    let bytes = bytes.map_err(|error| MatrixError::internal(&error))?;
+    Ok(([(CONTENT_TYPE, "application/json")], bytes).into_response())
 }
 
 /// `POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync`

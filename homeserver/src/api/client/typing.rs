@@ -1,17 +1,23 @@
 //! [Typing notifications](https://spec.matrix.org/v1.19/client-server-api/#typing-notifications).
 
+use std::time::Duration;
+
 use axum::extract::State;
-use ruma::api::client::typing::create_typing_event::v3::{self, Typing as Notice};
+use ruma::{RoomId, UserId, api::client::typing::create_typing_event::v3};
+use serde_json::Value;
 
 use super::own;
 use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{Authenticated, Matrix},
+        extract::{Matrix, Untyped},
     },
     service::typing::{Typing, TypingError},
 };
+
+/// How long somebody types if nothing is said.
+const LASTS: Duration = Duration::from_secs(30);
 
 pub(super) fn routes(routes: Routes) -> Routes {
     routes.add::<v3::Request, _, _>(create_typing_event)
@@ -26,16 +32,26 @@ impl From<TypingError> for MatrixError {
     }
 }
 
-/// `PUT /_matrix/client/v3/rooms/{roomId}/typing/{userId}`
+/// `PUT /_matrix/client/v3/rooms/{roomId}/typing/{userId}`. Only `typing` is required.
 async fn create_typing_event(
     State(typing): State<Typing>,
-    Authenticated { requester, body }: Authenticated<v3::Request>,
+    request: Untyped,
 ) -> Result<Matrix<v3::Response>, MatrixError> {
-    own(&requester, &body.user_id)?;
-    let lasts = match body.state {
-        Notice::Yes(info) => Some(info.timeout),
-        Notice::No => None,
+    let malformed = || MatrixError::invalid_param("An identifier in the path is malformed");
+    let [room_id, user_id] = request.path.as_slice() else {
+        return Err(malformed());
     };
-    typing.set(&body.user_id, &body.room_id, lasts).await?;
+    let room_id = RoomId::parse(room_id).map_err(|_| malformed())?;
+    let user_id = UserId::parse(user_id).map_err(|_| malformed())?;
+    own(&request.requester, &user_id)?;
+    let wrong = |what| move || MatrixError::bad_json(format!("`{what}` is missing or malformed"));
+    let types = request.body.get("typing").and_then(Value::as_bool);
+    let lasts = match request.body.get("timeout") {
+        None => Some(LASTS),
+        Some(timeout) => timeout.as_u64().map(Duration::from_millis),
+    };
+    let lasts = lasts.ok_or_else(wrong("timeout"))?;
+    let lasts = types.ok_or_else(wrong("typing"))?.then_some(lasts);
+    typing.set(&user_id, &room_id, lasts).await?;
     Ok(Matrix(v3::Response::new()))
 }

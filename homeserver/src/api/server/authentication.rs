@@ -6,7 +6,7 @@ use ruma::{
     OwnedServerName,
     api::{IncomingRequest, error::ErrorKind, federation::authentication::ServerSignatures},
 };
-use sotto_federation::x_matrix::XMatrix;
+use sotto_federation::x_matrix::{XMatrix, XMatrixError};
 
 use crate::{
     api::{
@@ -55,10 +55,19 @@ async fn authenticate(
         .path_and_query()
         .map_or("/", |path_and_query| path_and_query.as_str());
     let headers = request.headers().get_all(http::header::AUTHORIZATION);
-    let credentials = headers
+    let parsed = headers
         .iter()
-        .filter_map(|header| XMatrix::parse(header.to_str().ok()?).ok());
-    for credentials in credentials.take(4) {
+        .filter_map(|header| Some(XMatrix::parse(header.to_str().ok()?)));
+    let parsed: Vec<_> = parsed.take(4).collect();
+    let malformed =
+        |parsed: &Result<_, XMatrixError>| matches!(parsed, Err(XMatrixError::Malformed));
+    if !parsed.is_empty() && parsed.iter().all(malformed) {
+        return Err(MatrixError::bad_request(
+            ErrorKind::Unauthorized,
+            "The `Authorization` header is malformed",
+        ));
+    }
+    for credentials in parsed.into_iter().flatten() {
         let origin = credentials.origin();
         if origin == us {
             continue;

@@ -72,11 +72,11 @@ impl From<AdmissionError> for MatrixError {
             AdmissionError::Refused(
                 Refused::Acl | Refused::NotInRoom | Refused::Signature(_) | Refused::OtherRoom,
             ) => Self::forbidden("The event is not accepted"),
+            AdmissionError::Refused(Refused::Malformed(_)) => {
+                Self::bad_json("The event is malformed")
+            }
             AdmissionError::Refused(
-                Refused::Malformed(_)
-                | Refused::MissingPrevEvents
-                | Refused::MissingAuthEvents
-                | Refused::Unresolvable,
+                Refused::MissingPrevEvents | Refused::MissingAuthEvents | Refused::Unresolvable,
             ) => Self::invalid_param("The event cannot be used"),
             AdmissionError::Countersign(_) => {
                 Self::invalid_param("The event is not one that this server signs")

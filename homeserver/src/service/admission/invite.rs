@@ -31,6 +31,17 @@ pub(crate) struct Invite<'a> {
 impl Admission {
     /// Checks and signs an invite, and lets the user know.
     pub(crate) async fn invite(&self, invite: Invite<'_>) -> Result<Box<RawValue>, AdmissionError> {
+        let resident = !self
+            .0
+            .storage
+            .log()
+            .roster()
+            .local_members(invite.room_id)
+            .is_empty();
+        if resident {
+            // Whoever is kept out of the room invites nobody to it.
+            self.0.history.open(invite.origin, invite.room_id).await?;
+        }
         let room = self.0.timeline.heads.room(invite.room_id).await?;
         let known = room.map(|room| room.version);
         let version = match (invite.version, &known) {
@@ -61,13 +72,6 @@ impl Admission {
         {
             return Err(AdmissionError::IncompatibleVersion(known.clone()));
         }
-        let resident = !self
-            .0
-            .storage
-            .log()
-            .roster()
-            .local_members(invite.room_id)
-            .is_empty();
         // In a room of ours the invite comes as any other event does.
         if !resident {
             let told = self.told_state(&invite, &rules).await?;

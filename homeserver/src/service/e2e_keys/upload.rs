@@ -176,12 +176,17 @@ impl CheckedDeviceKeys {
                 .is_some_and(|(algorithm, name)| {
                     matches!(algorithm, "ed25519" | "curve25519") && name == device_id.as_str()
                 });
-            // Something of the length of a key that is none may be fatal to careless readers.
+            // Something of the length of a key that is none may be fatal to careless readers. What nobody signed
+            // and nobody can take for a key deceives no one.
             let looks_real = of_own && matches!(key.len(), 43 | 44);
-            if (real && of_own) || looks_real {
+            if (real && signed && of_own) || looks_real {
                 verify::key_bytes(key).map_err(bad)?;
             }
-            if real && of_own && key_id.as_str().starts_with("curve25519:") {
+            if (signed || looks_real)
+                && real
+                && of_own
+                && key_id.as_str().starts_with("curve25519:")
+            {
                 verify::check_curve25519(key).map_err(bad)?;
             }
         }

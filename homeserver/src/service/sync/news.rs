@@ -169,13 +169,13 @@ fn limit(look: &Look<'_>) -> usize {
     let asked = asked
         .and_then(|limit| usize::try_from(limit).ok())
         .unwrap_or(TIMELINE_LIMIT);
-    asked.clamp(1, MAX_TIMELINE)
+    asked.min(MAX_TIMELINE)
 }
 
 /// How many events of a room are looked at to find those that the client wants.
 fn reach(look: &Look<'_>) -> usize {
     if filter::allows_all(&look.ask.filter.room.timeline) {
-        limit(look)
+        limit(look).max(1)
     } else {
         MAX_TIMELINE
     }

@@ -123,6 +123,7 @@ impl Sync {
             set_presence: request.set_presence.clone(),
             use_state_after: true,
             wait: request.timeout.unwrap_or(Duration::ZERO),
+            for_device: true,
         };
         let _there = self
             .presence

@@ -345,9 +345,11 @@ impl Timeline {
         let Some(target) = &template.redacts else {
             return Ok(None);
         };
-        let target = self.events.by_id(target).await?;
-        let here = target.filter(|target| Some(target.room_nid) == draft.room_nid);
-        here.map(Some).ok_or(SendError::NothingToRedact)
+        match self.events.by_id(target).await? {
+            None => Err(SendError::NothingToRedact),
+            Some(target) if Some(target.room_nid) == draft.room_nid => Ok(Some(target)),
+            Some(_) => Err(SendError::RedactsElsewhere),
+        }
     }
 }
 

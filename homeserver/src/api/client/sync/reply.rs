@@ -1,5 +1,6 @@
-//! `state_after` under the name that it had before it was part of the specification, which many clients
-//! still ask for
+//! The reply to a sync, as clients read it from most servers: the parts of a room are there also when they are
+//! empty. And `state_after` under the name that it had before it was part of the specification, which many
+//! clients still ask for
 //! ([MSC4222](https://github.com/matrix-org/matrix-spec-proposals/blob/main/proposals/4222-sync-v2-state-after.md)).
 
 use std::collections::BTreeMap;
@@ -9,10 +10,14 @@ use ruma::{
     api::client::sync::sync_events::{
         DeviceLists, UnreadNotificationsCount,
         v3::{
-            Ephemeral, GlobalAccountData, InvitedRoom, JoinedRoom, KnockedRoom, LeftRoom, Presence,
-            Response, RoomAccountData, RoomSummary, State, StateEvents, Timeline, ToDevice,
+            GlobalAccountData, InvitedRoom, JoinedRoom, KnockedRoom, LeftRoom, Presence, Response,
+            RoomSummary, State, Timeline, ToDevice,
         },
     },
+    events::{
+        AnyRoomAccountDataEvent, AnySyncEphemeralRoomEvent, AnySyncStateEvent, AnySyncTimelineEvent,
+    },
+    serde::Raw,
 };
 use serde::Serialize;
 
@@ -31,8 +36,9 @@ pub(super) fn is_asked_for(query: Option<&str>) -> bool {
 
 /// The reply, with the state under the names that the client asks for.
 #[derive(Serialize)]
-pub(super) struct Named {
+pub(super) struct Reply {
     next_batch: String,
+    #[serde(skip_serializing_if = "Rooms::is_empty")]
     rooms: Rooms,
     #[serde(skip_serializing_if = "Presence::is_empty")]
     presence: Presence,
@@ -61,44 +67,53 @@ struct Rooms {
 
 #[derive(Serialize)]
 struct Joined {
-    #[serde(skip_serializing_if = "RoomSummary::is_empty")]
     summary: RoomSummary,
-    #[serde(skip_serializing_if = "UnreadNotificationsCount::is_empty")]
     unread_notifications: UnreadNotificationsCount,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     unread_thread_notifications: BTreeMap<OwnedEventId, UnreadNotificationsCount>,
-    #[serde(skip_serializing_if = "Timeline::is_empty")]
-    timeline: Timeline,
+    timeline: Shown,
     #[serde(flatten)]
-    state: After,
-    #[serde(skip_serializing_if = "RoomAccountData::is_empty")]
-    account_data: RoomAccountData,
-    #[serde(skip_serializing_if = "Ephemeral::is_empty")]
-    ephemeral: Ephemeral,
+    state: Named,
+    account_data: Events<AnyRoomAccountDataEvent>,
+    ephemeral: Events<AnySyncEphemeralRoomEvent>,
 }
 
 #[derive(Serialize)]
 struct Left {
-    #[serde(skip_serializing_if = "Timeline::is_empty")]
-    timeline: Timeline,
+    timeline: Shown,
     #[serde(flatten)]
-    state: After,
-    #[serde(skip_serializing_if = "RoomAccountData::is_empty")]
-    account_data: RoomAccountData,
+    state: Named,
+    account_data: Events<AnyRoomAccountDataEvent>,
 }
 
 #[derive(Serialize)]
-struct After {
+struct Shown {
+    events: Vec<Raw<AnySyncTimelineEvent>>,
+    limited: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    state_after: Option<StateEvents>,
+    prev_batch: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Named {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<Events<AnySyncStateEvent>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_after: Option<Events<AnySyncStateEvent>>,
     #[serde(
         rename = "org.matrix.msc4222.state_after",
         skip_serializing_if = "Option::is_none"
     )]
-    unstable: Option<StateEvents>,
+    unstable: Option<Events<AnySyncStateEvent>>,
 }
 
-impl Named {
+#[derive(Serialize)]
+#[serde(bound = "")]
+struct Events<T> {
+    events: Vec<Raw<T>>,
+}
+
+impl Reply {
     pub(super) fn new(response: Response, names: Names) -> Self {
         let rooms = response.rooms;
         let left = |(room_id, room)| (room_id, Left::new(room, names));
@@ -121,16 +136,25 @@ impl Named {
     }
 }
 
+impl Rooms {
+    fn is_empty(&self) -> bool {
+        self.leave.is_empty()
+            && self.join.is_empty()
+            && self.invite.is_empty()
+            && self.knock.is_empty()
+    }
+}
+
 impl Joined {
     fn new(room: JoinedRoom, names: Names) -> Self {
         Self {
             summary: room.summary,
             unread_notifications: room.unread_notifications,
             unread_thread_notifications: room.unread_thread_notifications,
-            timeline: room.timeline,
-            state: After::new(room.state, names),
-            account_data: room.account_data,
-            ephemeral: room.ephemeral,
+            timeline: Shown::new(room.timeline),
+            state: Named::new(room.state, names),
+            account_data: Events::new(room.account_data.events),
+            ephemeral: Events::new(room.ephemeral.events),
         }
     }
 }
@@ -138,24 +162,41 @@ impl Joined {
 impl Left {
     fn new(room: LeftRoom, names: Names) -> Self {
         Self {
-            timeline: room.timeline,
-            state: After::new(room.state, names),
-            account_data: room.account_data,
+            timeline: Shown::new(room.timeline),
+            state: Named::new(room.state, names),
+            account_data: Events::new(room.account_data.events),
         }
     }
 }
 
-impl After {
+impl Shown {
+    fn new(timeline: Timeline) -> Self {
+        Self {
+            events: timeline.events,
+            limited: timeline.limited,
+            prev_batch: timeline.prev_batch,
+        }
+    }
+}
+
+impl Named {
     fn new(state: State, names: Names) -> Self {
         // What has no news of its state says so in the form that was asked for as well.
-        let state = match state {
-            State::After(state) | State::Before(state) => state,
-            _ => StateEvents::new(),
+        let events = match state {
+            State::After(state) | State::Before(state) => state.events,
+            _ => Vec::new(),
         };
-        let unstable = names.unstable.then(|| state.clone());
+        let events = |wanted: bool| wanted.then(|| Events::new(events.clone()));
         Self {
-            state_after: names.stable.then_some(state),
-            unstable,
+            state: events(!names.stable && !names.unstable),
+            state_after: events(names.stable),
+            unstable: events(names.unstable),
         }
+    }
+}
+
+impl<T> Events<T> {
+    fn new(events: Vec<Raw<T>>) -> Self {
+        Self { events }
     }
 }
