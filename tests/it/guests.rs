@@ -5,7 +5,6 @@ use sotto_homeserver::config::Terms;
 use sotto_tests::{Setup, TestServer, User, escape, room};
 
 const REGISTER: &str = "/_matrix/client/v3/register";
-const SECRET: &str = "/_synapse/admin/v1/register";
 
 async fn guest(server: &TestServer) -> User {
     let nobody = User::anonymous(server.url());
@@ -80,33 +79,4 @@ async fn terms_are_agreed_to() {
     assert_eq!(nobody.post(REGISTER, &body).await.status, 401);
     body["auth"]["type"] = "m.login.terms".into();
     nobody.post(REGISTER, &body).await.ok();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_shared_secret_makes_accounts() {
-    let setup = Setup::with(|config| {
-        config.registration_shared_secret = Some("Jefe".to_owned());
-    });
-    let server = setup.start().await;
-    let nobody = User::anonymous(server.url());
-    let nonce = nobody.get(SECRET).await.ok()["nonce"].clone();
-    let mut body = json!({
-        "nonce": nonce,
-        "username": "alice",
-        "password": "x",
-        "mac": "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79",
-    });
-    let refused = nobody.post(SECRET, &body).await;
-    assert_eq!(refused.refused(), (403, "M_FORBIDDEN"));
-    // A nonce counts once, also for who knows nothing.
-    let refused = nobody.post(SECRET, &body).await;
-    assert_eq!(refused.refused(), (400, "M_UNKNOWN"));
-    body["nonce"] = Value::Null;
-    assert_eq!(
-        nobody.post(SECRET, &body).await.refused(),
-        (400, "M_BAD_JSON")
-    );
-    let without = TestServer::start().await;
-    let refused = User::anonymous(without.url()).get(SECRET).await;
-    assert_eq!(refused.refused(), (400, "M_UNKNOWN"));
 }

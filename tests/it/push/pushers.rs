@@ -162,6 +162,8 @@ async fn a_gateway_is_told_exactly_what_the_rules_demand() {
     bob.send(&room_id, "before the pusher").await;
     set(&alice, "key", &gateway).await;
     let first = bob.send(&room_id, "one").await;
+    // What she has read before it could be told is not told.
+    gateway.wait_for_text("one").await;
     alice.send(&room_id, "her own").await;
     let notice = json!({ "msgtype": "m.notice", "body": "a notice" });
     bob.send_event(&room_id, "m.room.message", &notice)

@@ -33,7 +33,6 @@ async fn get_capabilities(
         .collect();
     capabilities.room_versions =
         RoomVersionsCapability::new(rooms.default_version().clone(), available);
-    capabilities.change_password = ChangePasswordCapability::new(true);
     capabilities.thirdparty_id_changes = ThirdPartyIdChangesCapability::new(true);
     capabilities.get_login_token = GetLoginTokenCapability::new(true);
     if moderation
