@@ -34,6 +34,10 @@ impl Hashes {
         Ok(())
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn append(&mut self, mut others: Self) {
         self.0.append(&mut others.0);
     }

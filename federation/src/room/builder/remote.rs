@@ -7,7 +7,10 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Basis, BuildError, Template, build, references::Named};
+use super::{
+    Basis, BuildError, Template, build,
+    references::{Hashes, Named},
+};
 use crate::room::signing::{SigningKey, Verified};
 
 /// What a user of ours wants to be in a room that only other servers know.
@@ -79,6 +82,9 @@ pub fn from_make_response(
 
     let mut hashes = answer.prev_events.hashes;
     hashes.append(answer.auth_events.hashes);
+    if !hashes.is_empty() && !Hashes::needed(rules) {
+        return Err(BuildError::MalformedAnswer);
+    }
     let basis = Basis {
         room_id: Some(template.room_id.to_owned()),
         prev_events: answer.prev_events.ids,
