@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use quick_cache::sync::Cache;
 use ruma::{OwnedRoomId, RoomId};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::storage::{
     Families, Storage, StorageError,
@@ -20,14 +20,60 @@ use crate::storage::{
 #[derive(Clone, Debug)]
 pub(crate) struct Heads {
     storage: Storage,
-    slots: Arc<Cache<OwnedRoomId, Arc<Mutex<Option<Room>>>>>,
+    slots: Arc<Cache<OwnedRoomId, Arc<Shared>>>,
+}
+
+/// What is known of a room.
+#[derive(Debug)]
+struct Shared {
+    /// The room as the next event will find it; `None` if memory does not have it.
+    next: Arc<Mutex<Option<Room>>>,
+    committed: watch::Sender<Committed>,
+}
+
+/// How far the appends to a room have come.
+#[derive(Clone, Copy, Debug)]
+struct Committed {
+    /// The version of the head that is in the database, or an earlier one.
+    version: i64,
+    /// How many appends failed.
+    failures: u64,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        let nothing = Committed {
+            version: i64::MIN,
+            failures: 0,
+        };
+        Self {
+            next: Arc::default(),
+            committed: watch::Sender::new(nothing),
+        }
+    }
+}
+
+impl Shared {
+    /// Says that this version of the head is in the database.
+    fn reached(&self, version: i64) {
+        self.committed.send_if_modified(|committed| {
+            let news = version > committed.version;
+            committed.version = committed.version.max(version);
+            news
+        });
+    }
+
+    fn failed(&self) {
+        self.committed
+            .send_modify(|committed| committed.failures += 1);
+    }
 }
 
 /// A room that nobody else appends to while this is held. Not to be held over a network call.
 #[derive(Debug)]
 pub(crate) struct Slot {
     storage: Storage,
-    shared: Arc<Mutex<Option<Room>>>,
+    shared: Arc<Shared>,
     guard: OwnedMutexGuard<Option<Room>>,
 }
 
@@ -41,19 +87,22 @@ impl Heads {
 
     /// Takes hold of a room; the room is `None` if the server does not know it.
     pub(crate) async fn hold(&self, room_id: &RoomId) -> Result<Slot, StorageError> {
-        let slot = self.slot(room_id);
-        let mut guard = slot.clone().lock_owned().await;
+        let shared = self.shared(room_id);
+        let mut guard = shared.next.clone().lock_owned().await;
         if guard.is_none() {
             *guard = self.storage.read().await?.rooms().by_id(room_id).await?;
+            if let Some(room) = guard.as_ref() {
+                shared.reached(room.head_version);
+            }
         }
         Ok(Slot {
             storage: self.storage.clone(),
-            shared: slot,
+            shared,
             guard,
         })
     }
 
-    fn slot(&self, room_id: &RoomId) -> Arc<Mutex<Option<Room>>> {
+    fn shared(&self, room_id: &RoomId) -> Arc<Shared> {
         if let Some(slot) = self.slots.get(room_id) {
             return slot;
         }
@@ -72,7 +121,7 @@ impl Heads {
         let mut guards = Vec::new();
         for room_id in room_ids {
             // One that is held right now is waited for below.
-            if let Ok(guard) = self.slot(room_id).try_lock_owned()
+            if let Ok(guard) = self.shared(room_id).next.clone().try_lock_owned()
                 && guard.is_none()
             {
                 guards.push((room_id.clone(), guard));
@@ -87,6 +136,9 @@ impl Heads {
                 .collect();
             for (room_id, mut guard) in guards {
                 *guard = read.remove(&room_id);
+                if let Some(room) = guard.as_ref() {
+                    self.shared(&room_id).reached(room.head_version);
+                }
             }
         }
         let mut rooms = BTreeMap::new();
@@ -98,9 +150,25 @@ impl Heads {
         Ok(rooms)
     }
 
-    /// The room as the next event would find it, without holding it.
+    /// The room with everything that was appended so far, once that is in the database: nobody is shown
+    /// what a crash could take back.
     pub(crate) async fn room(&self, room_id: &RoomId) -> Result<Option<Room>, StorageError> {
-        Ok(self.hold(room_id).await?.room().cloned())
+        loop {
+            let slot = self.hold(room_id).await?;
+            let mut committed = slot.shared.committed.subscribe();
+            let failures = committed.borrow().failures;
+            let Some(room) = slot.room().cloned() else {
+                return Ok(None);
+            };
+            drop(slot);
+            let decided =
+                |now: &Committed| now.version >= room.head_version || now.failures != failures;
+            // Should the sender be gone, whoever appended is gone too: look again.
+            let done = committed.wait_for(decided).await;
+            if done.is_ok_and(|now| now.version >= room.head_version) {
+                return Ok(Some(room));
+            }
+        }
     }
 }
 
@@ -126,6 +194,7 @@ impl Slot {
             .map(|redaction| redaction.target)
             .collect();
         let answer = self.storage.enqueue(append).await?;
+        let version = after.head_version;
         *self.guard = Some(after);
         drop(self.guard);
         let outcome = answer.await.unwrap_or(Err(StorageError::Stopped.into()));
@@ -137,11 +206,13 @@ impl Slot {
                 for event in &appended.events {
                     self.storage.event_cache().replace(event);
                 }
+                self.shared.reached(version);
                 Ok(Some(appended))
             }
             Err(error) => {
                 // What memory has is built on what is not there.
-                *self.shared.lock().await = None;
+                *self.shared.next.lock().await = None;
+                self.shared.failed();
                 match error {
                     AppendError::HeadMoved => Ok(None),
                     error @ (AppendError::Repeated(_) | AppendError::Storage(_)) => Err(error),

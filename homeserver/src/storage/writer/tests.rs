@@ -15,6 +15,7 @@ use futures_util::{FutureExt, future::join_all};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use ruma::{OwnedUserId, UserId, owned_server_name};
 use sqlx::Row;
+use tokio::sync::Barrier;
 use tokio_util::task::TaskTracker;
 
 use super::Tx;
@@ -25,6 +26,9 @@ use crate::storage::{
 
 /// How many each writer writes.
 const JOBS: usize = 40;
+
+/// How many read meanwhile.
+const READERS: usize = 3;
 
 /// Positions, and what was written there.
 type Written = BTreeMap<StreamPosition, OwnedUserId>;
@@ -118,7 +122,15 @@ async fn stored(storage: &Storage, until: StreamPosition) -> Written {
 }
 
 /// Looks again and again; how often there was something new.
-async fn reader(storage: Storage, start: StreamPosition, done: Arc<AtomicBool>) -> usize {
+async fn reader(
+    storage: Storage,
+    start: StreamPosition,
+    ready: Arc<Barrier>,
+    done: Arc<AtomicBool>,
+) -> usize {
+    // To connect to a database can take longer than all the writing.
+    assert_eq!(stored(&storage, start).await, Written::new());
+    ready.wait().await;
     let (mut seen, mut until, mut looks) = (Written::new(), start, 0);
     loop {
         let last = done.load(Ordering::Acquire);
@@ -160,17 +172,19 @@ async fn write_and_read(writers: usize) {
         .await
         .unwrap();
     let start = storage.log().position();
-    let done = Arc::new(AtomicBool::new(false));
+    let (ready, done) = (Arc::new(Barrier::new(READERS + 1)), Arc::default());
     let clients = TaskTracker::new();
-    let readers: Vec<_> = (0..3)
-        .map(|_| clients.spawn(reader(storage.clone(), start, done.clone())))
-        .collect();
+    let read = |_| reader(storage.clone(), start, ready.clone(), Arc::clone(&done));
+    let readers: Vec<_> = (0..READERS).map(|n| clients.spawn(read(n))).collect();
+    ready.wait().await;
     let writing = (0..writers).map(|number| clients.spawn(writer(storage.clone(), number)));
     let acknowledged: Vec<_> = join_all(writing).await;
     done.store(true, Ordering::Release);
+    let mut looks = 0;
     for reader in readers {
-        assert!(reader.await.unwrap() > 1, "readers saw the log grow");
+        looks += reader.await.unwrap();
     }
+    assert!(looks > READERS, "readers saw the log grow");
     let acknowledged: Written = acknowledged.into_iter().flat_map(Result::unwrap).collect();
     assert!(acknowledged.len() > writers * JOBS / 2);
     let end = storage.log().position();
