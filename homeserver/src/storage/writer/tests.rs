@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -64,10 +64,14 @@ async fn job(tx: &mut Tx, names: Vec<OwnedUserId>, end: End) -> Result<Written, 
 }
 
 /// Writes one job after another; what was acknowledged.
-async fn writer(storage: Storage, number: usize) -> Written {
+async fn writer(storage: Storage, number: usize, looks: Arc<AtomicUsize>) -> Written {
     let mut random = StdRng::seed_from_u64(number as u64);
     let mut acknowledged = Written::new();
-    for index in 0..JOBS {
+    for index in 0..5 * JOBS {
+        // On a busy machine all could be written before anybody reads.
+        if index >= JOBS && looks.load(Ordering::Acquire) > READERS {
+            break;
+        }
         let names = (0..random.random_range(1..=3))
             .map(|change| UserId::parse(format!("@w{number}-{index}-{change}:a.test")).unwrap())
             .collect();
@@ -121,17 +125,18 @@ async fn stored(storage: &Storage, until: StreamPosition) -> Written {
     rows.iter().map(row).collect()
 }
 
-/// Looks again and again; how often there was something new.
+/// Looks again and again, and counts how often there was something new.
 async fn reader(
     storage: Storage,
     start: StreamPosition,
     ready: Arc<Barrier>,
+    looks: Arc<AtomicUsize>,
     done: Arc<AtomicBool>,
-) -> usize {
+) {
     // To connect to a database can take longer than all the writing.
     assert_eq!(stored(&storage, start).await, Written::new());
     ready.wait().await;
-    let (mut seen, mut until, mut looks) = (Written::new(), start, 0);
+    let (mut seen, mut until) = (Written::new(), start);
     loop {
         let last = done.load(Ordering::Acquire);
         let position = storage.log().position();
@@ -146,10 +151,10 @@ async fn reader(
         pieces.extend(logged(&storage, until, position));
         assert_eq!(pieces, now);
         assert_eq!(stored(&storage, position).await, now);
-        looks += usize::from(position > until);
+        looks.fetch_add(usize::from(position > until), Ordering::AcqRel);
         (seen, until) = (now, position);
         if last {
-            return looks;
+            return;
         }
         tokio::task::yield_now().await;
     }
@@ -173,17 +178,22 @@ async fn write_and_read(writers: usize) {
         .unwrap();
     let start = storage.log().position();
     let (ready, done) = (Arc::new(Barrier::new(READERS + 1)), Arc::default());
+    let looks = Arc::new(AtomicUsize::new(0));
     let clients = TaskTracker::new();
-    let read = |_| reader(storage.clone(), start, ready.clone(), Arc::clone(&done));
+    let read = |_| {
+        let (ready, looks) = (ready.clone(), looks.clone());
+        reader(storage.clone(), start, ready, looks, Arc::clone(&done))
+    };
     let readers: Vec<_> = (0..READERS).map(|n| clients.spawn(read(n))).collect();
     ready.wait().await;
-    let writing = (0..writers).map(|number| clients.spawn(writer(storage.clone(), number)));
+    let writing =
+        (0..writers).map(|number| clients.spawn(writer(storage.clone(), number, looks.clone())));
     let acknowledged: Vec<_> = join_all(writing).await;
     done.store(true, Ordering::Release);
-    let mut looks = 0;
     for reader in readers {
-        looks += reader.await.unwrap();
+        reader.await.unwrap();
     }
+    let looks = looks.load(Ordering::Acquire);
     assert!(looks > READERS, "readers saw the log grow");
     let acknowledged: Written = acknowledged.into_iter().flat_map(Result::unwrap).collect();
     assert!(acknowledged.len() > writers * JOBS / 2);
