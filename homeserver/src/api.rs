@@ -12,6 +12,8 @@ pub(crate) mod server;
 mod standing;
 mod synapse_admin;
 
+use std::{ops::Deref, sync::Arc};
+
 use axum::{
     Router,
     extract::FromRef,
@@ -43,51 +45,84 @@ use crate::{
     },
 };
 
-/// What routes can ask for: each takes the one service that it needs.
-#[derive(Clone, FromRef)]
-pub(crate) struct Edge {
-    pub(crate) account_data: AccountData,
-    pub(crate) accounts: Accounts,
-    pub(crate) admission: Admission,
-    pub(crate) aliases: Aliases,
-    pub(crate) calls: Calls,
-    pub(crate) clock: Clock,
-    pub(crate) backfill: Backfill,
-    pub(crate) deactivation: Deactivation,
-    pub(crate) devices: Devices,
-    pub(crate) directory: Directory,
-    pub(crate) filters: Filters,
-    pub(crate) e2e_keys: E2eKeys,
-    pub(crate) key_backup: KeyBackup,
-    pub(crate) media: Media,
-    pub(crate) membership: Membership,
-    pub(crate) moderation: Moderation,
-    pub(crate) old_sync: OldSync,
-    pub(crate) presence: Presence,
-    pub(crate) profiles: Profiles,
-    pub(crate) notifications: Notifications,
-    pub(crate) push_rules: PushRules,
-    pub(crate) pushers: Pushers,
-    pub(crate) unread: Unread,
-    pub(crate) rate_limits: RateLimits,
-    pub(crate) receipts: Receipts,
-    pub(crate) registration: Registration,
-    pub(crate) relations: Relations,
-    pub(crate) rooms: Rooms,
-    pub(crate) server_keys: ServerKeys,
-    pub(crate) shared_history: SharedHistory,
-    pub(crate) shared_secret: SharedSecret,
-    pub(crate) spaces: Spaces,
-    pub(crate) support: Support,
-    pub(crate) sync: Sync,
-    pub(crate) third_party_invites: ThirdPartyInvites,
-    pub(crate) threepids: Threepids,
-    pub(crate) timeline: Timeline,
-    pub(crate) transactions: Transactions,
-    pub(crate) typing: Typing,
-    pub(crate) to_device: ToDevice,
-    pub(crate) uia: Uia,
-    pub(crate) user_directory: UserDirectory,
+/// What routes can ask for: each takes the one service that it needs. Every request has it, so it is shared
+/// and not copied.
+#[derive(Clone)]
+pub(crate) struct Edge(Arc<Services>);
+
+/// Makes the list of services, each of which a route can ask for.
+macro_rules! services {
+    ($($name:ident: $service:ty,)*) => {
+        /// The services that routes use.
+        pub(crate) struct Services {
+            $(pub(crate) $name: $service,)*
+        }
+
+        $(impl FromRef<Edge> for $service {
+            fn from_ref(edge: &Edge) -> Self {
+                edge.0.$name.clone()
+            }
+        })*
+    };
+}
+
+services! {
+    account_data: AccountData,
+    accounts: Accounts,
+    admission: Admission,
+    aliases: Aliases,
+    calls: Calls,
+    clock: Clock,
+    backfill: Backfill,
+    deactivation: Deactivation,
+    devices: Devices,
+    directory: Directory,
+    filters: Filters,
+    e2e_keys: E2eKeys,
+    key_backup: KeyBackup,
+    media: Media,
+    membership: Membership,
+    moderation: Moderation,
+    old_sync: OldSync,
+    presence: Presence,
+    profiles: Profiles,
+    notifications: Notifications,
+    push_rules: PushRules,
+    pushers: Pushers,
+    unread: Unread,
+    rate_limits: RateLimits,
+    receipts: Receipts,
+    registration: Registration,
+    relations: Relations,
+    rooms: Rooms,
+    server_keys: ServerKeys,
+    shared_history: SharedHistory,
+    shared_secret: SharedSecret,
+    spaces: Spaces,
+    support: Support,
+    sync: Sync,
+    third_party_invites: ThirdPartyInvites,
+    threepids: Threepids,
+    timeline: Timeline,
+    transactions: Transactions,
+    typing: Typing,
+    to_device: ToDevice,
+    uia: Uia,
+    user_directory: UserDirectory,
+}
+
+impl Edge {
+    pub(crate) fn new(services: Services) -> Self {
+        Self(Arc::new(services))
+    }
+}
+
+impl Deref for Edge {
+    type Target = Services;
+
+    fn deref(&self) -> &Services {
+        &self.0
+    }
 }
 
 /// Everything that the server answers.

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Federation {
     client: FederationClient,
     guarded: GuardedClient,
-    tls: rustls::ClientConfig,
+    tls: Arc<rustls::ClientConfig>,
     awaited: Awaited,
 }
 
@@ -107,7 +107,7 @@ impl Federation {
         Ok(Self {
             client,
             guarded: guarded.map_err(FederationError::Http)?,
-            tls: own_tls,
+            tls: Arc::new(own_tls),
             awaited: Awaited::default(),
         })
     }
@@ -167,7 +167,7 @@ impl Federation {
     }
 
     /// Whom to trust.
-    pub(crate) fn tls(&self) -> &rustls::ClientConfig {
+    pub(crate) fn tls(&self) -> &Arc<rustls::ClientConfig> {
         &self.tls
     }
 

@@ -6,7 +6,7 @@ use sotto_federation::room::signing::SigningKey;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    api::Edge,
+    api::{Edge, Services},
     clock::Clock,
     config::Config,
     service::{
@@ -93,7 +93,7 @@ pub(super) fn services(
         limits.clone(),
     );
     let mail = config.email.clone().map(|settings| {
-        let tls = federation.tls().clone();
+        let tls = rustls::ClientConfig::clone(federation.tls());
         Mail::new(settings, tls, clock.clone())
     });
     let threepids = Threepids::new(threepids::Parts {
@@ -296,7 +296,7 @@ pub(super) fn services(
         stopping.clone(),
     );
     let shared_secret = SharedSecret::new(accounts.clone(), clock.clone(), config);
-    Edge {
+    Edge::new(Services {
         account_data,
         accounts,
         admission,
@@ -339,5 +339,5 @@ pub(super) fn services(
         to_device,
         uia,
         user_directory,
-    }
+    })
 }
