@@ -2,7 +2,8 @@
 
 use ruma::RoomVersionId;
 use serde_json::{Value, json};
-use sotto_tests::{TestServer, User, room};
+use sotto_tests::{FakeServer, TestServer, User, room};
+use sqlx::{AnyConnection, Connection};
 
 /// The texts of the messages of a room in a sync answer.
 fn texts(sync: &Value, room_id: &str) -> Vec<String> {
@@ -136,4 +137,44 @@ async fn a_notary_tells_the_keys_of_others() {
         .collect();
     let answer = nobody.post(path, &json!({ "server_keys": many })).await;
     assert_eq!(answer.refused(), (400, "M_INVALID_PARAM"));
+}
+
+/// As many messages as may wait for a device, put into the database as if they had come.
+async fn fill_inbox(server: &TestServer, user: &User) {
+    sqlx::any::install_default_drivers();
+    let connection = AnyConnection::connect(&server.database_url()).await;
+    let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)
+         INSERT INTO to_device (user_id, device_id, position, json) SELECT $1, $2, -i, '{}' FROM n";
+    let filled = sqlx::query(fill).bind(&user.user_id).bind(&user.device_id);
+    filled.execute(&mut connection.unwrap()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_inbox_costs_nobody_the_messages_of_other_servers() {
+    let (a, mut b) = TestServer::pair().await;
+    b.stop().await;
+    let fake = FakeServer::replace(&b, RoomVersionId::V11).await;
+    let (alice, carol) = (a.register("alice").await, a.register("carol").await);
+    fill_inbox(&a, &alice).await;
+    let to = |number: u64| json!({ &alice.user_id: { &alice.device_id: { "number": number } } });
+    // Those of our own users wait.
+    let path = "/_matrix/client/v3/sendToDevice/m.test/one";
+    let answer = carol.put(path, &json!({ "messages": to(1) })).await;
+    assert_eq!(answer.refused(), (429, "M_LIMIT_EXCEEDED"));
+    let edu = |number: u64| {
+        let content = json!({
+            "sender": "@mallory:b.test", "type": "m.test",
+            "message_id": number.to_string(), "messages": to(number),
+        });
+        json!({ "edu_type": "m.direct_to_device", "content": content })
+    };
+    let edus = [edu(2), edu(3)];
+    fake.peer().send(&a, &[], &edus).await.ok();
+    let sync = alice.sync(None, 0).await;
+    let events = sync["to_device"]["events"].as_array().unwrap();
+    let numbers: Vec<_> = events
+        .iter()
+        .filter_map(|e| e["content"]["number"].as_u64())
+        .collect();
+    assert_eq!(numbers, [2, 3]);
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use futures_util::FutureExt;
 use ruma::{
-    DeviceId, OwnedServerName, OwnedUserId, ServerName, TransactionId, UserId,
+    DeviceId, OwnedDeviceId, OwnedServerName, OwnedUserId, ServerName, TransactionId, UserId,
     events::{AnyToDeviceEventContent, ToDeviceEventType},
     serde::Raw,
     to_device::DeviceIdOrAllDevices,
@@ -24,7 +24,9 @@ use crate::{
 
 /// The largest content of a message, in bytes.
 const MAX_CONTENT: usize = 64 * 1024;
-/// How many messages may wait for a device. At the limit senders must wait; nothing is dropped.
+/// How many messages may wait for a device before users of this server must wait with theirs. Messages of
+/// other servers are taken all the same: to drop one loses a key for good, and a transaction that is put off
+/// until a device reads its messages, which it may never do, would hold up all that the other server says.
 const MAX_WAITING: i64 = 50_000;
 
 /// Messages, by user and device.
@@ -125,7 +127,8 @@ impl ToDevice {
                 if !sent.begin_request(user_id, device_id, &txn, now).await? {
                     return Ok(());
                 }
-                deliver(tx, user_id, &event_type, &local, WhenFull::Refuse).await?;
+                refuse_if_full(tx, &local).await?;
+                deliver(tx, user_id, &event_type, &local).await?;
                 for (server, content) in edus {
                     tx.push_edu(&server, "m.direct_to_device", &content).await?;
                 }
@@ -159,9 +162,7 @@ impl ToDevice {
                 let mut received = tx.to_device();
                 let new = received.begin_received(&origin, message_id.as_str(), now);
                 if new.await? {
-                    // One device that nobody uses any more must not cost the others their messages, nor hold
-                    // up all that the other server has to say.
-                    deliver(tx, &sender, &event_type, &messages, WhenFull::LeaveOut).await?;
+                    deliver(tx, &sender, &event_type, &messages).await?;
                 }
                 Ok(())
             }
@@ -180,13 +181,16 @@ fn check_sizes(messages: &Messages) -> Result<(), ToDeviceError> {
     }
 }
 
-/// What becomes of messages if too many wait for a device already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum WhenFull {
-    /// The sender learns of it, and nothing is delivered.
-    Refuse,
-    /// All others are delivered.
-    LeaveOut,
+/// Whether too much waits for one of the devices: then nothing is delivered, and the sender learns of it.
+async fn refuse_if_full(tx: &mut Tx, messages: &Messages) -> Result<(), ToDeviceError> {
+    for (user_id, devices) in messages {
+        let full = tx.to_device().full(user_id, MAX_WAITING).await?;
+        let is_target = |device_id: &OwnedDeviceId| devices.keys().any(|to| is_for(to, device_id));
+        if full.iter().any(is_target) {
+            return Err(ToDeviceError::Full);
+        }
+    }
+    Ok(())
 }
 
 /// Leaves messages for local devices that exist.
@@ -195,11 +199,9 @@ async fn deliver(
     sender: &UserId,
     event_type: &ToDeviceEventType,
     messages: &Messages,
-    when_full: WhenFull,
 ) -> Result<(), ToDeviceError> {
     for (user_id, devices) in messages {
         let existing = tx.to_device().devices_of(user_id).await?;
-        let full = tx.to_device().full(user_id, MAX_WAITING).await?;
         for (target, content) in devices {
             let event = Event {
                 content: content.json(),
@@ -209,21 +211,17 @@ async fn deliver(
             let json = serde_json::to_string(&event).map_err(|_| {
                 StorageError::inconsistent("to_device", "json", event_type.to_string().as_str())
             })?;
-            let wanted = |device_id: &&DeviceId| match target {
-                DeviceIdOrAllDevices::AllDevices => true,
-                DeviceIdOrAllDevices::DeviceId(target) => target == device_id,
-            };
-            for device_id in existing.iter().map(AsRef::as_ref).filter(wanted) {
-                if full.iter().any(|id| id == device_id) {
-                    if when_full == WhenFull::Refuse {
-                        return Err(ToDeviceError::Full);
-                    }
-                    tracing::info!(%user_id, %device_id, "a device takes no more messages");
-                    continue;
-                }
+            for device_id in existing.iter().filter(|id| is_for(target, id)) {
                 tx.leave_for_device(user_id, device_id, &json).await?;
             }
         }
     }
     Ok(())
+}
+
+fn is_for(target: &DeviceIdOrAllDevices, device_id: &DeviceId) -> bool {
+    match target {
+        DeviceIdOrAllDevices::AllDevices => true,
+        DeviceIdOrAllDevices::DeviceId(target) => target == device_id,
+    }
 }
