@@ -18,6 +18,9 @@ use sotto_tests::{FakeServer, TestServer, User, room};
 
 /// Set to `full` for the sizes of the real thing.
 const SIZE: &str = "SOTTO_ABSENCE_TEST";
+/// How long after its return a server may take to have the latest event of every room, and everything.
+const LATEST: Duration = Duration::from_secs(5);
+const EVERYTHING: Duration = Duration::from_mins(1);
 /// Set for the process that is the server: what its configuration has.
 const CHILD: &str = "SOTTO_SENDER_TEST_SERVER";
 
@@ -90,46 +93,71 @@ async fn a_server_that_was_away_gets_the_newest_first_and_everything_in_the_end(
     b.resume().await;
     // The return shows by the first word.
     bob.send(&shared[0], "I am back").await;
-    let newest: BTreeSet<_> = shared
-        .iter()
-        .map(|id| format!("{} in {id}", events - 1))
-        .collect();
-    let mut seen = BTreeSet::new();
     let mut got = Vec::new();
-    bob.sync_until(&mut since, |sync| {
-        got.extend(numbers(sync));
-        for room_id in &shared {
-            let timeline = &sync["rooms"]["join"][room_id]["timeline"]["events"];
-            let events = timeline.as_array().into_iter().flatten();
-            seen.extend(events.filter_map(|e| e["content"]["body"].as_str().map(str::to_owned)));
+    let latest = gets_the_latest(&bob, &mut since, &shared, events, &mut got);
+    let latest = tokio::time::timeout(LATEST, latest).await;
+    latest.expect("the latest event of every room comes in time");
+    let everything = async {
+        while got.len() < messages {
+            bob.sync_until(&mut since, |sync| {
+                got.extend(numbers(sync));
+                (!numbers(sync).is_empty()).then_some(())
+            })
+            .await;
         }
-        seen.is_superset(&newest).then_some(())
-    })
-    .await;
-    while got.len() < messages {
-        bob.sync_until(&mut since, |sync| {
-            got.extend(numbers(sync));
-            (!numbers(sync).is_empty()).then_some(())
-        })
-        .await;
-    }
+        for room_id in &shared {
+            has_read_all(&bob, room_id, events).await;
+        }
+    };
+    let everything = tokio::time::timeout(EVERYTHING - LATEST, everything).await;
+    everything.expect("everything comes in time");
     let all: Vec<_> = (0..messages)
         .map(|number| u64::try_from(number).unwrap())
         .collect();
     assert_eq!(got, all, "each message to the device once, in order");
-    for room_id in &shared {
-        has_read_all(&bob, room_id, events).await;
-    }
 }
 
+/// Waits for the latest event of each room; the messages to the device that come meanwhile are counted too.
+async fn gets_the_latest(
+    user: &User,
+    since: &mut Option<String>,
+    rooms: &[String],
+    events: usize,
+    got: &mut Vec<u64>,
+) {
+    let latest = rooms.iter().map(|id| format!("{} in {id}", events - 1));
+    let latest: BTreeSet<_> = latest.collect();
+    let mut seen = BTreeSet::new();
+    user.sync_until(since, |sync| {
+        got.extend(numbers(sync));
+        for room_id in rooms {
+            let timeline = &sync["rooms"]["join"][room_id]["timeline"]["events"];
+            let events = timeline.as_array().into_iter().flatten();
+            seen.extend(events.filter_map(|e| e["content"]["body"].as_str().map(str::to_owned)));
+        }
+        seen.is_superset(&latest).then_some(())
+    })
+    .await;
+}
+
+/// Waits until somebody can read all that was said, each text once.
 async fn has_read_all(user: &User, room_id: &str, events: usize) {
-    let mut read = texts(user, room_id).await;
-    read.retain(|text| text != "I am back");
-    read.reverse();
     let all: Vec<_> = (0..events)
         .map(|number| format!("{number} in {room_id}"))
         .collect();
-    assert_eq!(read, all);
+    loop {
+        let mut read = texts(user, room_id).await;
+        read.retain(|text| text != "I am back");
+        read.reverse();
+        if read == all {
+            return;
+        }
+        assert!(
+            read.len() < all.len(),
+            "what comes twice, or in disorder: {read:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Not a test but the server that is killed, in a process of its own: this program started again.

@@ -1,4 +1,11 @@
 //! Servers that lose each other, and end with the same room.
+//!
+//! Two servers that have the same graph have the same state and rejected the same events: both follow from
+//! the graph. What they show differs in one respect only, by the specification: an event that came to one
+//! server after the news that its sender may not send it any more is soft-failed there, and accepted where
+//! it came before ([spec](https://spec.matrix.org/v1.19/server-server-api/#soft-failure)). It becomes part
+//! of the graph of both once somebody to whom it came in time says something, so everybody speaks up before
+//! the rooms are compared.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +20,8 @@ use sqlx::{AnyConnection, Connection};
 /// How many seeds are tried, and the first of them.
 const SEEDS: &str = "SOTTO_PARTITION_SEEDS";
 const FIRST: &str = "SOTTO_PARTITION_FIRST";
+/// How long servers may take to agree once nothing is in their way.
+const HEALED: Duration = Duration::from_secs(30);
 
 fn seeds() -> std::ops::Range<u64> {
     let number = |name: &str, default| {
@@ -95,53 +104,122 @@ async fn events(user: &User, room_id: &str) -> BTreeSet<String> {
     ids.map(ToOwned::to_owned).collect()
 }
 
-/// The events that a server has and does not show: they came too late, when their senders were no longer
-/// allowed to send them. Other servers, which had them in time, show them.
-async fn soft_failed(server: &TestServer) -> BTreeSet<String> {
-    sqlx::any::install_default_drivers();
-    let connection = AnyConnection::connect(&server.database_url()).await;
-    let found = sqlx::query_scalar("SELECT event_id FROM events WHERE verdict = 1");
-    let found: Vec<String> = found.fetch_all(&mut connection.unwrap()).await.unwrap();
-    found.into_iter().collect()
+/// The room as a server has it.
+struct Copy {
+    state: BTreeMap<(String, String), String>,
+    /// What the next event will build on.
+    extremities: BTreeSet<String>,
+    shown: BTreeSet<String>,
+    soft_failed: BTreeSet<String>,
+    rejected: BTreeSet<String>,
+}
+
+impl Copy {
+    async fn of(server: &TestServer, user: &User, room_id: &str) -> Self {
+        sqlx::any::install_default_drivers();
+        let connection = AnyConnection::connect(&server.database_url()).await;
+        let mut connection = connection.unwrap();
+        let judged = async |connection: &mut AnyConnection, verdict: i64| {
+            let ids = sqlx::query_scalar(
+                "SELECT event_id FROM events WHERE verdict = $1 AND state_before IS NOT NULL",
+            );
+            let ids: Vec<String> = ids.bind(verdict).fetch_all(connection).await.unwrap();
+            ids.into_iter().collect::<BTreeSet<_>>()
+        };
+        loop {
+            let before = extremities(&mut connection, room_id).await;
+            let copy = Self {
+                state: state(user, room_id).await,
+                shown: events(user, room_id).await,
+                soft_failed: judged(&mut connection, 1).await,
+                rejected: judged(&mut connection, 2).await,
+                extremities: extremities(&mut connection, room_id).await,
+            };
+            // Unless the room went on meanwhile.
+            if copy.extremities == before {
+                return copy;
+            }
+        }
+    }
+
+    /// What of another copy is not so here though it should be.
+    fn differs(&self, other: &Self) -> Option<String> {
+        if self.extremities == other.extremities {
+            let (ours, theirs) = (&self.state, &other.state);
+            assert_eq!(ours, theirs, "the same graph, another state");
+        }
+        let hidden = |shown: &BTreeSet<String>, by: &Self| {
+            let missing = shown.difference(&by.shown);
+            let missing: Vec<_> = missing
+                .filter(|id| !by.soft_failed.contains(*id))
+                .cloned()
+                .collect();
+            missing
+        };
+        let missing = [hidden(&self.shown, other), hidden(&other.shown, self)];
+        if missing.iter().any(|missing| !missing.is_empty()) {
+            return Some(format!("events are not shown: {missing:?}"));
+        }
+        for (one, two) in [(self, other), (other, self)] {
+            let taken = two.shown.union(&two.soft_failed).cloned().collect();
+            let torn: Vec<_> = one.rejected.intersection(&taken).collect();
+            assert!(
+                torn.is_empty(),
+                "rejected by one, taken by another: {torn:?}"
+            );
+        }
+        if self.extremities != other.extremities {
+            return Some(format!(
+                "other ends: {:?} {:?}",
+                self.extremities, other.extremities
+            ));
+        }
+        None
+    }
+}
+
+async fn extremities(connection: &mut AnyConnection, room_id: &str) -> BTreeSet<String> {
+    let found = sqlx::query_scalar("SELECT head_extremities FROM rooms WHERE room_id = $1");
+    let found: String = found.bind(room_id).fetch_one(connection).await.unwrap();
+    found.split(' ').map(ToOwned::to_owned).collect()
+}
+
+/// Those who are in the room, as the server of the first of them has it: who is not hears nothing of it.
+async fn present<'a>(
+    servers: &'a [TestServer],
+    users: &'a [User],
+    room_id: &str,
+) -> Vec<(&'a TestServer, &'a User)> {
+    let joined = users[0].get(&room(room_id, "joined_members")).await.body;
+    let all = servers.iter().zip(users);
+    all.filter(|(_, user)| joined["joined"].get(&user.user_id).is_some())
+        .collect()
 }
 
 /// Whether all who are in the room have the same of it; what differs if not.
 async fn same(servers: &[TestServer], users: &[User], room_id: &str) -> Result<(), String> {
-    let first = state(&users[0], room_id).await;
-    let all = events(&users[0], room_id).await;
-    let hidden = soft_failed(&servers[0]).await;
-    for (server, user) in servers.iter().zip(users).skip(1) {
-        let member = ("m.room.member".to_owned(), user.user_id.clone());
-        let Some(membership) = first.get(&member) else {
+    let present = present(servers, users, room_id).await;
+    let mut first: Option<Copy> = None;
+    for (server, user) in present {
+        let copy = Copy::of(server, user, room_id).await;
+        let Some(first) = &first else {
+            first = Some(copy);
             continue;
         };
-        let path = room(room_id, &format!("event/{}", escape(membership)));
-        let event = users[0].get(&path).await.body;
-        if event["content"]["membership"] != "join" {
-            // Who is not in the room hears nothing of it.
-            continue;
-        }
-        let theirs = state(user, room_id).await;
-        if theirs != first {
-            let differs = first
-                .iter()
-                .filter(|(key, id)| theirs.get(*key) != Some(id));
-            return Err(format!(
-                "{} has another state: {:?}",
-                user.user_id,
-                differs.collect::<Vec<_>>()
-            ));
-        }
-        let theirs = events(user, room_id).await;
-        let mut hidden = hidden.clone();
-        hidden.extend(soft_failed(server).await);
-        let differs = all.symmetric_difference(&theirs);
-        let differs: Vec<_> = differs.filter(|id| !hidden.contains(*id)).collect();
-        if !differs.is_empty() {
-            return Err(format!("{} has other events: {differs:?}", user.user_id));
+        if let Some(differs) = first.differs(&copy) {
+            return Err(format!("{}: {differs}", user.user_id));
         }
     }
     Ok(())
+}
+
+/// Everybody in the room says something, one after another, each after the others had time to hear it.
+async fn speak_up(servers: &[TestServer], users: &[User], room_id: &str) {
+    for (_, user) in present(servers, users, room_id).await {
+        let content = json!({ "msgtype": "m.text", "body": "still there?" });
+        user.send_event(room_id, "m.room.message", &content).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 async fn partition(seed: u64, version: &str) {
@@ -175,22 +253,18 @@ async fn partition(seed: u64, version: &str) {
         }
     }
     links.fail(false);
-    let mut outcome = Ok(());
-    for _ in 0..30 {
-        // What one server soft-failed and another did not is settled by what comes after it: a room that is
-        // the same everywhere is one in which people go on talking.
-        for user in &users {
-            let content = json!({ "msgtype": "m.text", "body": "still there?" });
-            user.send_event(&room_id, "m.room.message", &content).await;
-        }
-        for _ in 0..4 {
-            tokio::time::sleep(Duration::from_millis(250)).await;
-            outcome = same(&servers, &users, &room_id).await;
-            if outcome.is_ok() {
+    let healed = async {
+        loop {
+            speak_up(&servers, &users, &room_id).await;
+            if same(&servers, &users, &room_id).await.is_ok() {
                 return;
             }
         }
+    };
+    if tokio::time::timeout(HEALED, healed).await.is_ok() {
+        return;
     }
+    let outcome = same(&servers, &users, &room_id).await;
     for user in &users {
         println!("--- {} has", user.user_id);
         let path = room(&room_id, "messages?dir=b&limit=1000");
