@@ -228,6 +228,23 @@ impl Client {
         Ok(())
     }
 
+    /// Begins to use the backup whose key another device has given to this one.
+    pub(crate) async fn use_shared_backup(&self) -> Result<(), RecoveryError> {
+        let machine = self.machine()?;
+        let Some(secret) = machine.unused_backup_key().await? else {
+            return Ok(());
+        };
+        match self.restore_backup(&secret).await {
+            Ok(_) => Ok(()),
+            // It is the key of another version.
+            Err(RecoveryError::Backup(error)) => {
+                machine.forget_backup().await?;
+                Err(error.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     async fn account_data<T: DeserializeOwned>(
         &self,
         name: &str,

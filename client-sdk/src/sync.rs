@@ -27,7 +27,7 @@ use crate::{
         SyncChanges, ToDeviceEvent,
     },
     store::{Batch, Changes, StoreError, Table},
-    timeline::{Protection, TimelineEvent},
+    timeline::{Protection, TimelineEvent, UndecryptableReason},
     transport::RequestError,
 };
 
@@ -179,7 +179,11 @@ impl Client {
         if let Err(error) = self.take_verifications(&update).await {
             tracing::warn!(%error, "a verification does not go on");
         }
-        if let Err(error) = self.upload_backup().await {
+        let backup = async {
+            self.use_shared_backup().await?;
+            self.upload_backup().await
+        };
+        if let Err(error) = backup.await {
             tracing::warn!(%error, "the backup is not up to date");
         }
         Ok(update)
@@ -306,6 +310,9 @@ impl Client {
         }
         unread.commit().await?;
         state.after = after.into_changes();
+        if !update.initial {
+            request_keys(machine, &update.rooms).await?;
+        }
         Ok(update)
     }
 
@@ -333,6 +340,22 @@ impl Client {
 
 fn unread_partition(room_id: &ruma::RoomId, session_id: &str) -> String {
     format!("{room_id} {session_id}")
+}
+
+/// Asks the other devices of the user for the keys of new events that this one lacks. What is old
+/// is in the backup.
+async fn request_keys(machine: &Machine, rooms: &[RoomUpdate]) -> Result<(), MachineError> {
+    for room in rooms {
+        for event in &room.timeline {
+            if let Protection::Undecryptable(reason) = &event.protection
+                && matches!(reason, UndecryptableReason::MissingRoomKey { .. })
+                && let Some(session_id) = Machine::session_id_of(&event.raw)
+            {
+                machine.request_room_key(&room.room_id, &session_id).await?;
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn read_room(

@@ -155,11 +155,23 @@ impl Machine {
         Ok(backup.map(|backup| backup.version))
     }
 
-    /// Stops to use a backup: somebody has made another version, or deleted it.
+    /// The private key of a backup that is not in use yet: another device gave it to this one.
+    pub async fn unused_backup_key(&self) -> Result<Option<Secret>, MachineError> {
+        let batch = self.batch();
+        let used: Option<Backup> = batch.get(Table::Meta, "", BACKUP).await?;
+        match used {
+            Some(_) => Ok(None),
+            None => Ok(backup_secret(&batch).await?),
+        }
+    }
+
+    /// Stops to use a backup, and forgets its key: somebody has made another version, or deleted
+    /// it.
     pub async fn forget_backup(&self) -> Result<(), MachineError> {
         let _guard = self.lock().await;
         let mut batch = self.batch();
         batch.delete(Table::Meta, "", BACKUP);
+        batch.delete(Table::Secrets, "", SECRET_NAME);
         Ok(batch.commit().await?)
     }
 

@@ -1,4 +1,4 @@
-//! Secrets from one device of a user to another.
+//! Secrets and room keys from one device of a user to another.
 //!
 //! Only a device that the own identity vouches for is answered, while this device trusts that
 //! identity; only what was asked for is taken, and only from such a device.
@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use ruma::{DeviceId, UserId};
+use ruma::{DeviceId, OwnedRoomId, RoomId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -17,7 +17,10 @@ use super::{
     devices::{self, Device},
     error::{MachineError, RejectedMessage},
     identity_keys::Usage,
+    key_export::{self, ExportedRoomKey},
+    keys::MEGOLM,
     machine::{Machine, Volatile},
+    megolm::{InboundSession, session_partition},
     olm,
     requests::OutgoingRequest,
     to_device::{Messages, Purpose},
@@ -31,13 +34,23 @@ use crate::{
 const BACKUP: &str = "m.megolm_backup.v1";
 /// A device that asks for more than this at once is not answered.
 const MOST_ANSWERS: usize = 64;
+/// The same room key is asked for once in this time: devices may be verified, or switched on,
+/// later.
+const ASK_AGAIN_AFTER_MS: u64 = 60 * 60 * 1000;
 
 /// A request of another device that waits to be answered.
 #[derive(Serialize, Deserialize)]
 struct Wanted {
     device_id: String,
     request_id: String,
-    name: String,
+    what: What,
+}
+
+/// What a device asks for.
+#[derive(Serialize, Deserialize)]
+enum What {
+    Secret(String),
+    RoomKey(OwnedRoomId, String),
 }
 
 #[derive(Deserialize)]
@@ -46,6 +59,13 @@ struct Asked {
     requesting_device_id: String,
     request_id: String,
     name: Option<String>,
+    body: Option<KeyBody>,
+}
+
+#[derive(Deserialize)]
+struct KeyBody {
+    room_id: OwnedRoomId,
+    session_id: String,
 }
 
 #[derive(Deserialize)]
@@ -88,6 +108,81 @@ impl Machine {
         Ok(())
     }
 
+    /// Asks the other devices of the user for a room key, at most once in an hour; returns whether
+    /// anybody was asked. The key that comes is believed as little as one from a backup.
+    ///
+    /// Only a device that is verified gets an answer, so others do not ask.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#key-requests>
+    pub async fn request_room_key(
+        &self,
+        room_id: &RoomId,
+        session_id: &str,
+    ) -> Result<bool, MachineError> {
+        let _guard = self.lock().await;
+        let mut batch = self.batch();
+        let name = session_partition(room_id, session_id);
+        let asked: Option<u64> = batch.get(Table::SecretRequests, "keys", &name).await?;
+        let lately = asked.is_some_and(|at| at.saturating_add(ASK_AGAIN_AFTER_MS) > self.now());
+        if lately || !self.is_cross_signed().await? {
+            return Ok(false);
+        }
+        let id = environment::transaction_id(self.environment())?;
+        let content = json!({
+            "action": "request",
+            "request_id": id,
+            "requesting_device_id": self.device_id(),
+            "body": {
+                "algorithm": MEGOLM,
+                "room_id": room_id,
+                "session_id": session_id,
+                // Required, but of no use to anybody.
+                "sender_key": "",
+            },
+        });
+        let mut to_user = BTreeMap::new();
+        for device in devices::load_devices(&batch, self.user_id()).await? {
+            if is_verified_own_device(&batch, self.user_id(), &device.curve25519).await? {
+                to_user.insert(device.device_id, content.clone());
+            }
+        }
+        if to_user.is_empty() {
+            return Ok(false);
+        }
+        batch.put(Table::SecretRequests, "keys", &name, &self.now())?;
+        let messages = Messages::from([(self.user_id().to_owned(), to_user)]);
+        self.queue("m.room_key_request", messages, Purpose::Other, &mut batch)
+            .await?;
+        batch.commit().await?;
+        Ok(true)
+    }
+
+    /// Takes a room key that another device passed on.
+    pub(crate) async fn take_forwarded(
+        &self,
+        batch: &mut Batch<'_>,
+        content: &Map<String, Value>,
+        sender: &SenderData,
+    ) -> Result<Result<(), RejectedMessage>, MachineError> {
+        let key = serde_json::from_value(Value::Object(content.clone()));
+        let Ok(key): Result<ExportedRoomKey, _> = key else {
+            return Ok(Err(RejectedMessage::Malformed));
+        };
+        let (Some(room_id), Some(session_id)) = (&key.room_id, &key.session_id) else {
+            return Ok(Err(RejectedMessage::Malformed));
+        };
+        let name = session_partition(room_id, session_id);
+        let asked: Option<u64> = batch.get(Table::SecretRequests, "keys", &name).await?;
+        let verified = sender.user_id == self.user_id()
+            && is_verified_own_device(batch, self.user_id(), &sender.curve25519).await?;
+        if asked.is_none() || !verified {
+            return Ok(Err(RejectedMessage::Unsolicited));
+        }
+        batch.delete(Table::SecretRequests, "keys", &name);
+        key_export::take_keys(batch, vec![key]).await?;
+        Ok(Ok(()))
+    }
+
     /// Takes the request of a device, to be answered with the next outgoing requests.
     pub(crate) async fn take_secret_request(
         &self,
@@ -105,7 +200,12 @@ impl Machine {
         if !own {
             return Ok(());
         }
-        let Some(name) = request.name.filter(|_| request.action == "request") else {
+        let what = match (request.name, request.body) {
+            (Some(name), _) => Some(What::Secret(name)),
+            (None, Some(body)) => Some(What::RoomKey(body.room_id, body.session_id)),
+            (None, None) => None,
+        };
+        let Some(what) = what.filter(|_| request.action == "request") else {
             batch.delete(Table::SecretRequests, "received", &id);
             return Ok(());
         };
@@ -116,7 +216,7 @@ impl Machine {
         let wanted = Wanted {
             device_id: request.requesting_device_id,
             request_id: request.request_id,
-            name,
+            what,
         };
         Ok(batch.put(Table::SecretRequests, "received", &id, &wanted)?)
     }
@@ -132,8 +232,8 @@ impl Machine {
         let mut unreached = BTreeMap::new();
         for (id, wanted) in waiting {
             let device = self.entitled(&batch, &wanted).await?;
-            let secret: Option<Secret> = batch.get(Table::Secrets, "", &wanted.name).await?;
-            let (Some(device), Some(secret)) = (device, secret) else {
+            let answer = answer_to(&batch, &wanted).await?;
+            let (Some(device), Some((kind, content))) = (device, answer) else {
                 batch.delete(Table::SecretRequests, "received", &id);
                 continue;
             };
@@ -143,11 +243,7 @@ impl Machine {
                 }
                 continue;
             }
-            let content = json!({ "request_id": wanted.request_id, "secret": secret });
-            let content = content.as_object().cloned().unwrap_or_default();
-            let encrypted = self
-                .encrypt_for(&mut batch, &device, "m.secret.send", content)
-                .await?;
+            let encrypted = self.encrypt_for(&mut batch, &device, kind, content).await?;
             if let Some(encrypted) = encrypted {
                 let to_one = BTreeMap::from([(device.device_id.clone(), encrypted)]);
                 let messages = Messages::from([(device.user_id.clone(), to_one)]);
@@ -209,4 +305,35 @@ impl Machine {
         batch.delete(Table::SecretRequests, "sent", &answer.request_id);
         Ok(Ok(()))
     }
+}
+
+/// The message that answers a request, if this device has what is asked for.
+async fn answer_to(
+    batch: &Batch<'_>,
+    wanted: &Wanted,
+) -> Result<Option<(&'static str, Map<String, Value>)>, StoreError> {
+    let (kind, content) = match &wanted.what {
+        What::Secret(name) => {
+            let secret: Option<Secret> = batch.get(Table::Secrets, "", name).await?;
+            let Some(secret) = secret else {
+                return Ok(None);
+            };
+            let content = json!({ "request_id": wanted.request_id, "secret": secret });
+            ("m.secret.send", content)
+        }
+        What::RoomKey(room_id, session_id) => {
+            let session = InboundSession::best(batch, room_id, session_id).await?;
+            let Some(mut session) = session else {
+                return Ok(None);
+            };
+            let key = ExportedRoomKey::of(room_id, &mut session);
+            let mut content = serde_json::to_value(key).unwrap_or_default();
+            if let Some(fields) = content.as_object_mut() {
+                let ed25519 = session.owner.ed25519.clone();
+                fields.insert("sender_claimed_ed25519_key".to_owned(), ed25519.into());
+            }
+            ("m.forwarded_room_key", content)
+        }
+    };
+    Ok(content.as_object().cloned().map(|content| (kind, content)))
 }

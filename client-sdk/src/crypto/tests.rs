@@ -6,6 +6,7 @@ mod conversations;
 mod crashes;
 mod device_lists;
 mod fake;
+mod forwarding;
 mod identities;
 mod interleavings;
 mod megolm;

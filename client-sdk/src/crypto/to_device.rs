@@ -294,13 +294,11 @@ impl Machine {
                     .await?;
                 Ok(())
             }
-            "m.secret.request" => {
+            "m.secret.request" | "m.room_key_request" => {
                 self.take_secret_request(batch, &event.sender, &event.content)
                     .await?;
                 Ok(())
             }
-            // Keys are not given out on request.
-            "m.room_key_request" => Ok(()),
             _ => {
                 let RawToDevice {
                     kind,
@@ -358,6 +356,7 @@ impl Machine {
         };
         match checked.kind() {
             "m.secret.send" => self.take_secret(batch, checked.content(), &sender).await,
+            "m.forwarded_room_key" => self.take_forwarded(batch, checked.content(), &sender).await,
             _ => take_payload(batch, checked, sender).await,
         }
     }
@@ -416,8 +415,6 @@ async fn take_payload(
 ) -> Result<Result<(), RejectedMessage>, MachineError> {
     match payload.kind() {
         "m.room_key" => take_room_key(batch, payload.content(), sender).await,
-        // We never ask for forwarded keys.
-        "m.forwarded_room_key" => Ok(Err(RejectedMessage::Unsolicited)),
         "m.dummy" => {
             // Their session with us broke, so what we sent over it may be lost.
             let device =
