@@ -72,5 +72,5 @@ pub use self::{
         ToDeviceEvent,
     },
     trust::{SenderData, SenderTrust, SharePolicy, Shield, TrustRequirement},
-    verification::{InRoom, RoomVerificationMessage, Verification, VerificationPhase},
+    verification::{InRoom, QrSupport, RoomVerificationMessage, Verification, VerificationPhase},
 };

@@ -10,7 +10,7 @@ use ruma::{RoomId, UserId};
 use crate::{
     Client, Room,
     client::{NotLoggedIn, OutgoingError},
-    crypto::{InRoom, MachineError, Verification, VerificationError},
+    crypto::{InRoom, MachineError, QrSupport, Verification, VerificationError},
     room::RoomError,
     sync::SyncUpdate,
     timeline::{Protection, TimelineEvent},
@@ -78,6 +78,30 @@ impl Client {
     /// The person does not want to go on.
     pub async fn cancel_verification(&self, id: &str) -> Result<(), VerifyError> {
         self.machine()?.cancel_verification(id).await?;
+        self.send_verifications().await
+    }
+
+    /// Says what the program can do with QR codes; nothing, if not called.
+    pub fn set_qr_support(&self, support: QrSupport) -> Result<(), NotLoggedIn> {
+        self.machine()?.set_qr_support(support);
+        Ok(())
+    }
+
+    /// The bytes of a QR code that the other side can scan.
+    pub async fn show_qr(&self, id: &str) -> Result<Vec<u8>, VerifyError> {
+        Ok(self.machine()?.show_qr(id).await?)
+    }
+
+    /// Takes the bytes of the QR code that the other side shows.
+    pub async fn scan_qr(&self, id: &str, bytes: &[u8]) -> Result<(), VerifyError> {
+        let scanned = self.machine()?.scan_qr(id, bytes).await;
+        self.send_verifications().await?;
+        Ok(scanned?)
+    }
+
+    /// The person says that the other device has accepted the code that this one shows.
+    pub async fn confirm_qr(&self, id: &str) -> Result<(), VerifyError> {
+        self.machine()?.confirm_qr(id).await?;
         self.send_verifications().await
     }
 

@@ -137,6 +137,15 @@ pub enum VerificationError {
     /// No device of the other side is known.
     #[error("no device of the other side is known")]
     NoDevice,
+    /// One side cannot do this, or has no identity to be verified.
+    #[error("one of the sides cannot do this")]
+    NoMethod,
+    /// What was scanned is not a code of this verification.
+    #[error("this is not a code of this verification")]
+    NotAQrCode,
+    /// The code has other keys than the server shows: somebody is in between.
+    #[error("the code has other keys than the server shows")]
+    WrongKeys,
     /// The machine failed.
     #[error(transparent)]
     Machine(#[from] MachineError),

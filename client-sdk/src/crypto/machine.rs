@@ -21,7 +21,7 @@ use super::{
     requests::{Alarm, Failure, OutgoingRequest, Response},
     to_device::Outgoing,
     trust::{SharePolicy, TrustRequirement},
-    verification::Verifications,
+    verification::{QrSupport, Verifications},
 };
 use crate::{
     environment::{self, Environment},
@@ -52,9 +52,10 @@ pub struct Machine {
 
 /// What the application decides.
 #[derive(Debug, Clone, Copy, Default)]
-struct Settings {
+pub(crate) struct Settings {
     share_policy: SharePolicy,
     trust_requirement: TrustRequirement,
+    pub(crate) qr_support: QrSupport,
 }
 
 /// What may be forgotten: the requests under way. If the process dies, so do their answers.
@@ -270,6 +271,15 @@ impl Machine {
         *self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn with_settings(&self, change: impl FnOnce(&mut Settings)) {
+        let settings = self.settings.write();
+        change(&mut settings.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) fn qr_support(&self) -> QrSupport {
+        self.settings().qr_support
+    }
+
     /// Which devices get keys.
     #[must_use]
     pub fn share_policy(&self) -> SharePolicy {
@@ -279,10 +289,7 @@ impl Machine {
     /// Decides which devices get keys from the next message on. Not stored.
     pub async fn set_share_policy(&self, policy: SharePolicy) {
         self.lock().await.settled.clear();
-        let settings = self.settings.write();
-        settings
-            .unwrap_or_else(PoisonError::into_inner)
-            .share_policy = policy;
+        self.with_settings(|settings| settings.share_policy = policy);
     }
 
     /// How much has to be known about a sender.
@@ -293,10 +300,7 @@ impl Machine {
 
     /// Decides how much has to be known about a sender. Not stored.
     pub fn set_trust_requirement(&self, requirement: TrustRequirement) {
-        let settings = self.settings.write();
-        settings
-            .unwrap_or_else(PoisonError::into_inner)
-            .trust_requirement = requirement;
+        self.with_settings(|settings| settings.trust_requirement = requirement);
     }
 
     pub(crate) fn environment(&self) -> &dyn Environment {

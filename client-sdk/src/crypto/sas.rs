@@ -101,6 +101,12 @@ impl CancelReason {
         found.map_or("m.user", |(_, code)| code)
     }
 
+    /// The content of the message that says so, without what names the flow.
+    pub(crate) fn content(self) -> Map<String, Value> {
+        let reason = "The verification was cancelled.";
+        object(json!({ "code": self.code(), "reason": reason }))
+    }
+
     pub(crate) fn of(code: &str) -> Self {
         let found = Self::ALL.iter().find(|(_, name)| *name == code);
         found.map_or(Self::Other, |(reason, _)| *reason)

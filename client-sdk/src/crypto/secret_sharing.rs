@@ -166,10 +166,10 @@ impl Machine {
     ) -> Result<Result<(), RejectedMessage>, MachineError> {
         let key = serde_json::from_value(Value::Object(content.clone()));
         let Ok(key): Result<ExportedRoomKey, _> = key else {
-            return Ok(Err(RejectedMessage::Malformed));
+            return Ok(Err(RejectedMessage::Unsolicited));
         };
         let (Some(room_id), Some(session_id)) = (&key.room_id, &key.session_id) else {
-            return Ok(Err(RejectedMessage::Malformed));
+            return Ok(Err(RejectedMessage::Unsolicited));
         };
         let name = session_partition(room_id, session_id);
         let asked: Option<u64> = batch.get(Table::SecretRequests, "keys", &name).await?;

@@ -12,6 +12,7 @@ mod interleavings;
 mod megolm;
 mod olm;
 mod payloads;
+mod qr;
 mod rotation;
 mod sharing;
 mod verification;

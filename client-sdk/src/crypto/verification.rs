@@ -6,14 +6,16 @@
 
 mod flow;
 mod incoming;
+mod qr;
+mod qr_code;
 
 use std::collections::BTreeMap;
 
-use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{DeviceId, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value, json};
 
 use self::flow::{Flow, State, Transport};
-pub use self::incoming::InRoom;
+pub use self::{incoming::InRoom, qr::QrSupport};
 use super::{
     devices,
     emoji::ShortAuthString,
@@ -27,6 +29,7 @@ use crate::{environment, store::Batch};
 
 /// A verification takes no longer than this.
 const TIMEOUT_MS: u64 = 10 * 60 * 1000;
+const SAS: &str = "m.sas.v1";
 /// Flows that are remembered.
 const MAX_FLOWS: usize = 64;
 
@@ -38,12 +41,16 @@ pub enum VerificationPhase {
     Requested,
     /// The other side asks: [`Machine::accept_verification`] or [`Machine::cancel_verification`].
     Asked,
-    /// Both sides want it: [`Machine::start_sas`].
+    /// Both sides want it: [`Machine::start_sas`], or [`Machine::show_qr`] and
+    /// [`Machine::scan_qr`].
     Ready,
     /// Keys are being exchanged.
     Started,
     /// The people compare: [`Machine::confirm_sas`] or [`Machine::reject_sas`].
     Compare(Box<ShortAuthString>),
+    /// The other side has scanned our QR code: [`Machine::confirm_qr`] if its person says that all
+    /// is well, [`Machine::cancel_verification`] if they have scanned nothing.
+    Scanned,
     /// Our person has confirmed; the other has not.
     Waiting,
     /// Both have confirmed.
@@ -87,6 +94,17 @@ pub(crate) struct Verifications {
 }
 
 impl Machine {
+    /// What is offered to other sides, from the next verification on. Not stored.
+    pub fn set_qr_support(&self, support: QrSupport) {
+        self.with_settings(|settings| settings.qr_support = support);
+    }
+
+    /// The names of the methods that this device offers.
+    fn methods(&self) -> Vec<&'static str> {
+        let qr = self.qr_support().methods();
+        [SAS].iter().chain(qr).copied().collect()
+    }
+
     /// All verifications since the machine was opened.
     pub async fn verifications(&self) -> Result<Vec<Verification>, MachineError> {
         let mut volatile = self.lock().await;
@@ -112,7 +130,7 @@ impl Machine {
             .to_string();
         let content = json!({
             "from_device": self.device_id(),
-            "methods": ["m.sas.v1"],
+            "methods": self.methods(),
             "timestamp": self.now(),
             "transaction_id": id,
         });
@@ -144,7 +162,7 @@ impl Machine {
             "body": "Somebody wants to verify that you are who they think. Your client does not \
                 support this.",
             "from_device": self.device_id(),
-            "methods": ["m.sas.v1"],
+            "methods": self.methods(),
             "to": user_id,
         });
         content.as_object().cloned().unwrap_or_default()
@@ -171,7 +189,7 @@ impl Machine {
             return Err(VerificationError::WrongPhase);
         }
         flow.state = State::Ready;
-        let content = json!({ "from_device": self.device_id(), "methods": ["m.sas.v1"] });
+        let content = json!({ "from_device": self.device_id(), "methods": self.methods() });
         let content = content.as_object().cloned().unwrap_or_default();
         let kind = "m.key.verification.ready";
         self.tell(&mut volatile, &mut batch, id, kind, content)
@@ -315,6 +333,34 @@ impl Machine {
         self.queue(kind, messages, Purpose::Other, batch).await
     }
 
+    /// Tells the devices that we asked as well that another one goes on.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#key-verification-framework>
+    async fn tell_others(
+        &self,
+        volatile: &Volatile,
+        batch: &mut Batch<'_>,
+        id: &str,
+    ) -> Result<(), MachineError> {
+        let flow = volatile.verifications.flows.get(id);
+        let Some(flow) = flow.filter(|flow| flow.transport == Transport::ToDevice) else {
+            return Ok(());
+        };
+        let content = Value::Object(flow.address(CancelReason::AcceptedElsewhere.content()));
+        let mut others = BTreeMap::new();
+        for device in devices::load_devices(batch, &flow.user_id).await? {
+            if !device.deleted && Some(&device.device_id) != flow.device_id.as_ref() {
+                others.insert(device.device_id, content.clone());
+            }
+        }
+        if others.is_empty() {
+            return Ok(());
+        }
+        let messages = Messages::from([(flow.user_id.clone(), others)]);
+        let kind = "m.key.verification.cancel";
+        self.queue(kind, messages, Purpose::Other, batch).await
+    }
+
     /// Ends a flow and says why.
     async fn cancel(
         &self,
@@ -323,10 +369,9 @@ impl Machine {
         id: &str,
         reason: CancelReason,
     ) -> Result<(), MachineError> {
-        let content = json!({ "code": reason.code(), "reason": "The verification was cancelled." });
-        let content = content.as_object().cloned().unwrap_or_default();
         let kind = "m.key.verification.cancel";
-        self.tell(volatile, batch, id, kind, content).await?;
+        self.tell(volatile, batch, id, kind, reason.content())
+            .await?;
         if let Some(flow) = volatile.verifications.flows.get_mut(id) {
             flow.state = State::Cancelled(reason);
         }
@@ -356,21 +401,10 @@ impl Machine {
         batch: &mut Batch<'_>,
         id: &str,
     ) -> Result<(), MachineError> {
-        let Some(flow) = volatile.verifications.flows.get_mut(id) else {
+        let proof = volatile.verifications.flows.get(id).and_then(Flow::proof);
+        let Some((them, proven)) = proof else {
             return Ok(());
         };
-        let State::Sas(parties, protocol) = &flow.state else {
-            return Ok(());
-        };
-        let Protocol::Compare {
-            confirmed: true,
-            proven: Some(proven),
-            ..
-        } = protocol
-        else {
-            return Ok(());
-        };
-        let (them, proven) = (parties.them.clone(), *proven);
         if let Some(reason) = self.take_proof(batch, &them, proven).await? {
             return self.cancel(volatile, batch, id, reason).await;
         }
@@ -407,7 +441,7 @@ impl Machine {
             }
             return Ok(None);
         }
-        if !proven.device {
+        if !proven.device && identity.is_none() {
             return Ok(Some(CancelReason::KeyMismatch));
         }
         if let Some(own) = identity.filter(|own| !own.trusted) {
@@ -416,6 +450,7 @@ impl Machine {
         }
         let device = devices::load_device(batch, &them.user_id, &them.device_id).await?;
         if let Some(device) = device.filter(|device| device.ed25519 == them.ed25519)
+            && proven.device
             && let Err(error) = self.sign_device_in(batch, &device).await
         {
             // The other device has the private keys, or nobody has.
@@ -426,8 +461,20 @@ impl Machine {
 }
 
 impl Verifications {
-    /// Adds a flow. A user with whom one is open cannot open another at the same time: then
-    /// neither is to be trusted to be the one that the people talk about.
+    /// The flows with a device that are not over.
+    fn open_with(&self, user_id: &UserId, device_id: &DeviceId) -> Vec<String> {
+        let with = |flow: &&Flow| {
+            flow.user_id == user_id
+                && flow.device_id.as_deref() == Some(device_id)
+                && !flow.is_over()
+        };
+        self.flows
+            .values()
+            .filter(with)
+            .map(|flow| flow.id.clone())
+            .collect()
+    }
+
     fn add(&mut self, flow: Flow) {
         if self.flows.len() >= MAX_FLOWS {
             self.flows.retain(|_, flow| !flow.is_over());

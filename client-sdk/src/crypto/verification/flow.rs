@@ -3,8 +3,8 @@
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, UserId};
 use serde_json::{Map, Value, json};
 
-use super::{Verification, VerificationPhase};
-use crate::crypto::sas::{CancelReason, Parties, Protocol};
+use super::{Verification, VerificationPhase, qr_code::QrCode};
+use crate::crypto::sas::{CancelReason, Parties, Protocol, Proven, Side};
 
 /// How the messages of a flow travel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,28 @@ pub(crate) struct Flow {
     pub(crate) user_id: OwnedUserId,
     pub(crate) device_id: Option<OwnedDeviceId>,
     pub(crate) began: u64,
+    /// The methods of the other side, once it has named them.
+    pub(crate) methods: Vec<String>,
+    /// The code that we show.
+    pub(crate) shown: Option<Box<Shown>>,
     pub(crate) state: State,
+}
+
+/// A code that we show, with the keys that are in it.
+pub(crate) struct Shown {
+    pub(crate) parties: Parties,
+    pub(crate) code: QrCode,
+}
+
+/// Who has agreed to the keys in a code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum QrStep {
+    /// The other side has scanned our code; our person has to say so.
+    TheyScanned,
+    /// We have scanned their code; their person has to say so.
+    WeScanned,
+    /// Both.
+    Agreed,
 }
 
 pub(crate) enum State {
@@ -30,6 +51,8 @@ pub(crate) enum State {
     Asked,
     Ready,
     Sas(Box<Parties>, Protocol),
+    /// A code was scanned; this is what it proves.
+    Qr(Box<Parties>, Proven, QrStep),
     Done,
     Cancelled(CancelReason),
 }
@@ -42,12 +65,36 @@ impl Flow {
             user_id: user_id.to_owned(),
             device_id: None,
             began: now,
+            methods: Vec::new(),
+            shown: None,
             state: State::Requested,
         }
     }
 
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.state, State::Done | State::Cancelled(_))
+    }
+
+    /// What was proven of the other side, once both persons have agreed.
+    pub(crate) fn proof(&self) -> Option<(Side, Proven)> {
+        let (parties, proven) = match &self.state {
+            State::Sas(
+                parties,
+                Protocol::Compare {
+                    confirmed: true,
+                    proven: Some(proven),
+                    ..
+                },
+            )
+            | State::Qr(parties, proven, QrStep::Agreed) => (parties, *proven),
+            _ => return None,
+        };
+        Some((parties.them.clone(), proven))
+    }
+
+    /// Whether the other side has named a method.
+    pub(crate) fn they_can(&self, method: &str) -> bool {
+        self.methods.iter().any(|named| named == method)
     }
 
     /// Adds to a content what names the flow.
@@ -82,6 +129,8 @@ impl Flow {
                 }
             }
             State::Sas(..) => VerificationPhase::Started,
+            State::Qr(_, _, QrStep::TheyScanned) => VerificationPhase::Scanned,
+            State::Qr(..) => VerificationPhase::Waiting,
             State::Done => VerificationPhase::Done,
             State::Cancelled(reason) => VerificationPhase::Cancelled(*reason),
         };

@@ -3,7 +3,11 @@
 use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde_json::{Map, Value};
 
-use super::{Flow, State, TIMEOUT_MS, Transport};
+use super::{
+    Flow, SAS, State, TIMEOUT_MS, Transport,
+    flow::QrStep,
+    qr::{RECIPROCATE, SCAN, SHOW, take_reciprocation},
+};
 use crate::{
     crypto::{
         devices,
@@ -43,6 +47,16 @@ struct Message<'a> {
     content: &'a Map<String, Value>,
 }
 
+/// A request, however it came.
+struct Request<'a> {
+    id: String,
+    transport: Transport,
+    sender: &'a UserId,
+    content: &'a Map<String, Value>,
+    /// When it was made, as the other side says.
+    at: Option<u64>,
+}
+
 fn text<'a>(content: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     content.get(name).and_then(Value::as_str)
 }
@@ -51,9 +65,11 @@ fn device(content: &Map<String, Value>) -> Option<OwnedDeviceId> {
     text(content, "from_device").map(Into::into)
 }
 
-fn offers_sas(content: &Map<String, Value>) -> bool {
+/// The methods that the other side offers.
+fn methods(content: &Map<String, Value>) -> Vec<String> {
     let methods = content.get("methods").and_then(Value::as_array);
-    methods.is_some_and(|methods| methods.iter().any(|method| method == "m.sas.v1"))
+    let names = methods.into_iter().flatten().filter_map(Value::as_str);
+    names.map(ToOwned::to_owned).collect()
 }
 
 impl Machine {
@@ -77,13 +93,15 @@ impl Machine {
                 let transport = Transport::InRoom(event.room_id.clone());
                 let id = event.event_id.to_string();
                 let at = Some(event.timestamp);
-                self.take_request(
-                    &mut volatile,
-                    (id, transport),
-                    &event.sender,
-                    &event.content,
+                let request = Request {
+                    id,
+                    transport,
+                    sender: &event.sender,
+                    content: &event.content,
                     at,
-                );
+                };
+                self.take_request(&mut volatile, &mut batch, request)
+                    .await?;
                 devices::track(&mut batch, &event.sender).await?;
             }
         } else if let Some(step) = step {
@@ -123,8 +141,14 @@ impl Machine {
         };
         if step == "request" {
             let at = content.get("timestamp").and_then(Value::as_u64);
-            let name = (flow, Transport::ToDevice);
-            self.take_request(volatile, name, sender, content, at);
+            let request = Request {
+                id: flow,
+                transport: Transport::ToDevice,
+                sender,
+                content,
+                at,
+            };
+            self.take_request(volatile, batch, request).await?;
             return Ok(devices::track(batch, sender).await?);
         }
         let known = volatile.verifications.flows.get(&flow);
@@ -140,28 +164,48 @@ impl Machine {
         self.take_message(volatile, batch, message).await
     }
 
-    fn take_request(
+    /// Whether there is something that both sides can do.
+    fn can_verify(&self, methods: &[String]) -> bool {
+        let they = |method: &str| methods.iter().any(|named| named == method);
+        let ours = self.qr_support().methods();
+        let we = |method: &str| ours.contains(&method);
+        let qr = they(RECIPROCATE) && (we(SHOW) && they(SCAN) || we(SCAN) && they(SHOW));
+        they(SAS) || qr
+    }
+
+    async fn take_request(
         &self,
         volatile: &mut Volatile,
-        (id, transport): (String, Transport),
-        sender: &UserId,
-        content: &Map<String, Value>,
-        at: Option<u64>,
-    ) {
+        batch: &mut Batch<'_>,
+        request: Request<'_>,
+    ) -> Result<(), MachineError> {
         let now = self.now();
-        let timely = at.is_some_and(|at| at + TIMEOUT_MS > now && at < now + AHEAD_MS);
-        let known = volatile.verifications.flows.contains_key(&id);
-        let Some(device_id) = device(content) else {
-            return;
+        let soon = now.saturating_add(AHEAD_MS);
+        let timely = |at: u64| at.saturating_add(TIMEOUT_MS) > now && at < soon;
+        let known = volatile.verifications.flows.contains_key(&request.id);
+        let Some(device_id) = device(request.content) else {
+            return Ok(());
         };
-        let own = sender == self.user_id() && device_id == self.device_id();
-        if !timely || known || own || !offers_sas(content) {
-            return;
+        let own = request.sender == self.user_id() && device_id == self.device_id();
+        let methods = methods(request.content);
+        if !request.at.is_some_and(timely) || known || own || !self.can_verify(&methods) {
+            return Ok(());
         }
-        let mut flow = Flow::new(id, transport, sender, now);
+        // Of two at once nobody can say which of them the people talk about.
+        let mut doubtful = volatile.verifications.open_with(request.sender, &device_id);
+        let mut flow = Flow::new(request.id.clone(), request.transport, request.sender, now);
         flow.device_id = Some(device_id);
+        flow.methods = methods;
         flow.state = State::Asked;
         volatile.verifications.add(flow);
+        if !doubtful.is_empty() {
+            doubtful.push(request.id);
+        }
+        for id in doubtful {
+            self.cancel(volatile, batch, &id, CancelReason::UnexpectedMessage)
+                .await?;
+        }
+        Ok(())
     }
 
     async fn take_message(
@@ -215,12 +259,14 @@ impl Machine {
         let state = std::mem::replace(&mut flow.state, State::Ready);
         let answer = match (state, message.step) {
             (State::Requested, "ready") => {
-                let device_id = device(content);
-                if device_id.is_none() || !offers_sas(content) {
+                let methods = methods(content);
+                let Some(device_id) = device(content).filter(|_| self.can_verify(&methods)) else {
                     return Ok(Err(CancelReason::UnknownMethod));
-                }
-                flow.device_id = device_id;
-                Ok(None)
+                };
+                flow.device_id = Some(device_id);
+                flow.methods = methods;
+                self.tell_others(volatile, batch, id).await?;
+                return Ok(Ok(()));
             }
             (State::Sas(parties, protocol), "accept") => {
                 protocol.take_accept(content).map(|(protocol, key)| {
@@ -243,6 +289,10 @@ impl Machine {
             // Their side may be done before ours is.
             (state @ State::Sas(..), "done") => {
                 flow.state = state;
+                Ok(None)
+            }
+            (State::Qr(parties, proven, QrStep::WeScanned), "done") => {
+                flow.state = State::Qr(parties, proven, QrStep::Agreed);
                 Ok(None)
             }
             _ => Err(CancelReason::UnexpectedMessage),
@@ -269,6 +319,9 @@ impl Machine {
         let from = device(message.content);
         if from.is_none() || from != flow.device_id {
             return Ok(Err(CancelReason::UnexpectedMessage));
+        }
+        if text(message.content, "method") == Some(RECIPROCATE) {
+            return Ok(take_reciprocation(flow, message.content));
         }
         match &flow.state {
             State::Ready => {}
