@@ -2,6 +2,7 @@
 
 mod email;
 mod load;
+mod media;
 mod rate_limits;
 mod registration;
 mod secret;
@@ -14,6 +15,7 @@ use std::{
 
 pub use email::{Email, SmtpEncryption};
 pub use load::{ConfigError, Overrides};
+pub use media::{Media, Previews};
 pub use rate_limits::{Rate, RateLimits};
 pub use registration::{Captcha, Terms};
 use ruma::{OwnedServerName, RoomVersionId};
@@ -85,6 +87,9 @@ pub struct Config {
     /// What the server accepts to store.
     #[serde(default)]
     pub media: Media,
+    /// Previews of links.
+    #[serde(default)]
+    pub previews: Previews,
     /// Who sees who is there.
     #[serde(default)]
     pub presence: Presence,
@@ -128,22 +133,6 @@ pub struct Federation {
     pub allow_networks: Vec<String>,
     /// Addresses of servers by name, in place of discovery.
     pub names: BTreeMap<OwnedServerName, SocketAddr>,
-}
-
-/// What the server accepts to store.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Media {
-    /// The largest upload, in bytes. Default 100 MiB.
-    pub max_upload_bytes: u64,
-}
-
-impl Default for Media {
-    fn default() -> Self {
-        Self {
-            max_upload_bytes: 100 * 1024 * 1024,
-        }
-    }
 }
 
 /// Who sees who is there.
@@ -245,6 +234,7 @@ impl Config {
             rate_limits: RateLimits::default(),
             federation: Federation::default(),
             media: Media::default(),
+            previews: Previews::default(),
             presence: Presence::default(),
             profiles: Profiles::default(),
             turn: Turn::default(),

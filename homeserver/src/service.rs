@@ -28,6 +28,7 @@ pub(crate) mod old_sync;
 pub(crate) mod outside;
 pub(crate) mod own_data;
 pub(crate) mod presence;
+pub(crate) mod previews;
 pub(crate) mod profiles;
 pub(crate) mod push_rules;
 pub(crate) mod pushers;

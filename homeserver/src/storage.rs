@@ -39,6 +39,7 @@ pub(crate) mod server_keys;
 pub(crate) mod state_map;
 pub(crate) mod state_nodes;
 pub(crate) mod threepids;
+pub(crate) mod thumbnails;
 pub(crate) mod to_device;
 pub(crate) mod tokens;
 pub(crate) mod uia;
@@ -380,6 +381,9 @@ pub(crate) trait Families {
     }
     fn threepids(&mut self) -> threepids::Threepids<'_> {
         threepids::Threepids(self.connection())
+    }
+    fn thumbnails(&mut self) -> thumbnails::Thumbnails<'_> {
+        thumbnails::Thumbnails(self.connection())
     }
     fn to_device(&mut self) -> to_device::ToDevice<'_> {
         to_device::ToDevice(self.connection())

@@ -32,6 +32,7 @@ mod legacy;
 mod media;
 mod moderation;
 mod presence;
+mod previews;
 mod profiles;
 mod push;
 mod rate_limits;

@@ -1,11 +1,15 @@
 //! Files that people send.
 
+mod care;
+mod remote;
+pub(crate) mod thumbnails;
+
 use http::Method;
 use serde_json::{Value, json};
 use sotto_tests::{Setup, TestServer, User};
 
 /// Uploads with any header; what comes back.
-async fn raw(user: &User, server: &TestServer, path: &str) -> reqwest::Response {
+pub(crate) async fn raw(user: &User, server: &TestServer, path: &str) -> reqwest::Response {
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let request = http.get(format!("{}{path}", server.url()));
     request.bearer_auth(&user.token).send().await.unwrap()
@@ -113,7 +117,12 @@ async fn an_address_can_be_reserved() {
     let path = format!("/_matrix/media/v3/upload/{uri}");
     let answer = bob.put(&path, &json!({})).await;
     assert_eq!(answer.refused(), (403, "M_FORBIDDEN"));
-    alice.put(&path, &json!({ "a": 1 })).await.ok();
+    // Who waits for the file gets it as soon as it is there.
+    let waiting = format!("{DOWNLOAD}/{uri}?timeout_ms=30000");
+    let content = json!({ "a": 1 });
+    let (waited, put) = tokio::join!(bob.get(&waiting), alice.put(&path, &content));
+    put.ok();
+    assert_eq!(waited.ok(), json!({ "a": 1 }));
     let answer = alice.put(&path, &json!({})).await;
     assert_eq!(answer.refused(), (409, "M_CANNOT_OVERWRITE_MEDIA"));
     assert_eq!(bob.get(&download).await.ok(), json!({ "a": 1 }));

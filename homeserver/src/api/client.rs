@@ -10,7 +10,7 @@ mod discovery;
 mod end_to_end_encryption;
 mod event_relationships;
 mod filtering;
-mod media;
+pub(super) mod media;
 mod membership;
 mod messages;
 mod old_sync;
@@ -39,7 +39,6 @@ mod typing;
 mod user_directory;
 mod voip;
 
-pub(super) use media::disposition;
 use ruma::UserId;
 
 use super::{Routes, error::MatrixError};

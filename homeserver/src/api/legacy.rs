@@ -20,7 +20,7 @@ use tower::util::MapRequest;
 use crate::service::accounts::random_id;
 
 /// What came in another place before.
-const MOVED: [(&str, &str); 8] = [
+const MOVED: [(&str, &str); 9] = [
     ("/_matrix/client/r0/", "/_matrix/client/v3/"),
     (
         "/_matrix/client/unstable/account/",
@@ -30,6 +30,10 @@ const MOVED: [(&str, &str); 8] = [
     ("/_matrix/media/r0/", "/_matrix/media/v3/"),
     ("/_matrix/media/v1/config", "/_matrix/media/v3/config"),
     ("/_matrix/media/v1/download", "/_matrix/media/v3/download"),
+    (
+        "/_matrix/media/v1/preview_url",
+        "/_matrix/media/v3/preview_url",
+    ),
     ("/_matrix/media/v1/thumbnail", "/_matrix/media/v3/thumbnail"),
     ("/_matrix/media/v1/upload", "/_matrix/media/v3/upload"),
 ];

@@ -1,46 +1,78 @@
-//! The media store ([spec](https://spec.matrix.org/v1.19/client-server-api/#content-repository)): files
-//! under random names in a directory, and a table that says what they are. Nothing that a client or
-//! another server chose is ever part of a path.
+//! The media store ([spec](https://spec.matrix.org/v1.19/client-server-api/#content-repository)): files under
+//! random names, and a table that says what they are. A file can be seen when its row is there, and the row is
+//! written when the file is durable.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod care;
+mod files;
+mod multipart;
+pub(crate) mod picture;
+mod previewed;
+mod remote;
+pub(crate) mod thumbnails;
+mod turns;
+
+use std::{ops::Range, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{FutureExt, Stream, StreamExt};
-use ruma::{
-    OwnedMxcUri, OwnedServerName, OwnedUserId, ServerName, UserId,
-    api::federation::authenticated_media::{FileOrLocation, get_content},
-};
-use sotto_federation::client::Limits;
-use tokio::{fs, io::AsyncWriteExt};
+use futures_util::{FutureExt, Stream, future::BoxFuture};
+use ruma::{OwnedMxcUri, OwnedServerName, OwnedUserId, ServerName, UserId};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{
+    files::{Files, Spooled, WriteError},
+    turns::Turns,
+};
 use super::federation::Federation;
 use crate::{
     clock::Clock,
-    storage::{Families, Storage, StorageError, media::StoredFile},
+    config,
+    storage::{
+        Families, Storage, StorageError,
+        media::{StoredFile, StoredMedia},
+        writer::Tx,
+    },
 };
 
 /// How long a reserved address waits for its upload.
 const RESERVED: i64 = 24 * 60 * 60 * 1000;
-/// How often a download looks whether the upload that it waits for has come.
-const LOOK: Duration = Duration::from_millis(250);
 /// The longest that a download waits.
 const LONGEST: Duration = Duration::from_mins(1);
 /// The longest content type and file name that are kept, in bytes.
 const MAX_NAME: usize = 255;
+/// How many files of other servers are fetched at once.
+const FETCHES: usize = 16;
 
-/// Keeps media.
+/// Keeps media. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Media {
+pub(crate) struct Media(Arc<Inner>);
+
+struct Inner {
     storage: Storage,
     clock: Clock,
     federation: Federation,
     server_name: OwnedServerName,
-    directory: Arc<Path>,
-    limit: u64,
+    files: Files,
+    settings: config::Media,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+    /// Told when an upload comes to an address that was reserved.
+    uploaded: Notify,
+    turns: Turns,
+    fetching: Semaphore,
+    /// What may be decoded at once.
+    decoding: Semaphore,
+}
+
+/// What the media store is made of.
+pub(crate) struct Parts<'a> {
+    pub(crate) storage: Storage,
+    pub(crate) clock: Clock,
+    pub(crate) federation: Federation,
+    pub(crate) data_dir: &'a Path,
+    pub(crate) settings: config::Media,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stopping: CancellationToken,
 }
 
 /// What an uploader says of a file.
@@ -55,6 +87,10 @@ pub(crate) struct Description {
 pub(crate) enum UploadError {
     #[error("the file is too large")]
     TooLarge,
+    #[error("the user may not store so much")]
+    OverQuota,
+    #[error("too many addresses are reserved")]
+    TooManyReserved,
     #[error("the upload ended too early")]
     Interrupted,
     #[error("there is no such reserved address")]
@@ -64,9 +100,19 @@ pub(crate) enum UploadError {
     #[error("something was uploaded there before")]
     Taken,
     #[error("the media store failed: {0}")]
-    Store(#[from] std::io::Error),
+    Store(#[source] std::io::Error),
     #[error(transparent)]
     Storage(#[from] StorageError),
+}
+
+impl From<WriteError> for UploadError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::TooLarge => Self::TooLarge,
+            WriteError::Interrupted => Self::Interrupted,
+            WriteError::Store(error) => Self::Store(error),
+        }
+    }
 }
 
 /// Why there is nothing to show.
@@ -78,6 +124,8 @@ pub(crate) enum FetchError {
     NotYetUploaded,
     #[error("the file is too large")]
     TooLarge,
+    #[error("the server that has the file did not give it")]
+    Unreachable,
     #[error("the media store failed: {0}")]
     Store(#[from] std::io::Error),
     #[error(transparent)]
@@ -85,27 +133,28 @@ pub(crate) enum FetchError {
 }
 
 impl Media {
-    pub(crate) fn new(
-        storage: Storage,
-        clock: Clock,
-        federation: Federation,
-        data_dir: &Path,
-        limit: u64,
-    ) -> Self {
-        let server_name = federation.server_name().to_owned();
-        Self {
-            storage,
-            clock,
-            federation,
+    pub(crate) fn new(parts: Parts<'_>) -> Self {
+        let server_name = parts.federation.server_name().to_owned();
+        let budget = usize::try_from(thumbnails::BUDGET).unwrap_or(usize::MAX >> 4);
+        Self(Arc::new(Inner {
+            storage: parts.storage,
+            clock: parts.clock,
+            federation: parts.federation,
             server_name,
-            directory: data_dir.join("media").into(),
-            limit,
-        }
+            files: Files::new(parts.data_dir),
+            settings: parts.settings,
+            tasks: parts.tasks,
+            stopping: parts.stopping,
+            uploaded: Notify::new(),
+            turns: Turns::default(),
+            fetching: Semaphore::new(FETCHES),
+            decoding: Semaphore::new(budget),
+        }))
     }
 
     /// The largest upload, in bytes.
     pub(crate) fn limit(&self) -> u64 {
-        self.limit
+        self.0.settings.max_upload_bytes
     }
 
     /// Reserves an address; until when, in milliseconds since the Unix epoch.
@@ -113,12 +162,24 @@ impl Media {
         &self,
         user_id: &UserId,
     ) -> Result<(OwnedMxcUri, i64), UploadError> {
-        let media_id = random_name().map_err(std::io::Error::other)?;
-        let now = self.now();
-        let uploader = Some(user_id.to_owned());
-        self.insert(self.server_name.clone(), media_id.clone(), uploader, None)
-            .await?;
-        Ok((self.uri(&media_id), now + RESERVED))
+        let media_id = random_name().map_err(|error| UploadError::Store(error.into()))?;
+        let uri = self.uri(&media_id);
+        let (own, now) = (self.0.server_name.clone(), self.now());
+        let (most, user_id) = (self.0.settings.max_pending_uploads, user_id.to_owned());
+        let write = self.0.storage.write(move |tx| {
+            async move {
+                let pending = tx.media().pending_of(&user_id, now - RESERVED).await?;
+                if pending >= i64::from(most) {
+                    return Err(UploadError::TooManyReserved);
+                }
+                let uploader = Some(&*user_id);
+                tx.media().insert(&own, &media_id, uploader, now).await?;
+                Ok(())
+            }
+            .boxed()
+        });
+        write.await?;
+        Ok((uri, now + RESERVED))
     }
 
     /// Stores a file; its address. It is on disk when this returns.
@@ -128,13 +189,22 @@ impl Media {
         description: Description,
         content: impl Stream<Item = Result<Bytes, E>>,
     ) -> Result<OwnedMxcUri, UploadError> {
-        let media_id = random_name().map_err(std::io::Error::other)?;
-        let file = self.write(description, content).await?;
-        let uploader = Some(user_id.to_owned());
-        let own = self.server_name.clone();
-        self.insert(own, media_id.clone(), uploader, Some(file))
-            .await?;
-        Ok(self.uri(&media_id))
+        let media_id = random_name().map_err(|error| UploadError::Store(error.into()))?;
+        let uri = self.uri(&media_id);
+        let (spooled, file) = self.receive(user_id, description, content).await?;
+        let (own, now) = (self.0.server_name.clone(), self.now());
+        let (user_id, quota) = (user_id.to_owned(), self.0.settings.max_bytes_per_user);
+        let kept = self.keep(spooled, move |tx| {
+            async move {
+                let uploader = Some(&*user_id);
+                tx.media().insert(&own, &media_id, uploader, now).await?;
+                let filled = tx.media().fill(&own, &media_id, &file).await?;
+                within(tx, &user_id, quota).await?;
+                Ok(filled)
+            }
+            .boxed()
+        });
+        kept.await?.then_some(uri).ok_or(UploadError::Taken)
     }
 
     /// Stores a file at an address that its uploader reserved.
@@ -146,9 +216,7 @@ impl Media {
         content: impl Stream<Item = Result<Bytes, E>>,
     ) -> Result<(), UploadError> {
         let (server_name, media_id) = address;
-        let mut reader = self.storage.read().await?;
-        let found = reader.media().by_id(server_name, media_id).await?;
-        drop(reader);
+        let found = self.known(server_name, media_id).await?;
         let found = found.ok_or(UploadError::NotReserved)?;
         if found.uploader.as_deref() != Some(user_id.as_str()) {
             return Err(UploadError::NotYours);
@@ -159,18 +227,71 @@ impl Media {
         if found.created_at + RESERVED < self.now() {
             return Err(UploadError::NotReserved);
         }
-        let file = self.write(description, content).await?;
-        let path = self.path(&file.name);
+        let (spooled, file) = self.receive(user_id, description, content).await?;
         let (server_name, media_id) = (server_name.to_owned(), media_id.to_owned());
-        let write = self.storage.write(move |tx| {
-            async move { tx.media().fill(&server_name, &media_id, &file).await }.boxed()
+        let (user_id, quota) = (user_id.to_owned(), self.0.settings.max_bytes_per_user);
+        let kept = self.keep(spooled, move |tx| {
+            async move {
+                let filled = tx.media().fill(&server_name, &media_id, &file).await?;
+                within(tx, &user_id, quota).await?;
+                Ok(filled)
+            }
+            .boxed()
         });
-        let filled: Result<bool, StorageError> = write.await;
-        if filled? {
-            return Ok(());
+        if !kept.await? {
+            return Err(UploadError::Taken);
         }
-        fs::remove_file(path).await?;
-        Err(UploadError::Taken)
+        self.0.uploaded.notify_waiters();
+        Ok(())
+    }
+
+    /// Reads what somebody uploads, no more of it than they may store.
+    async fn receive<E>(
+        &self,
+        user_id: &UserId,
+        description: Description,
+        content: impl Stream<Item = Result<Bytes, E>>,
+    ) -> Result<(Spooled, StoredFile), UploadError> {
+        let mut limit = self.limit();
+        if let Some(quota) = self.0.settings.max_bytes_per_user {
+            let mut reader = self.0.storage.read().await?;
+            let used = reader.media().bytes_of(user_id).await?;
+            limit = limit.min(quota.saturating_sub(u64::try_from(used).unwrap_or(0)));
+        }
+        let spooled = match self.0.files.spool(content, limit).await {
+            Err(WriteError::TooLarge) if limit < self.limit() => {
+                return Err(UploadError::OverQuota);
+            }
+            spooled => spooled?,
+        };
+        let file = described(&spooled, description)?;
+        Ok((spooled, file))
+    }
+
+    /// Gives a file its place and its row, also if whoever waits for it goes away meanwhile. Without a row the
+    /// file goes.
+    async fn keep<F>(&self, spooled: Spooled, insert: F) -> Result<bool, UploadError>
+    where
+        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<bool, UploadError>> + Send + 'static,
+    {
+        let this = self.clone();
+        let task = self.0.tasks.spawn(async move {
+            this.0.files.place(&spooled).await?;
+            let kept = this.0.storage.write(insert).await;
+            match &kept {
+                Ok(true) => {}
+                // Whether there is a row is not known: the next start looks.
+                Err(UploadError::Storage(_)) => std::mem::forget(spooled),
+                _ => this
+                    .0
+                    .files
+                    .remove(&spooled.name)
+                    .await
+                    .map_err(UploadError::Store)?,
+            }
+            kept
+        });
+        task.await.map_err(|_| StorageError::Stopped)?
     }
 
     /// A file of this server; waits for an upload that was announced.
@@ -179,24 +300,35 @@ impl Media {
         media_id: &str,
         patience: Duration,
     ) -> Result<StoredFile, FetchError> {
-        let mut left = patience.min(LONGEST);
-        loop {
-            let mut reader = self.storage.read().await?;
-            let found = reader.media().by_id(&self.server_name, media_id).await?;
-            drop(reader);
-            let found = found.ok_or(FetchError::NotFound)?;
-            if let Some(file) = found.file {
-                return Ok(file);
+        let waited = tokio::time::timeout(patience.min(LONGEST), async {
+            loop {
+                let uploaded = self.0.uploaded.notified();
+                let mut uploaded = std::pin::pin!(uploaded);
+                uploaded.as_mut().enable();
+                match self.own_now(media_id).await {
+                    Err(FetchError::NotYetUploaded) => uploaded.await,
+                    found => return found,
+                }
             }
-            if found.created_at + RESERVED < self.now() {
-                return Err(FetchError::NotFound);
-            }
-            if left.is_zero() {
-                return Err(FetchError::NotYetUploaded);
-            }
-            let pause = left.min(LOOK);
-            tokio::time::sleep(pause).await;
-            left -= pause;
+        });
+        tokio::select! {
+            found = waited => match found {
+                Ok(found) => found,
+                // The last look: without patience there was none before.
+                Err(_) => self.own_now(media_id).await,
+            },
+            () = self.0.stopping.cancelled() => Err(FetchError::NotYetUploaded),
+        }
+    }
+
+    async fn own_now(&self, media_id: &str) -> Result<StoredFile, FetchError> {
+        let found = self.known(&self.0.server_name, media_id).await?;
+        let found = found.filter(|found| !found.quarantined);
+        let found = found.ok_or(FetchError::NotFound)?;
+        match found.file {
+            Some(file) => Ok(file),
+            None if found.created_at + RESERVED < self.now() => Err(FetchError::NotFound),
+            None => Err(FetchError::NotYetUploaded),
         }
     }
 
@@ -207,171 +339,63 @@ impl Media {
         media_id: &str,
         patience: Duration,
     ) -> Result<StoredFile, FetchError> {
-        if server_name == self.server_name {
-            return self.own(media_id, patience).await;
+        if server_name == self.0.server_name {
+            self.own(media_id, patience).await
+        } else {
+            self.of_others(server_name, media_id, patience).await
         }
-        let mut reader = self.storage.read().await?;
-        let found = reader.media().by_id(server_name, media_id).await?;
-        drop(reader);
-        if let Some(file) = found.and_then(|found| found.file) {
-            return Ok(file);
-        }
-        self.fetch(server_name, media_id).await
     }
 
-    /// The content of a file, piece by piece.
+    /// A part of the content of a file, piece by piece.
     pub(crate) async fn open(
         &self,
         file: &StoredFile,
+        part: Range<u64>,
     ) -> Result<impl Stream<Item = std::io::Result<Bytes>> + Send + use<>, FetchError> {
-        let file = fs::File::open(self.path(&file.name)).await?;
-        Ok(futures_util::stream::unfold(Some(file), async |file| {
-            use tokio::io::AsyncReadExt;
-            let mut file = file?;
-            let mut piece = Vec::with_capacity(64 * 1024);
-            match file.read_buf(&mut piece).await {
-                Ok(0) => None,
-                Ok(_) => Some((Ok(Bytes::from(piece)), Some(file))),
-                Err(error) => Some((Err(error), None)),
-            }
-        }))
+        Ok(self.0.files.open(&file.name, part).await?)
     }
 
-    async fn fetch(
+    async fn known(
         &self,
         server_name: &ServerName,
         media_id: &str,
-    ) -> Result<StoredFile, FetchError> {
-        let opaque = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-        if media_id.is_empty() || media_id.len() > MAX_NAME || !media_id.bytes().all(opaque) {
-            return Err(FetchError::NotFound);
-        }
-        let request = get_content::v1::Request::new(media_id.to_owned());
-        let limits = Limits {
-            // The other parts of the answer are small.
-            answer: usize::try_from(self.limit).unwrap_or(usize::MAX / 2) + 64 * 1024,
-            ..Limits::default()
-        };
-        let answer = self
-            .federation
-            .send_within(server_name, request, limits)
-            .await;
-        let content = match answer {
-            Ok(answer) => answer.content,
-            Err(error) => {
-                tracing::info!(%server_name, %error, "a file could not be fetched");
-                return Err(FetchError::NotFound);
-            }
-        };
-        let FileOrLocation::File(content) = content else {
-            return Err(FetchError::NotFound);
-        };
-        let description = Description {
-            content_type: content.content_type,
-            file_name: content.content_disposition.and_then(|d| d.filename),
-        };
-        let bytes = Bytes::from(content.file);
-        let stream = futures_util::stream::iter([Ok::<_, std::io::Error>(bytes)]);
-        let file = match self.write(description, stream).await {
-            Ok(file) => file,
-            Err(UploadError::TooLarge) => return Err(FetchError::TooLarge),
-            Err(UploadError::Store(error)) => return Err(error.into()),
-            Err(UploadError::Storage(error)) => return Err(error.into()),
-            Err(_) => return Err(FetchError::NotFound),
-        };
-        let (server, id) = (server_name.to_owned(), media_id.to_owned());
-        self.insert(server, id, None, Some(file.clone())).await?;
-        Ok(file)
-    }
-
-    async fn insert(
-        &self,
-        server_name: OwnedServerName,
-        media_id: String,
-        uploader: Option<OwnedUserId>,
-        file: Option<StoredFile>,
-    ) -> Result<(), StorageError> {
-        let now = self.now();
-        let write = self.storage.write(move |tx| {
-            async move {
-                tx.media()
-                    .insert(&server_name, &media_id, uploader.as_deref(), now)
-                    .await?;
-                if let Some(file) = &file {
-                    tx.media().fill(&server_name, &media_id, file).await?;
-                }
-                Ok::<_, StorageError>(())
-            }
-            .boxed()
-        });
-        write.await
-    }
-
-    /// Writes content to a new file, and makes it durable. Leaves nothing behind if it fails.
-    async fn write<E>(
-        &self,
-        description: Description,
-        content: impl Stream<Item = Result<Bytes, E>>,
-    ) -> Result<StoredFile, UploadError> {
-        let name = random_name().map_err(std::io::Error::other)?;
-        let path = self.path(&name);
-        let folder = path.parent().unwrap_or(&self.directory).to_owned();
-        fs::create_dir_all(&folder).await?;
-        let written = self.pour(&path, content).await;
-        let size = match written {
-            Ok(size) => size,
-            Err(error) => {
-                // Already failing: that is what is told.
-                drop(fs::remove_file(&path).await);
-                return Err(error);
-            }
-        };
-        for folder in [&folder, &*self.directory] {
-            fs::File::open(folder).await?.sync_all().await?;
-        }
-        let visible = |text: &String| text.len() <= MAX_NAME && !text.chars().any(char::is_control);
-        Ok(StoredFile {
-            name,
-            size,
-            content_type: description
-                .content_type
-                .filter(|text| visible(text) && text.is_ascii()),
-            file_name: description.file_name.filter(visible),
-        })
-    }
-
-    async fn pour<E>(
-        &self,
-        path: &Path,
-        content: impl Stream<Item = Result<Bytes, E>>,
-    ) -> Result<i64, UploadError> {
-        let mut file = fs::File::create_new(path).await?;
-        let mut content = std::pin::pin!(content);
-        let mut size = 0_u64;
-        while let Some(piece) = content.next().await {
-            let piece = piece.map_err(|_| UploadError::Interrupted)?;
-            size += u64::try_from(piece.len()).unwrap_or(u64::MAX);
-            if size > self.limit {
-                return Err(UploadError::TooLarge);
-            }
-            file.write_all(&piece).await?;
-        }
-        file.sync_all().await?;
-        i64::try_from(size).map_err(|_| UploadError::TooLarge)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        let (folder, rest) = name.split_at_checked(2).unwrap_or(("", name));
-        self.directory.join(folder).join(rest)
+    ) -> Result<Option<StoredMedia>, StorageError> {
+        let mut reader = self.0.storage.read().await?;
+        reader.media().by_id(server_name, media_id).await
     }
 
     fn uri(&self, media_id: &str) -> OwnedMxcUri {
-        OwnedMxcUri::from(format!("mxc://{}/{media_id}", self.server_name))
+        OwnedMxcUri::from(format!("mxc://{}/{media_id}", self.0.server_name))
     }
 
     fn now(&self) -> i64 {
-        i64::from(self.clock.now().0)
+        i64::from(self.0.clock.now().0)
     }
+}
+
+/// Whether somebody has not stored more than they may, now that the file is there.
+async fn within(tx: &mut Tx, user_id: &OwnedUserId, quota: Option<u64>) -> Result<(), UploadError> {
+    let Some(quota) = quota else {
+        return Ok(());
+    };
+    let used = tx.media().bytes_of(user_id).await?;
+    if u64::try_from(used).is_ok_and(|used| used > quota) {
+        return Err(UploadError::OverQuota);
+    }
+    Ok(())
+}
+
+/// What is kept of what is said of a file.
+fn described(spooled: &Spooled, description: Description) -> Result<StoredFile, UploadError> {
+    let visible = |text: &String| text.len() <= MAX_NAME && !text.chars().any(char::is_control);
+    Ok(StoredFile {
+        name: spooled.name.clone(),
+        size: i64::try_from(spooled.size).map_err(|_| UploadError::TooLarge)?,
+        content_type: description
+            .content_type
+            .filter(|text| visible(text) && text.is_ascii()),
+        file_name: description.file_name.filter(visible),
+    })
 }
 
 /// A name that nobody can guess: for files, and for the addresses of media.

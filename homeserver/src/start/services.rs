@@ -28,12 +28,13 @@ use crate::{
         incoming::{self, Incoming},
         key_backup::KeyBackup,
         mail::Mail,
-        media::Media,
+        media::{self, Media},
         membership::{Membership, Remote},
         moderation::Moderation,
         notifications::Notifications,
         old_sync::OldSync,
         presence::Presence,
+        previews::Previews,
         profiles::{self, Profiles},
         push_rules::PushRules,
         pushers::Pushers,
@@ -113,12 +114,21 @@ pub(super) fn services(
         clock.clone(),
         key.clone(),
     );
-    let media = Media::new(
-        storage.clone(),
+    let media = Media::new(media::Parts {
+        storage: storage.clone(),
+        clock: clock.clone(),
+        federation: federation.clone(),
+        data_dir: &config.data_dir,
+        settings: config.media.clone(),
+        tasks: tasks.clone(),
+        stopping: stopping.clone(),
+    });
+    tasks.spawn(media.care());
+    let previews = Previews::new(
+        config.previews.clone(),
+        federation.guarded().clone(),
+        media.clone(),
         clock.clone(),
-        federation.clone(),
-        &config.data_dir,
-        config.media.max_upload_bytes,
     );
     let devices = Devices::new(storage.clone(), accounts.clone());
     let e2e_keys = E2eKeys::new(storage.clone(), federation.clone());
@@ -315,6 +325,7 @@ pub(super) fn services(
         moderation,
         old_sync,
         presence,
+        previews,
         profiles,
         notifications,
         push_rules,

@@ -1,6 +1,7 @@
 //! [Content repository](https://spec.matrix.org/v1.19/client-server-api/#content-repository).
 
-use std::time::Duration;
+mod answer;
+mod preview;
 
 use axum::{
     body::Body,
@@ -8,24 +9,24 @@ use axum::{
     response::Response,
     routing::get,
 };
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use ruma::{
-    MilliSecondsSinceUnixEpoch, ServerName, UInt,
+    MilliSecondsSinceUnixEpoch, UInt,
     api::{
         IncomingRequest,
         client::{
             authenticated_media::{
                 get_content, get_content_as_filename, get_content_thumbnail, get_media_config,
+                get_media_preview,
             },
-            media::{
-                create_content, create_content_async, create_mxc_uri, is_safe_inline_content_type,
-            },
+            media::{create_content, create_content_async, create_mxc_uri},
         },
-        error::ErrorKind,
+        error::{ErrorKind, LimitExceededErrorData},
     },
-    http_headers::{ContentDisposition, ContentDispositionType},
 };
 
+use self::answer::answer;
+pub(crate) use self::answer::disposition;
 use crate::{
     api::{
         Routes,
@@ -34,14 +35,14 @@ use crate::{
     },
     service::{
         accounts::{Accounts, Requester},
-        media::{Description, FetchError, Media, UploadError},
+        media::{
+            Description, FetchError, Media, UploadError,
+            picture::{Method, Wish},
+            thumbnails::ThumbnailError,
+        },
     },
     storage::media::StoredFile,
 };
-
-/// What a browser may do with a file that it was made to open: next to nothing.
-const POLICY: &str = "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; \
-                      style-src 'unsafe-inline'; object-src 'self';";
 
 pub(super) fn routes(routes: Routes) -> Routes {
     routes
@@ -52,7 +53,12 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .add::<get_content_as_filename::v1::Request, _, _>(get_content_as_filename)
         .add::<get_content_thumbnail::v1::Request, _, _>(get_content_thumbnail)
         .add::<get_media_config::v1::Request, _, _>(get_media_config)
+        .add::<get_media_preview::v1::Request, _, _>(preview::get_media_preview)
         .raw("/_matrix/media/v3/config", get(get_media_config))
+        .raw(
+            "/_matrix/media/v3/preview_url",
+            get(preview::get_media_preview),
+        )
         .raw("/_matrix/media/v3/download/{server}/{id}", get(frozen))
         .raw(
             "/_matrix/media/v3/download/{server}/{id}/{name}",
@@ -65,6 +71,12 @@ impl From<UploadError> for MatrixError {
     fn from(error: UploadError) -> Self {
         match error {
             UploadError::TooLarge => too_large(),
+            UploadError::OverQuota => Self::forbidden("You have stored as much as you may"),
+            UploadError::TooManyReserved => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                ErrorKind::LimitExceeded(LimitExceededErrorData::new()),
+                "Upload what you have announced before you announce more",
+            ),
             UploadError::Interrupted => Self::bad_json("The upload ended too early"),
             UploadError::NotReserved => Self::not_found("This address is not reserved"),
             UploadError::NotYours => Self::forbidden("Somebody else reserved this address"),
@@ -93,8 +105,32 @@ impl From<FetchError> for MatrixError {
                 ErrorKind::TooLarge,
                 "The file is too large for this server",
             ),
+            FetchError::Unreachable => Self::new(
+                StatusCode::BAD_GATEWAY,
+                ErrorKind::Unknown,
+                "The server that has the file did not give it",
+            ),
             FetchError::Storage(error) => error.into(),
             FetchError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<ThumbnailError> for MatrixError {
+    fn from(error: ThumbnailError) -> Self {
+        let sentence = "The image is too large for thumbnails";
+        match error {
+            ThumbnailError::Unknown => {
+                let sentence = "There are no thumbnails of files of this type";
+                Self::bad_request(ErrorKind::Unknown, sentence)
+            }
+            ThumbnailError::TooLarge => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::TooLarge, sentence)
+            }
+            ThumbnailError::RemoteTooLarge => {
+                Self::new(StatusCode::BAD_GATEWAY, ErrorKind::TooLarge, sentence)
+            }
+            ThumbnailError::Fetch(error) => error.into(),
         }
     }
 }
@@ -196,85 +232,72 @@ async fn frozen() -> MatrixError {
 /// `GET /_matrix/client/v1/media/download/{serverName}/{mediaId}`
 async fn get_content(
     State(media): State<Media>,
+    headers: HeaderMap,
     Authenticated { body, .. }: Authenticated<get_content::v1::Request>,
 ) -> Result<Response, MatrixError> {
     let (server_name, patience) = (&body.server_name, body.timeout_ms);
-    download(&media, server_name, &body.media_id, patience, None).await
+    let file = media.any(server_name, &body.media_id, patience).await?;
+    answer(&media, &file, &headers).await
 }
 
 /// `GET /_matrix/client/v1/media/download/{serverName}/{mediaId}/{fileName}`
 async fn get_content_as_filename(
     State(media): State<Media>,
+    headers: HeaderMap,
     Authenticated { body, .. }: Authenticated<get_content_as_filename::v1::Request>,
 ) -> Result<Response, MatrixError> {
     let (server_name, patience) = (&body.server_name, body.timeout_ms);
-    let name = Some(body.filename);
-    download(&media, server_name, &body.media_id, patience, name).await
+    let mut file = media.any(server_name, &body.media_id, patience).await?;
+    file.file_name = Some(body.filename);
+    answer(&media, &file, &headers).await
 }
 
-async fn download(
-    media: &Media,
-    server_name: &ServerName,
-    media_id: &str,
-    patience: Duration,
-    name: Option<String>,
-) -> Result<Response, MatrixError> {
-    let mut file = media.any(server_name, media_id, patience).await?;
-    file.file_name = name.or(file.file_name);
-    answer(media, &file).await
-}
-
-/// `GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}`: the image itself, which is never
-/// smaller than what was asked for. Nothing is decoded here.
+/// `GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}`
 async fn get_content_thumbnail(
     State(media): State<Media>,
+    headers: HeaderMap,
     Authenticated { body, .. }: Authenticated<get_content_thumbnail::v1::Request>,
 ) -> Result<Response, MatrixError> {
     let (server_name, patience) = (&body.server_name, body.timeout_ms);
-    let file = media.any(server_name, &body.media_id, patience).await?;
-    let image = ["image/gif", "image/jpeg", "image/png", "image/webp"];
-    if !image.contains(&essence(&file).as_str()) {
-        let sentence = "There are no thumbnails of files of this type";
-        return Err(MatrixError::bad_request(ErrorKind::Unknown, sentence));
+    let wish = wish(
+        body.method.as_ref(),
+        (body.width, body.height),
+        body.animated,
+    )?;
+    let thumbnail = media.thumbnail(server_name, &body.media_id, patience, wish);
+    answer(&media, &named(thumbnail.await?), &headers).await
+}
+
+/// What kind of thumbnail somebody asks for.
+pub(crate) fn wish(
+    method: Option<&ruma::media::Method>,
+    (width, height): (UInt, UInt),
+    animated: Option<bool>,
+) -> Result<Wish, MatrixError> {
+    let side = |side: UInt| u32::try_from(side).unwrap_or(u32::MAX);
+    let (width, height) = (side(width), side(height));
+    if width == 0 || height == 0 {
+        return Err(MatrixError::invalid_param("Nothing is that small"));
     }
-    answer(&media, &file).await
+    Ok(Wish {
+        width,
+        height,
+        method: match method {
+            Some(ruma::media::Method::Crop) => Method::Crop,
+            _ => Method::Scale,
+        },
+        animated: animated == Some(true),
+    })
 }
 
-/// The content type without parameters.
-fn essence(file: &StoredFile) -> String {
-    let content_type = file.content_type.as_deref().unwrap_or_default();
-    let essence = content_type.split(';').next().unwrap_or_default();
-    essence.trim().to_ascii_lowercase()
-}
-
-/// What a browser shows by itself can do no harm
-/// ([spec](https://spec.matrix.org/v1.19/client-server-api/#serving-inline-content)).
-pub(crate) fn disposition(file: &StoredFile) -> ContentDisposition {
-    let kind = if is_safe_inline_content_type(&essence(file)) {
-        ContentDispositionType::Inline
-    } else {
-        ContentDispositionType::Attachment
+/// A thumbnail that was made has no name of its own.
+pub(crate) fn named(mut thumbnail: StoredFile) -> StoredFile {
+    let extension = match thumbnail.content_type.as_deref() {
+        Some("image/png") => "png",
+        Some("image/jpeg") => "jpg",
+        _ => return thumbnail,
     };
-    ContentDisposition::new(kind).with_filename(file.file_name.clone())
-}
-
-async fn answer(media: &Media, file: &StoredFile) -> Result<Response, MatrixError> {
-    let content = media.open(file).await?;
-    let content_type = file.content_type.as_deref();
-    Response::builder()
-        .header(
-            header::CONTENT_TYPE,
-            content_type.unwrap_or("application/octet-stream"),
-        )
-        .header(header::CONTENT_LENGTH, file.size)
-        .header(header::CONTENT_DISPOSITION, disposition(file).to_string())
-        .header(header::CONTENT_SECURITY_POLICY, POLICY)
-        .header("Cross-Origin-Resource-Policy", "cross-origin")
-        .header(header::X_CONTENT_TYPE_OPTIONS, "nosniff")
-        .header(
-            header::CACHE_CONTROL,
-            "private, max-age=31536000, immutable",
-        )
-        .body(Body::from_stream(content))
-        .map_err(|error| MatrixError::internal(&error))
+    let name = || format!("thumbnail.{extension}");
+    thumbnail.file_name.get_or_insert_with(name);
+    thumbnail
 }

@@ -71,6 +71,7 @@ sub _config
       _setting( default_room_version       => $self->{default_room_version} ),
       "guests = true",
       $self->{recaptcha_config} ? $self->_captcha : (),
+      "previews = { enabled = true }",
       "rate_limits = { enabled = false }",
       $self->{smtp_server_config} ? $self->_email : (),
       defined $self->{database} ? _setting( database => $self->_fresh_database ) : (),
