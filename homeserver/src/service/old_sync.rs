@@ -264,7 +264,7 @@ impl OldSync {
         from: Option<SyncToken>,
         wait: Duration,
     ) -> Result<Stretch, ReadError> {
-        let mut positions = self.storage.log().follow();
+        let mut positions = self.storage.log().positions();
         let start = from.map_or_else(|| self.storage.log().position(), |token| token.position);
         let deadline = tokio::time::sleep(wait);
         let mut deadline = std::pin::pin!(deadline);

@@ -4,6 +4,8 @@
 //! memory (the *tail*), so that a sync that is up to date costs no SQL. Whoever waits, waits for the log
 //! to be longer than a position: a wake-up can be lost or repeated without harm.
 
+mod follower;
+
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{
@@ -15,6 +17,7 @@ use std::{
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use tokio::sync::{Notify, watch};
 
+use self::follower::Interest;
 use super::{
     events::StoredEvent,
     roster::{Membership, Roster},
@@ -127,6 +130,7 @@ pub(crate) struct Log {
     roster: Roster,
     /// When the account data of users last changed, since the start.
     account_data: RwLock<HashMap<OwnedUserId, StreamPosition>>,
+    interests: Mutex<Vec<Arc<Interest>>>,
 }
 
 #[derive(Debug)]
@@ -154,6 +158,7 @@ impl Log {
             waiting: Mutex::default(),
             roster,
             account_data: RwLock::default(),
+            interests: Mutex::default(),
         }
     }
 
@@ -163,9 +168,9 @@ impl Log {
         *self.published.borrow()
     }
 
-    /// Follows the length of the log; for workers that read forward.
+    /// The length of the log as it grows; for requests that wait for more. Workers use [`Log::follow`].
     #[must_use]
-    pub(crate) fn follow(&self) -> watch::Receiver<StreamPosition> {
+    pub(crate) fn positions(&self) -> watch::Receiver<StreamPosition> {
         self.published.subscribe()
     }
 
@@ -255,14 +260,20 @@ impl Log {
         }
         {
             let mut tail = self.tail.write().unwrap_or_else(PoisonError::into_inner);
-            tail.entries.extend(entries);
+            tail.entries.extend(entries.iter().cloned());
             while tail.entries.len() > TAIL_CAPACITY {
                 if let Some(entry) = tail.entries.pop_front() {
                     tail.complete_after = entry.position;
                 }
             }
         }
-        self.published.send_replace(position);
+        {
+            let interests = self.interests();
+            self.published.send_replace(position);
+            for interest in interests.iter() {
+                interest.look(&entries, position);
+            }
+        }
         let waiting = self.waiting();
         for user_id in &audience {
             if let Some(waiter) = waiting.get(user_id) {
@@ -309,6 +320,11 @@ impl Log {
                 }
             }
         }
+    }
+
+    fn interests(&self) -> MutexGuard<'_, Vec<Arc<Interest>>> {
+        let interests = self.interests.lock();
+        interests.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<OwnedUserId, Arc<Waiter>>> {

@@ -154,6 +154,12 @@ impl Roster {
         self.read(|inner| Some(inner.rooms.get(room_id)?.remote.keys().cloned().collect()))
     }
 
+    /// Whether another server has a joined member in the room.
+    #[must_use]
+    pub(crate) fn has_remote_members(&self, room_id: &RoomId) -> bool {
+        self.read(|inner| Some(!inner.rooms.get(room_id)?.remote.is_empty()))
+    }
+
     /// The rooms in which another server has a joined member.
     #[must_use]
     pub(crate) fn rooms_with(&self, server: &ServerName) -> BTreeSet<OwnedRoomId> {

@@ -103,17 +103,19 @@ impl FederationSender {
                 () = stopping.cancelled() => return,
             }
         };
-        let mut log = self.0.storage.log().follow();
+        let sender = self.clone();
+        let log = (self.0.storage.log()).follow(move |change| sender.wants(change));
         let mut keep = tokio::time::interval(KEEP_EVERY);
         let mut seen = tokio::time::interval(presence::TELL_EVERY);
         loop {
-            log.mark_unchanged();
+            log.skip(&mut place.read);
+            self.0.queues.fill(place.read);
             if let Err(error) = self.read(&mut place).await {
                 tracing::error!(%error, "the federation sender cannot read the log");
                 tokio::time::sleep(AFTER_ERROR).await;
             }
             tokio::select! {
-                changed = log.changed() => if changed.is_err() { return },
+                () = log.woken() => {}
                 _ = keep.tick(), if place.is_worth_keeping(&self.0.queues) => {
                     self.keep(&mut place).await;
                 }
@@ -209,6 +211,20 @@ impl FederationSender {
             self.wake(server);
         }
         Ok(())
+    }
+
+    /// Whether an entry of the log may have something for another server.
+    fn wants(&self, change: &Change) -> bool {
+        let roster = self.0.storage.log().roster();
+        match change {
+            Change::Event(event) => {
+                event.pdu.is_state()
+                    || !event.memberships.is_empty()
+                    || roster.has_remote_members(event.pdu.room_id())
+            }
+            Change::Presence { .. } | Change::FederationEdu { .. } => true,
+            _ => false,
+        }
     }
 
     /// Puts an event into the queues of the servers that must get it; whether there are any.

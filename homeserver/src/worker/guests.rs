@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ruma::{OwnedRoomId, events::TimelineEventType};
+use ruma::{OwnedRoomId, RoomId, events::TimelineEventType};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -40,11 +40,11 @@ impl GuestDismisser {
     /// Runs until the server stops. It begins by looking at all guests: a room may have been closed to
     /// them right before the last stop.
     pub(crate) async fn run(self) {
-        let mut log = self.storage.log().follow();
+        let log = (self.storage.log()).follow(|change| guest_access(change).is_some());
         let mut read = self.storage.log().position();
         let mut todo = vec![None];
         loop {
-            log.mark_unchanged();
+            log.skip(&mut read);
             todo.extend(self.news(&mut read));
             let worked = tokio::select! {
                 worked = self.work(&todo) => worked,
@@ -59,7 +59,7 @@ impl GuestDismisser {
             }
             todo.clear();
             tokio::select! {
-                changed = log.changed() => if changed.is_err() { return },
+                () = log.woken() => {}
                 () = self.stopping.cancelled() => return,
             }
         }
@@ -74,17 +74,10 @@ impl GuestDismisser {
             return vec![None];
         };
         *read = entries.last().map_or(end, |entry| entry.position);
-        let room = |change: &Change| match change {
-            Change::Event(event)
-                if *event.pdu.event_type() == TimelineEventType::RoomGuestAccess =>
-            {
-                Some(Some(event.pdu.room_id().to_owned()))
-            }
-            _ => None,
-        };
-        entries
-            .iter()
-            .filter_map(|entry| room(&entry.change))
+        let rooms = entries.iter();
+        rooms
+            .filter_map(|entry| guest_access(&entry.change))
+            .map(|room_id| Some(room_id.to_owned()))
             .collect()
     }
 
@@ -93,5 +86,15 @@ impl GuestDismisser {
             self.membership.dismiss_guests(room_id.as_deref()).await?;
         }
         Ok(())
+    }
+}
+
+/// The room that says whether guests may enter it.
+fn guest_access(change: &Change) -> Option<&RoomId> {
+    match change {
+        Change::Event(event) if *event.pdu.event_type() == TimelineEventType::RoomGuestAccess => {
+            Some(event.pdu.room_id())
+        }
+        _ => None,
     }
 }

@@ -39,11 +39,11 @@ impl ProfileRepeater {
 
     /// Runs until the server stops.
     pub(crate) async fn run(self) {
-        let mut log = self.storage.log().follow();
+        let log = self.storage.log().follow(is_profile);
         // There may be something left from before the start.
         let (mut read, mut waits) = (self.storage.log().position(), true);
         loop {
-            log.mark_unchanged();
+            log.skip(&mut read);
             waits |= self.is_news(&mut read);
             if waits {
                 match self.work().await {
@@ -58,7 +58,7 @@ impl ProfileRepeater {
                 }
             }
             tokio::select! {
-                changed = log.changed() => if changed.is_err() { return },
+                () = log.woken() => {}
                 () = self.stopping.cancelled() => return,
             }
         }
@@ -73,7 +73,6 @@ impl ProfileRepeater {
             return true;
         };
         *read = entries.last().map_or(end, |entry| entry.position);
-        let is_profile = |change: &Change| matches!(change, Change::Profile { .. });
         entries.iter().any(|entry| is_profile(&entry.change))
     }
 
@@ -98,4 +97,8 @@ impl ProfileRepeater {
             }
         }
     }
+}
+
+fn is_profile(change: &Change) -> bool {
+    matches!(change, Change::Profile { .. })
 }

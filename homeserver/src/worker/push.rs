@@ -14,7 +14,13 @@ mod notice;
 mod queues;
 mod surroundings;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use ruma::{RoomId, UserId, events::room::member::MembershipState};
@@ -65,6 +71,8 @@ pub(crate) struct Parts {
 struct Inner {
     parts: Parts,
     queues: Queues,
+    /// Whether anybody has had a pusher since the start. Until then nothing else is of interest.
+    has_had_pushers: AtomicBool,
 }
 
 /// Where the worker is in the log.
@@ -80,6 +88,7 @@ impl PushSender {
         Self(Arc::new(Inner {
             parts,
             queues: Queues::default(),
+            has_had_pushers: AtomicBool::new(false),
         }))
     }
 
@@ -90,7 +99,8 @@ impl PushSender {
     /// Runs until the server stops.
     pub(crate) async fn run(self) {
         let stopping = self.0.parts.stopping.clone();
-        let mut log = self.storage().log().follow();
+        let sender = self.clone();
+        let log = (self.storage().log()).follow(move |change| sender.wants(change));
         let mut place = loop {
             match self.start().await {
                 Ok(place) => break place,
@@ -103,18 +113,36 @@ impl PushSender {
         };
         let mut keep = tokio::time::interval(KEEP_EVERY);
         loop {
-            log.mark_unchanged();
+            log.skip(&mut place.read);
+            self.0.queues.apply(place.read, Vec::new());
             if let Err(error) = self.read(&mut place).await {
                 tracing::error!(%error, "the push worker cannot read the log");
                 tokio::time::sleep(AFTER_ERROR).await;
             }
             tokio::select! {
-                changed = log.changed() => if changed.is_err() { return },
+                () = log.woken() => {}
                 _ = keep.tick(), if self.is_worth_keeping(&place) => self.keep(&mut place).await,
                 () = stopping.cancelled() => break,
             }
         }
         self.keep(&mut place).await;
+    }
+
+    /// Whether an entry of the log may be worth a notification. Called by the one writer, before the entry
+    /// can be read.
+    fn wants(&self, change: &Change) -> bool {
+        let pushers = &self.0.has_had_pushers;
+        match change {
+            Change::Pushers { .. } => {
+                pushers.store(true, Ordering::Relaxed);
+                true
+            }
+            Change::Event(_)
+            | Change::OutsideMembership(_)
+            | Change::Receipt { .. }
+            | Change::Redacted { .. } => pushers.load(Ordering::Relaxed),
+            _ => false,
+        }
     }
 
     /// Takes up the work where it was left.
@@ -126,6 +154,9 @@ impl PushSender {
         let now = self.storage().log().position();
         let kept = kept.unwrap_or(now);
         self.0.queues.apply(kept, Vec::new());
+        if !pushers.is_empty() {
+            self.0.has_had_pushers.store(true, Ordering::Relaxed);
+        }
         for pusher in pushers {
             let (id, progress) = (pusher.id, pusher.progress);
             let invited = self.invited_since(&id.user_id, progress.position);

@@ -52,10 +52,12 @@ impl UserDirectoryWorker {
 
     /// Runs until the server stops.
     pub(crate) async fn run(self) {
-        let mut log = self.storage.log().follow();
-        let mut place = None;
+        let log = self.storage.log().follow(is_wanted);
+        let mut place: Option<Place> = None;
         loop {
-            log.mark_unchanged();
+            if let Some(place) = &mut place {
+                log.skip(&mut place.read);
+            }
             let outcome = match &mut place {
                 None => self.start().await.map(|start| place = Some(start)),
                 Some(place) => self.read(place).await,
@@ -70,7 +72,7 @@ impl UserDirectoryWorker {
             };
             tokio::select! {
                 () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
-                changed = log.changed(), if pause.is_none() => if changed.is_err() { return },
+                () = log.woken(), if pause.is_none() => {}
                 () = self.stopping.cancelled() => return,
             }
         }
@@ -174,4 +176,13 @@ struct Place {
     read: StreamPosition,
     /// What is written down.
     kept: StreamPosition,
+}
+
+/// What says who is in which room and what they are called.
+fn is_wanted(change: &Change) -> bool {
+    match change {
+        Change::Event(event) => event.pdu.is_state() || !event.memberships.is_empty(),
+        Change::Profile { .. } => true,
+        _ => false,
+    }
 }
