@@ -2,7 +2,9 @@
 //! together at run time.
 
 use sqlx::{
-    Any, AnyConnection, AssertSqlSafe, SqlSafeStr, any::AnyArguments, migrate::Migrator,
+    Any, AnyConnection, AssertSqlSafe, SqlSafeStr,
+    any::{AnyArguments, AnyQueryResult},
+    migrate::Migrator,
     query::Query,
 };
 
@@ -65,39 +67,87 @@ impl Dialect {
         }
     }
 
-    /// One whole transaction in one trip: an update that must change one row, and then an insert of
-    /// `values` that gives back `returning`. Nothing changes if the update finds no row.
-    pub(super) fn update_then_insert(self, update: &str, insert: &Insert) -> String {
-        let Insert {
+    /// What makes [`Dialect::update_then_insert`] possible on a connection: on SQLite a trigger, because
+    /// there no statement changes two tables, and a statement that is not the last one of several wakes
+    /// whoever waits for the answer.
+    pub(super) async fn prepare_update_then_insert(
+        self,
+        connection: &mut AnyConnection,
+        parts: &UpdateThenInsert<'_>,
+    ) -> sqlx::Result<()> {
+        let UpdateThenInsert {
+            name,
+            parameters,
+            update,
             into,
             values,
             conflict,
-            returning,
-        } = insert;
+        } = parts;
+        if self == Self::Postgres {
+            return Ok(());
+        }
+        let columns: Vec<_> = (1..=*parameters).map(|n| format!("0 AS p{n}")).collect();
+        let text = format!(
+            "CREATE TEMP VIEW IF NOT EXISTS {name} AS SELECT {}; \
+             CREATE TEMP TRIGGER IF NOT EXISTS into_{name} INSTEAD OF INSERT ON {name} BEGIN {}; \
+             SELECT RAISE(ABORT, 'no row to update') WHERE changes() = 0; \
+             INSERT INTO {into} VALUES ({}) {conflict}; END",
+            columns.join(","),
+            update.replace('$', "NEW.p"),
+            values.replace('$', "NEW.p"),
+        );
+        let text = AssertSqlSafe(text);
+        sqlx::raw_sql(text).execute(connection).await.map(drop)
+    }
+
+    /// One whole transaction in one statement: an update that must change one row, and then an insert.
+    /// Nothing changes if the update finds no row, which [`Dialect::has_updated`] tells.
+    pub(super) fn update_then_insert(self, parts: &UpdateThenInsert<'_>) -> String {
+        let UpdateThenInsert {
+            name,
+            parameters,
+            update,
+            into,
+            values,
+            conflict,
+        } = parts;
         match self {
-            Self::Sqlite => format!(
-                "{}; {update}; INSERT INTO {into} SELECT {values} WHERE changes() = 1 {conflict} \
-                 RETURNING {returning}; COMMIT",
-                self.begin()
-            ),
+            Self::Sqlite => format!("INSERT INTO {name} VALUES ({})", numbered(1, *parameters)),
             Self::Postgres => format!(
                 "WITH updated AS ({update} RETURNING 1) INSERT INTO {into} SELECT {values} \
-                 FROM updated {conflict} RETURNING {returning}"
+                 FROM updated {conflict}"
             ),
+        }
+    }
+
+    /// Whether the statement that [`Dialect::update_then_insert`] made found a row to update.
+    pub(super) fn has_updated(self, result: sqlx::Result<AnyQueryResult>) -> sqlx::Result<bool> {
+        /// SQLITE_CONSTRAINT_TRIGGER: what a trigger raised.
+        const RAISED: &str = "1811";
+        match result {
+            Ok(done) => Ok(self == Self::Sqlite || done.rows_affected() > 0),
+            Err(sqlx::Error::Database(error)) if error.code().is_some_and(|c| c == RAISED) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
         }
     }
 }
 
-/// The parts of an `INSERT … SELECT`.
-pub(super) struct Insert<'t> {
-    /// The table and its columns.
+/// The parts of an update that is followed by an insert.
+pub(super) struct UpdateThenInsert<'t> {
+    /// What the whole is called, unlike any table.
+    pub(super) name: &'t str,
+    /// How many values are bound to it: `$1`, `$2`, ….
+    pub(super) parameters: usize,
+    /// The `UPDATE`.
+    pub(super) update: &'t str,
+    /// The table to insert into, and its columns.
     pub(super) into: &'t str,
     /// A value for each column.
     pub(super) values: &'t str,
     /// The `ON CONFLICT` clause.
     pub(super) conflict: &'t str,
-    /// The column that is given back.
-    pub(super) returning: &'t str,
 }
 
 /// A query whose text was made by the functions below: placeholders and names from our own source, never

@@ -169,7 +169,7 @@ impl Writer {
     ) -> Result<(), StorageError> {
         let connection = match held.take() {
             Some(connection) => Ok(connection),
-            None => self.pool.acquire().await,
+            None => self.connect().await,
         };
         let connection = match connection {
             Ok(connection) => connection,
@@ -178,7 +178,7 @@ impl Writer {
                     Job::Append(_, reply) => Done::Append(reply, Err(StorageError::Stopped.into())),
                     Job::Write(write) => Done::Write(write),
                 }));
-                return Err(error.into());
+                return Err(error);
             }
         };
         let counters = self.counters.clone();
@@ -203,6 +203,12 @@ impl Writer {
         }
         *held = Some(tx.connection);
         outcome
+    }
+
+    async fn connect(&self) -> Result<PoolConnection<Any>, StorageError> {
+        let mut connection = self.pool.acquire().await?;
+        append::lone::prepare(&mut connection, self.dialect).await?;
+        Ok(connection)
     }
 
     async fn transaction(

@@ -1,9 +1,11 @@
 //! One message alone in its transaction, as on a server where few write at once: one trip to the database.
 
+use sqlx::AnyConnection;
+
 use super::{Append, AppendError, Appended, NewEvent, Placement, place};
 use crate::storage::{
     StorageError,
-    dialect::{self, Dialect, Insert},
+    dialect::{self, Dialect, UpdateThenInsert},
     events::{self, Relation},
     rooms,
     writer::Tx,
@@ -61,14 +63,14 @@ pub(in crate::storage) async fn apply(
         .map(|event| place(tx, room_nid, &room_id, &version, event))
         .collect();
     for event in &events {
-        let query = events::rows::bind(dialect::query(sql(dialect)), event)
+        let statement = dialect.update_then_insert(&parts(&into()));
+        let query = events::rows::bind(dialect::query(statement), event)
             .bind(expected)
             .bind(head.version)
             .bind(rooms::joined(&head.extremities))
             .bind(head.state.0.to_vec())
             .bind(head.depth);
-        // All rows are asked for: asking for one would stop before the commit.
-        if !query.fetch_all(&mut *tx.connection).await?.is_empty() {
+        if dialect.has_updated(query.execute(&mut *tx.connection).await)? {
             continue;
         }
         tx.forget_entries();
@@ -82,15 +84,31 @@ pub(in crate::storage) async fn apply(
     Ok(Ok(Appended { events }))
 }
 
-fn sql(dialect: Dialect) -> String {
-    let update = "UPDATE rooms SET head_version = $14, head_extremities = $15, head_state = $16, \
-         head_depth = $17 WHERE room_nid = $3 AND head_version = $13 AND NOT EXISTS (SELECT 1 \
-         FROM events WHERE txn_id = $12 AND txn_scope = $11 AND room_nid = $3)";
-    let insert = Insert {
-        into: &format!("events ({})", events::rows::ROW),
-        values: &dialect::numbered(1, 12),
+/// Makes a connection ready for [`apply`].
+pub(in crate::storage) async fn prepare(
+    connection: &mut AnyConnection,
+    dialect: Dialect,
+) -> Result<(), StorageError> {
+    let into = into();
+    let parts = parts(&into);
+    Ok(dialect
+        .prepare_update_then_insert(connection, &parts)
+        .await?)
+}
+
+fn into() -> String {
+    format!("events ({})", events::rows::ROW)
+}
+
+fn parts(into: &str) -> UpdateThenInsert<'_> {
+    UpdateThenInsert {
+        name: "lone_event",
+        parameters: 17,
+        update: "UPDATE rooms SET head_version = $14, head_extremities = $15, head_state = $16, \
+            head_depth = $17 WHERE room_nid = $3 AND head_version = $13 AND NOT EXISTS (SELECT 1 \
+            FROM events WHERE txn_id = $12 AND txn_scope = $11 AND room_nid = $3)",
+        into,
+        values: "$1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12",
         conflict: events::rows::PLACE,
-        returning: "nid",
-    };
-    dialect.update_then_insert(update, &insert)
+    }
 }
