@@ -122,7 +122,7 @@ impl Dialect {
 
     /// Whether the statement that [`Dialect::update_then_insert`] made found a row to update.
     pub(super) fn has_updated(self, result: sqlx::Result<AnyQueryResult>) -> sqlx::Result<bool> {
-        /// SQLITE_CONSTRAINT_TRIGGER: what a trigger raised.
+        /// `SQLITE_CONSTRAINT_TRIGGER`: what a trigger raised.
         const RAISED: &str = "1811";
         match result {
             Ok(done) => Ok(self == Self::Sqlite || done.rows_affected() > 0),
