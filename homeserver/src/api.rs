@@ -40,9 +40,9 @@ use crate::{
         rate_limits::RateLimits, receipts::Receipts, registration::Registration,
         relations::Relations, rooms::Rooms, server_keys::ServerKeys, shared_history::SharedHistory,
         shared_secret::SharedSecret, spaces::Spaces, support::Support, sync::Sync,
-        third_party_invites::ThirdPartyInvites, threepids::Threepids, timeline::Timeline,
-        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
-        user_directory::UserDirectory,
+        third_party_invites::ThirdPartyInvites, thread_subscriptions::ThreadSubscriptions,
+        threepids::Threepids, timeline::Timeline, to_device::ToDevice, transactions::Transactions,
+        typing::Typing, uia::Uia, user_directory::UserDirectory,
     },
 };
 
@@ -104,6 +104,7 @@ services! {
     support: Support,
     sync: Sync,
     third_party_invites: ThirdPartyInvites,
+    thread_subscriptions: ThreadSubscriptions,
     threepids: Threepids,
     timeline: Timeline,
     transactions: Transactions,

@@ -47,6 +47,7 @@ pub(crate) mod succession;
 pub(crate) mod support;
 pub(crate) mod sync;
 pub(crate) mod third_party_invites;
+pub(crate) mod thread_subscriptions;
 pub(crate) mod threepids;
 pub(crate) mod timeline;
 pub(crate) mod to_device;

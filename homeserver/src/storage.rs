@@ -31,6 +31,7 @@ pub(crate) mod otk_epoch;
 pub(crate) mod profile_changes;
 pub(crate) mod pushers;
 pub(crate) mod receipts;
+pub(crate) mod related;
 pub(crate) mod relations;
 pub(crate) mod reports;
 pub(crate) mod rooms;
@@ -38,6 +39,7 @@ pub(crate) mod roster;
 pub(crate) mod server_keys;
 pub(crate) mod state_map;
 pub(crate) mod state_nodes;
+pub(crate) mod thread_subscriptions;
 pub(crate) mod threepids;
 pub(crate) mod thumbnails;
 pub(crate) mod to_device;
@@ -65,6 +67,7 @@ use self::{
     dialect::Dialect,
     log::Log,
     otk_epoch::OtkEpoch,
+    related::Related,
     roster::Roster,
     state_nodes::StateNodes,
     writer::{Closure, Job, Tx, Writer},
@@ -152,6 +155,7 @@ struct Inner {
     states: StateNodes,
     events: event_cache::EventCache,
     otk_epoch: Arc<OtkEpoch>,
+    related: Related,
     erased: RwLock<BTreeSet<OwnedUserId>>,
 }
 
@@ -198,6 +202,7 @@ impl Storage {
             jobs: queue,
         };
         tasks.spawn(writer.run());
+        let related = Related::new(&counters);
         let (states, events) = (StateNodes::new(secret), event_cache::EventCache::new());
         Ok(Self(Arc::new(Inner {
             pool,
@@ -207,6 +212,7 @@ impl Storage {
             states,
             events,
             otk_epoch,
+            related,
             erased: RwLock::new(erased.into_iter().collect()),
         })))
     }
@@ -227,6 +233,11 @@ impl Storage {
 
     pub(crate) fn event_cache(&self) -> &event_cache::EventCache {
         &self.0.events
+    }
+
+    /// Which events others relate to.
+    pub(crate) fn related(&self) -> &Related {
+        &self.0.related
     }
 
     /// What keeps one-time keys from being handed out again after a restore.
@@ -288,6 +299,7 @@ impl Storage {
         &self,
         append: Append,
     ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, StorageError> {
+        self.0.related.note(&append.events, &self.0.counters);
         let (reply, answer) = oneshot::channel();
         let job = Job::Append(Box::new(append), reply);
         self.0
@@ -378,6 +390,9 @@ pub(crate) trait Families {
     }
     fn server_keys(&mut self) -> server_keys::ServerKeys<'_> {
         server_keys::ServerKeys(self.connection())
+    }
+    fn thread_subscriptions(&mut self) -> thread_subscriptions::ThreadSubscriptions<'_> {
+        thread_subscriptions::ThreadSubscriptions(self.connection())
     }
     fn threepids(&mut self) -> threepids::Threepids<'_> {
         threepids::Threepids(self.connection())

@@ -44,6 +44,7 @@ mod sliding;
 mod spaces;
 mod sync;
 mod sync_model;
+mod thread_subscriptions;
 mod tidy;
 mod upgrades;
 mod user_data;

@@ -186,3 +186,130 @@ async fn relations_are_refused_to_strangers() {
     let elsewhere = path(&other, &format!("relations/{}", escape(&parent)));
     assert_eq!(alice.get(&elsewhere).await.refused(), (404, "M_NOT_FOUND"));
 }
+
+/// The event of that id in the timeline of a room, in both ways of syncing.
+async fn synced(user: &User, room_id: &str, event_id: &str) -> [Value; 2] {
+    let list = json!({ "ranges": [[0, 9]], "timeline_limit": 50, "required_state": [] });
+    let sliding = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
+    let slide = user
+        .post(sliding, &json!({ "lists": { "all": list } }))
+        .await;
+    let filter = escape(&json!({ "room": { "timeline": { "limit": 50 } } }).to_string());
+    let sync = user
+        .get(&format!("/_matrix/client/v3/sync?filter={filter}"))
+        .await;
+    let timelines = [
+        sync.ok()["rooms"]["join"][room_id]["timeline"]["events"].clone(),
+        slide.ok()["rooms"][room_id]["timeline"].clone(),
+    ];
+    timelines.map(|events| {
+        let mut events = events.as_array().unwrap().iter();
+        let found = events.find(|event| event["event_id"] == event_id);
+        found.unwrap().clone()
+    })
+}
+
+#[tokio::test]
+async fn syncs_bundle_what_relates_to_events() {
+    let mut server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    bob.join(&room_id).await.ok();
+    let parent = alice.send(&room_id, "dinner at seven").await;
+    for event in synced(&alice, &room_id, &parent).await {
+        assert_eq!(event["unsigned"]["m.relations"], Value::Null);
+    }
+    let since = alice.sync(None, 0).await["next_batch"].clone();
+    let edit = relate(&alice, &room_id, "m.replace", &parent, "dinner at eight").await;
+    let said = relate(&alice, &room_id, "m.thread", &parent, "what shall we eat?").await;
+    let corrected = relate(
+        &alice,
+        &room_id,
+        "m.replace",
+        &said,
+        "what is there to eat?",
+    )
+    .await;
+    let latest = relate(&bob, &room_id, "m.thread", &parent, "soup").await;
+    let reference = relate(&bob, &room_id, "m.reference", &parent, "here").await;
+    // One of another room has no part in it.
+    let elsewhere = bob.create_room(&json!({})).await;
+    relate(&bob, &elsewhere, "m.thread", &parent, "behind your back").await;
+    let mine = json!({ "ignored_users": { &bob.user_id: {} } });
+    for restarted in [false, true] {
+        if restarted {
+            server.restart().await;
+        }
+        for event in synced(&bob, &room_id, &parent).await {
+            let bundle = &event["unsigned"]["m.relations"];
+            assert_eq!(bundle["m.replace"]["event_id"], edit.as_str(), "{event}");
+            assert_eq!(
+                bundle["m.thread"]["latest_event"]["event_id"],
+                latest.as_str()
+            );
+            assert_eq!(bundle["m.thread"]["count"], 2);
+            let chunk = &bundle["m.reference"]["chunk"];
+            assert_eq!(*chunk, json!([{ "event_id": reference }]));
+        }
+    }
+    // What came since is new by itself, and what it relates to was told before.
+    let news = alice.sync(since.as_str(), 0).await;
+    let events = &news["rooms"]["join"][&room_id]["timeline"]["events"];
+    let changed = events.as_array().unwrap().iter();
+    let mut changed = changed.filter(|event| event["event_id"] == said.as_str());
+    let bundle = &changed.next().unwrap()["unsigned"]["m.relations"];
+    assert_eq!(bundle["m.replace"]["event_id"], corrected.as_str());
+
+    // Of those whom one ignores nothing is told; and what is told of a thread has its own edits.
+    let path = format!(
+        "/_matrix/client/v3/user/{}/account_data/m.ignored_user_list",
+        escape(&alice.user_id)
+    );
+    alice.put(&path, &mine).await.ok();
+    for event in synced(&alice, &room_id, &parent).await {
+        let bundle = &event["unsigned"]["m.relations"];
+        let thread = &bundle["m.thread"];
+        assert_eq!(thread["latest_event"]["event_id"], said.as_str(), "{event}");
+        assert_eq!(thread["count"], 1);
+        let edit = &thread["latest_event"]["unsigned"]["m.relations"]["m.replace"];
+        assert_eq!(edit["event_id"], corrected.as_str());
+        assert_eq!(bundle.get("m.reference"), None);
+    }
+
+    // What is redacted is gone.
+    let redact = format!(
+        "/_matrix/client/v3/rooms/{}/redact/{}/1",
+        escape(&room_id),
+        escape(&edit)
+    );
+    alice.put(&redact, &json!({})).await.ok();
+    for event in synced(&bob, &room_id, &parent).await {
+        assert_eq!(event["unsigned"]["m.relations"].get("m.replace"), None);
+    }
+}
+
+#[tokio::test]
+async fn who_has_left_is_told_nothing_of_what_came_later() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    bob.join(&room_id).await.ok();
+    let parent = alice.send(&room_id, "dinner at seven").await;
+    let heard = relate(&alice, &room_id, "m.thread", &parent, "soup").await;
+    bob.post(&sotto_tests::room(&room_id, "leave"), &json!({}))
+        .await
+        .ok();
+    relate(&alice, &room_id, "m.thread", &parent, "without bob").await;
+    relate(&alice, &room_id, "m.replace", &parent, "dinner at nine").await;
+    let filter = json!({ "room": { "include_leave": true } }).to_string();
+    let path = format!("/_matrix/client/v3/sync?filter={}", escape(&filter));
+    let left = bob.get(&path).await.ok()["rooms"]["leave"][&room_id].clone();
+    let events = left["timeline"]["events"].as_array().unwrap().iter();
+    let mut events = events.filter(|event| event["event_id"] == parent.as_str());
+    let bundle = &events.next().unwrap()["unsigned"]["m.relations"];
+    assert_eq!(
+        bundle["m.thread"]["latest_event"]["event_id"],
+        heard.as_str()
+    );
+    assert_eq!(bundle.get("m.replace"), None);
+}

@@ -448,3 +448,31 @@ async fn a_number_that_others_could_not_read_is_refused() {
     let refused = alice.request(http::Method::PUT, &path, body).await;
     assert_eq!(refused.refused(), (400, "M_NOT_JSON"));
 }
+
+#[tokio::test]
+async fn several_threads_can_be_read_up_to_one_event() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    let room_id = alice.create_room(&json!({})).await;
+    let event_id = alice.send(&room_id, "hello").await;
+    let path = room(&room_id, &format!("receipt/m.read/{}", escape(&event_id)));
+    for body in [
+        json!({ "thread_id": "main" }),
+        json!({ "thread_id": event_id }),
+        json!({}),
+    ] {
+        alice.post(&path, &body).await.ok();
+    }
+    let sync = alice.sync(None, 0).await;
+    let events = &sync["rooms"]["join"][&room_id]["ephemeral"]["events"];
+    let receipts = events.as_array().unwrap().iter();
+    let receipts = receipts.filter(|event| event["type"] == "m.receipt");
+    let threads: Vec<_> = receipts
+        .map(|event| &event["content"][&event_id]["m.read"][&alice.user_id])
+        .map(|receipt| receipt["thread_id"].as_str().unwrap_or_default())
+        .collect();
+    // The one without thread says most: who takes only one event in takes that.
+    assert_eq!(threads[0], "");
+    assert_eq!(threads.len(), 3);
+    assert!(threads.contains(&"main") && threads.contains(&event_id.as_str()));
+}

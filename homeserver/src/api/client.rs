@@ -35,6 +35,7 @@ mod session;
 mod spaces;
 mod sync;
 mod tagging;
+mod thread_subscriptions;
 mod typing;
 mod user_directory;
 mod voip;
@@ -81,6 +82,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         spaces::routes,
         sync::routes,
         tagging::routes,
+        thread_subscriptions::routes,
         typing::routes,
         user_directory::routes,
         voip::routes,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ruma::{EventId, OwnedEventId, RoomId, api::client::threads::get_threads::v1::IncludeThreads};
 
+pub(crate) use self::bundle::Bundles;
 use super::{
     accounts::Requester,
     timeline::{Direction, PageToken, ReadError, Timeline},

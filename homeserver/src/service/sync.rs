@@ -47,8 +47,17 @@ use self::{
     unread::UnreadNews,
 };
 use super::{
-    accounts::Requester, e2e_keys::E2eKeys, events::Events, filter, own_data::OwnData,
-    presence::Presence, timeline::Timeline, typing::Typing, unread::Unread,
+    accounts::Requester,
+    e2e_keys::E2eKeys,
+    events::Events,
+    filter,
+    own_data::OwnData,
+    presence::Presence,
+    relations::{Bundles, Relations},
+    thread_subscriptions::ThreadSubscriptions,
+    timeline::Timeline,
+    typing::Typing,
+    unread::Unread,
 };
 use crate::storage::{
     Storage, StorageError,
@@ -66,6 +75,8 @@ pub(crate) struct Sync {
     events: Events,
     keys: E2eKeys,
     presence: Presence,
+    relations: Relations,
+    thread_subscriptions: ThreadSubscriptions,
     timeline: Timeline,
     typing: Typing,
     unread: Unread,
@@ -83,6 +94,8 @@ pub(crate) struct Parts {
     pub(crate) events: Events,
     pub(crate) keys: E2eKeys,
     pub(crate) presence: Presence,
+    pub(crate) relations: Relations,
+    pub(crate) thread_subscriptions: ThreadSubscriptions,
     pub(crate) timeline: Timeline,
     pub(crate) typing: Typing,
     pub(crate) unread: Unread,
@@ -163,6 +176,7 @@ struct Look<'a> {
 /// What there is to tell, before it is put in form.
 struct Gathered {
     timeline: News,
+    bundles: Bundles,
     account_data: AccountDataNews,
     ephemeral: EphemeralNews,
     summaries: Summaries,
@@ -216,6 +230,8 @@ impl Sync {
             events: parts.events,
             keys: parts.keys,
             presence: parts.presence,
+            relations: parts.relations,
+            thread_subscriptions: parts.thread_subscriptions,
             timeline: parts.timeline,
             typing: parts.typing,
             unread: parts.unread,
@@ -272,11 +288,14 @@ impl Sync {
         let timeline = News::gather(self, &look).await?;
         let account_data = AccountDataNews::gather(self, &look).await?;
         let ephemeral = EphemeralNews::gather(self, &look).await?;
+        let requester = &ask.requester;
+        let bundles = self.relations.bundles(requester, timeline.events()).await?;
         let unread = UnreadNews::gather(self, &look, &timeline, &account_data, &ephemeral);
         let news = Gathered {
             unread: unread.await?,
             summaries: Summaries::gather(self, &look, &timeline).await?,
             timeline,
+            bundles,
             account_data,
             ephemeral,
         };

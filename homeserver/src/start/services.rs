@@ -53,6 +53,7 @@ use crate::{
         support::Support,
         sync::{self, Sync},
         third_party_invites::ThirdPartyInvites,
+        thread_subscriptions::ThreadSubscriptions,
         threepids::{self, Threepids},
         timeline::Timeline,
         to_device::ToDevice,
@@ -194,6 +195,7 @@ pub(super) fn services(
         push_rules.clone(),
     );
     let relations = Relations::new(storage.clone(), timeline.clone());
+    let thread_subscriptions = ThreadSubscriptions::new(storage.clone(), timeline.clone());
     let rooms = Rooms::new(
         storage.clone(),
         timeline.clone(),
@@ -286,6 +288,8 @@ pub(super) fn services(
         events,
         keys: e2e_keys.clone(),
         presence: presence.clone(),
+        relations: relations.clone(),
+        thread_subscriptions: thread_subscriptions.clone(),
         timeline: timeline.clone(),
         typing: typing.clone(),
         unread: unread.clone(),
@@ -343,6 +347,7 @@ pub(super) fn services(
         support: Support::new(config),
         sync,
         third_party_invites,
+        thread_subscriptions,
         threepids,
         timeline,
         transactions,

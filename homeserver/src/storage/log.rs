@@ -100,6 +100,11 @@ pub(crate) enum Change {
         /// The event that is pruned now.
         target: EventNid,
     },
+    /// A user follows a thread, or does not any more.
+    ThreadSubscription {
+        /// Who.
+        user_id: OwnedUserId,
+    },
     /// The pushers of a user changed.
     Pushers {
         /// Whose.
@@ -305,6 +310,7 @@ impl Log {
             Change::OutsideMembership(Membership { user_id, .. })
             | Change::AccountData { user_id }
             | Change::Profile { user_id }
+            | Change::ThreadSubscription { user_id }
             | Change::ToDevice { user_id, .. }
             | Change::OneTimeKeys { user_id, .. }
             | Change::UserSignature {

@@ -4,7 +4,11 @@
 use std::sync::Arc;
 
 use ruma::{EventId, OwnedEventId, OwnedUserId, UserId};
-use sqlx::{AnyConnection, Row, any::AnyRow};
+use sqlx::{
+    Any, AnyConnection, Row,
+    any::{AnyArguments, AnyRow},
+    query::Query,
+};
 
 use super::{
     StorageError, dialect,
@@ -12,6 +16,14 @@ use super::{
     rooms::RoomNid,
     state_map::EventNid,
 };
+
+/// The kinds of relations of which events are told a summary.
+pub(super) const BUNDLED: [&str; 3] = ["m.reference", "m.replace", "m.thread"];
+
+/// How many events are asked for with one statement.
+const AT_ONCE: usize = 4_096;
+
+type AnyQuery<'q> = Query<'q, Any, AnyArguments>;
 
 /// The table `relations`.
 #[derive(Debug)]
@@ -33,6 +45,8 @@ pub(crate) struct RelationsAsk<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
     pub(crate) parent: OwnedEventId,
+    /// The room that the related events are in.
+    pub(crate) room_nid: RoomNid,
     pub(crate) rel_type: String,
     pub(crate) event_type: String,
     pub(crate) sender: OwnedUserId,
@@ -93,26 +107,49 @@ impl Relations<'_> {
         &mut self,
         parents: &[OwnedEventId],
     ) -> Result<Vec<Group>, StorageError> {
-        let Some(last) = parents.last() else {
-            return Ok(Vec::new());
-        };
-        // Few different lengths need few statements prepared: the list ends with repetitions.
-        let count = parents.len().next_power_of_two();
-        let sql = format!(
-            "SELECT parent_event_id, rel_type, event_type, sender, COUNT(*), MAX(position) \
-             FROM relations WHERE parent_event_id IN ({}) \
-             AND rel_type IN ('m.replace', 'm.thread', 'm.reference') \
-             GROUP BY parent_event_id, rel_type, event_type, sender",
-            dialect::numbered(1, count)
-        );
-        let padded = parents.iter().chain(std::iter::repeat(last)).take(count);
-        let query = padded.fold(dialect::query(sql), |query, id| query.bind(id.to_string()));
-        query
-            .fetch_all(&mut *self.0)
-            .await?
-            .iter()
-            .map(group)
-            .collect()
+        let mut groups = Vec::new();
+        for piece in parents.chunks(AT_ONCE) {
+            let sql = format!(
+                "SELECT parent_event_id, rel_type, event_type, sender, COUNT(*), MAX(position), room_nid \
+                 FROM relations WHERE parent_event_id IN ({}) \
+                 AND rel_type IN ('m.replace', 'm.thread', 'm.reference') \
+                 GROUP BY parent_event_id, rel_type, event_type, sender, room_nid",
+                padded_list(piece)
+            );
+            for row in padded(dialect::query(sql), piece)
+                .fetch_all(&mut *self.0)
+                .await?
+            {
+                groups.push(group(&row)?);
+            }
+        }
+        Ok(groups)
+    }
+
+    /// The first events that refer to each of some events: at most `limit` of each, oldest first.
+    pub(crate) async fn references(
+        &mut self,
+        parents: &[OwnedEventId],
+        limit: i64,
+    ) -> Result<Vec<(OwnedEventId, EventNid)>, StorageError> {
+        let mut references = Vec::new();
+        for piece in parents.chunks(AT_ONCE) {
+            let sql = format!(
+                "SELECT parent_event_id, child_nid FROM (SELECT parent_event_id, child_nid, position, \
+                 ROW_NUMBER() OVER (PARTITION BY parent_event_id ORDER BY position) AS place \
+                 FROM relations WHERE parent_event_id IN ({}) AND rel_type = 'm.reference') numbered \
+                 WHERE place <= {limit} ORDER BY position",
+                padded_list(piece)
+            );
+            for row in padded(dialect::query(sql), piece)
+                .fetch_all(&mut *self.0)
+                .await?
+            {
+                let parent = parent(&row.try_get::<String, _>(0)?)?;
+                references.push((parent, EventNid(row.try_get(1)?)));
+            }
+        }
+        Ok(references)
     }
 
     /// The threads of a room whose newest event is at or before a position, the liveliest first.
@@ -142,6 +179,17 @@ impl Relations<'_> {
         };
         rows.iter().map(thread).collect()
     }
+}
+
+/// As many parameters as [`padded`] binds. Few different lengths need few statements prepared.
+fn padded_list(ids: &[OwnedEventId]) -> String {
+    dialect::numbered(1, ids.len().next_power_of_two())
+}
+
+/// Binds a list of ids, which ends with repetitions.
+fn padded<'q>(query: AnyQuery<'q>, ids: &[OwnedEventId]) -> AnyQuery<'q> {
+    let padded = ids.iter().cycle().take(ids.len().next_power_of_two());
+    padded.fold(query, |query, id| query.bind(id.to_string()))
 }
 
 /// Keeps in mind what some new events relate to.
@@ -199,6 +247,7 @@ fn group(row: &AnyRow) -> Result<Group, StorageError> {
         sender: UserId::parse(&sender).map_err(wrong)?,
         count: u64::try_from(row.try_get::<i64, _>(4)?).unwrap_or_default(),
         last: row.try_get(5)?,
+        room_nid: RoomNid(row.try_get(6)?),
     })
 }
 

@@ -27,10 +27,11 @@ const VERSIONS: [&str; 20] = [
 ];
 
 /// What clients can count on that is no part of a version yet.
-const UNSTABLE: [&str; 7] = [
+const UNSTABLE: [&str; 8] = [
     "org.matrix.msc3881",
     "org.matrix.msc4028",
     "org.matrix.msc4222",
+    "org.matrix.msc4306",
     "org.matrix.simplified_msc3575",
     "uk.half-shot.msc2666.query_mutual_rooms.stable",
     "uk.tcpip.msc4133",

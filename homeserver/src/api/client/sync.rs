@@ -1,6 +1,7 @@
 //! [Syncing](https://spec.matrix.org/v1.19/client-server-api/#syncing).
 
 mod reply;
+mod sliding;
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,46 +10,24 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::header::CONTENT_TYPE;
-use ruma::api::{
-    client::sync::sync_events::{
-        v3::{self, Filter},
-        v5,
-    },
-    error::ErrorKind,
+use ruma::api::client::sync::sync_events::{
+    v3::{self, Filter},
+    v5,
 };
 
 use self::reply::{Names, Reply};
 use crate::{
-    api::{
-        Routes,
-        error::MatrixError,
-        extract::{Authenticated, Matrix},
-    },
+    api::{Routes, error::MatrixError, extract::Authenticated},
     service::{
         filter::Filters,
-        sync::{Ask, Sync, sliding::SlidingError},
+        sync::{Ask, Sync},
     },
 };
 
 pub(super) fn routes(routes: Routes) -> Routes {
     routes
         .add::<v3::Request, _, _>(sync_events)
-        .add::<v5::Request, _, _>(sliding_sync)
-}
-
-impl From<SlidingError> for MatrixError {
-    fn from(error: SlidingError) -> Self {
-        match error {
-            SlidingError::UnknownPos => {
-                let sentence = "`pos` is not known; begin anew without it";
-                Self::bad_request(ErrorKind::UnknownPos, sentence)
-            }
-            SlidingError::TooMuch => {
-                Self::invalid_param("There are too many lists, or `conn_id` is too long")
-            }
-            SlidingError::Storage(error) => error.into(),
-        }
-    }
+        .add::<v5::Request, _, _>(sliding::sliding_sync)
 }
 
 /// `GET /_matrix/client/v3/sync`
@@ -92,12 +71,4 @@ async fn sync_events(
     let bytes = serde_json::to_vec(&Reply::new(response, names));
     let bytes = bytes.map_err(|error| MatrixError::internal(&error))?;
     Ok(([(CONTENT_TYPE, "application/json")], bytes).into_response())
-}
-
-/// `POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync`
-async fn sliding_sync(
-    State(sync): State<Sync>,
-    Authenticated { requester, body }: Authenticated<v5::Request>,
-) -> Result<Matrix<v5::Response>, MatrixError> {
-    Ok(Matrix(sync.sliding(requester, &body).await?))
 }

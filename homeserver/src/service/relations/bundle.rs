@@ -2,11 +2,11 @@
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#aggregations-of-child-events)).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
-use ruma::{EventId, OwnedEventId, UserId, events::AnyTimelineEvent, serde::Raw};
+use ruma::{OwnedEventId, OwnedUserId, UserId, events::AnyTimelineEvent, serde::Raw};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
@@ -20,6 +20,12 @@ use crate::{
     },
 };
 
+const REFERENCE: &str = "m.reference";
+const REPLACE: &str = "m.replace";
+const THREAD: &str = "m.thread";
+
+/// How many events are looked at for a user who may not see the newest.
+const MOST_SEEN: i64 = 100;
 /// How many references are told.
 const MAX_REFERENCES: i64 = 100;
 
@@ -51,6 +57,31 @@ struct Reference {
     event_id: OwnedEventId,
 }
 
+/// What is bundled with some events.
+#[derive(Debug, Default)]
+pub(crate) struct Bundles(HashMap<OwnedEventId, Bundle>);
+
+impl Bundles {
+    /// An event with what is bundled with it.
+    pub(crate) fn add<T>(&self, event: &StoredEvent, json: Raw<T>) -> Result<Raw<T>, StorageError> {
+        let event_id = event.pdu.event_id();
+        match self.0.get(event_id) {
+            Some(bundle) => with_bundle(&json, bundle)
+                .map_err(|_| StorageError::inconsistent("events", "json", event_id.as_str())),
+            None => Ok(json),
+        }
+    }
+}
+
+/// What relates to some events, whoever may see it.
+#[derive(Default)]
+struct Children {
+    groups: HashMap<OwnedEventId, Vec<Group>>,
+    /// The newest event of each group, by its position.
+    latest: HashMap<i64, Arc<StoredEvent>>,
+    references: HashMap<OwnedEventId, Vec<Arc<StoredEvent>>>,
+}
+
 impl Relations {
     /// Events as a client gets them outside of sync, with what relates to them.
     pub(crate) async fn bundled<T>(
@@ -61,154 +92,259 @@ impl Relations {
         let bundles = self.bundles(requester, events).await?;
         let mut shown = Vec::with_capacity(events.len());
         for event in events {
-            let json: Raw<T> = self
-                .timeline
-                .events
-                .for_client_with_room(event, requester)
-                .await?;
-            shown.push(match bundles.get(event.pdu.event_id()) {
-                Some(bundle) => with_bundle(&json, bundle).map_err(|_| {
-                    StorageError::inconsistent("events", "json", event.pdu.event_id().as_str())
-                })?,
-                None => json,
-            });
+            let events = &self.timeline.events;
+            let json = events.for_client_with_room(event, requester).await?;
+            shown.push(bundles.add(event, json)?);
         }
         Ok(shown)
     }
 
-    /// What relates to some events, by the event; nothing for most.
-    async fn bundles(
+    /// What relates to some events; nothing for most. Costs no SQL where memory knows that there is nothing.
+    pub(crate) async fn bundles(
         &self,
         requester: &Requester,
-        events: &[Arc<StoredEvent>],
-    ) -> Result<HashMap<OwnedEventId, Bundle>, StorageError> {
+        events: impl IntoIterator<Item = &Arc<StoredEvent>>,
+    ) -> Result<Bundles, StorageError> {
+        let related = self.storage.related();
         // What was redacted keeps no edits, and state is not related to.
-        let parents: BTreeMap<&EventId, &Arc<StoredEvent>> = events
-            .iter()
-            .filter(|event| event.redacted_by.is_none() && !event.pdu.is_state())
-            .map(|event| (event.pdu.event_id(), event))
-            .collect();
-        let ids: Vec<_> = parents.keys().map(|id| (*id).to_owned()).collect();
-        let groups = {
-            let mut reader = self.storage.read().await?;
-            reader.relations().groups(&ids).await?
-        };
-        let mut bundles: HashMap<OwnedEventId, Bundle> = HashMap::new();
-        if groups.is_empty() {
-            return Ok(bundles);
+        let parents = events.into_iter().filter(|event| {
+            event.redacted_by.is_none() && !event.pdu.is_state() && related.may_have(event)
+        });
+        let parents: Vec<_> = parents.cloned().collect();
+        let children = self.children_of(&parents).await?;
+        if children.groups.is_empty() {
+            return Ok(Bundles::default());
         }
-        let latest = self.latest(&groups).await?;
-        for (parent_id, parent) in parents {
-            let of_parent: Vec<_> = groups.iter().filter(|g| g.parent == *parent_id).collect();
-            if of_parent.is_empty() {
-                continue;
+        // What is told of a thread has bundles itself; it cannot be the root of another one.
+        let newest: Vec<_> = children.newest_of_threads().cloned().collect();
+        let grandchildren = self.children_of(&newest).await?;
+        let ignored = self.timeline.ignored(&requester.user_id).await?;
+        let within = Bundles::default();
+        let view = View {
+            relations: self,
+            requester,
+            ignored: &ignored,
+        };
+        let within = view.bundles(&newest, &grandchildren, &within).await?;
+        view.bundles(&parents, &children, &within).await
+    }
+
+    /// What relates to some events, read together.
+    async fn children_of(&self, parents: &[Arc<StoredEvent>]) -> Result<Children, StorageError> {
+        let mut children = Children::default();
+        if parents.is_empty() {
+            return Ok(children);
+        }
+        let ids: Vec<_> = parents
+            .iter()
+            .map(|p| p.pdu.event_id().to_owned())
+            .collect();
+        let mut reader = self.storage.read().await?;
+        let mut groups = reader.relations().groups(&ids).await?;
+        // An event of another room may say that it relates to one here: it has no part in this one.
+        let rooms: HashMap<_, _> = parents
+            .iter()
+            .map(|p| (p.pdu.event_id(), p.room_nid))
+            .collect();
+        groups.retain(|group| rooms.get(&*group.parent) == Some(&group.room_nid));
+        let (referred, others): (Vec<_>, Vec<_>) =
+            groups.iter().partition(|group| group.rel_type == REFERENCE);
+        if !others.is_empty() {
+            let positions: Vec<_> = others.iter().map(|group| group.last).collect();
+            for event in reader.events().by_positions(&positions).await? {
+                let event = self.timeline.events.keep(event);
+                children
+                    .latest
+                    .extend(event.position.map(|position| (position, event)));
             }
+        }
+        if !referred.is_empty() {
+            let ids: BTreeSet<_> = referred.iter().map(|group| group.parent.clone()).collect();
+            let ids: Vec<_> = ids.into_iter().collect();
+            let found = reader.relations().references(&ids, MAX_REFERENCES).await?;
+            drop(reader);
+            let nids: Vec<_> = found.iter().map(|(_, nid)| *nid).collect();
+            let events = self.timeline.events.by_nids(&nids).await?;
+            for (parent, nid) in found {
+                let event = events
+                    .get(&nid)
+                    .filter(|e| rooms.get(&*parent) == Some(&e.room_nid));
+                children
+                    .references
+                    .entry(parent.clone())
+                    .or_default()
+                    .extend(event.cloned());
+            }
+        }
+        for group in groups {
+            children
+                .groups
+                .entry(group.parent.clone())
+                .or_default()
+                .push(group);
+        }
+        Ok(children)
+    }
+}
+
+impl Children {
+    fn newest_of_threads(&self) -> impl Iterator<Item = &Arc<StoredEvent>> {
+        let groups = self.groups.values().flatten();
+        let threads = groups.filter(|group| group.rel_type == THREAD);
+        threads.filter_map(|group| self.latest.get(&group.last))
+    }
+}
+
+/// Who is told of what relates to events.
+struct View<'a> {
+    relations: &'a Relations,
+    requester: &'a Requester,
+    ignored: &'a BTreeSet<OwnedUserId>,
+}
+
+impl View<'_> {
+    async fn bundles(
+        &self,
+        parents: &[Arc<StoredEvent>],
+        children: &Children,
+        within: &Bundles,
+    ) -> Result<Bundles, StorageError> {
+        let mut bundles = Bundles::default();
+        for parent in parents {
+            let event_id = parent.pdu.event_id();
+            let Some(groups) = children.groups.get(event_id) else {
+                continue;
+            };
             let bundle = Bundle {
-                replace: self
-                    .replacement(requester, parent, &of_parent, &latest)
+                replace: self.replacement(parent, groups, &children.latest).await?,
+                thread: self
+                    .thread(parent, groups, &children.latest, within)
                     .await?,
-                thread: self.thread(requester, parent, &of_parent, &latest).await?,
-                reference: self.references(requester, parent, &of_parent).await?,
+                reference: self.references(children.references.get(event_id)).await?,
             };
             if bundle.replace.is_some() || bundle.thread.is_some() || bundle.reference.is_some() {
-                bundles.insert(parent_id.to_owned(), bundle);
+                bundles.0.insert(event_id.to_owned(), bundle);
             }
         }
         Ok(bundles)
     }
 
-    /// The newest event of each group, by its position.
-    async fn latest(
-        &self,
-        groups: &[Group],
-    ) -> Result<HashMap<i64, Arc<StoredEvent>>, StorageError> {
-        let shown = groups
-            .iter()
-            .filter(|group| group.rel_type != "m.reference");
-        let positions: Vec<_> = shown.map(|group| group.last).collect();
-        let mut reader = self.storage.read().await?;
-        let found = reader.events().by_positions(&positions).await?;
-        let keep = |event| self.timeline.events.keep(event);
-        let by_position =
-            |event: Arc<StoredEvent>| event.position.map(|position| (position, event));
-        Ok(found
-            .into_iter()
-            .map(keep)
-            .filter_map(by_position)
-            .collect())
-    }
-
     /// The latest edit: by the same sender, of the same type, and not of an edit.
     async fn replacement(
         &self,
-        requester: &Requester,
         parent: &StoredEvent,
-        groups: &[&Group],
+        groups: &[Group],
         latest: &HashMap<i64, Arc<StoredEvent>>,
     ) -> Result<Option<Raw<AnyTimelineEvent>>, StorageError> {
         let is_edit =
-            Relation::of(&parent.pdu).is_some_and(|relation| relation.rel_type == "m.replace");
+            Relation::of(&parent.pdu).is_some_and(|relation| relation.rel_type == REPLACE);
         let edit = groups.iter().find(|group| {
-            group.rel_type == "m.replace"
+            group.rel_type == REPLACE
                 && group.sender == parent.pdu.sender()
                 && group.event_type == parent.pdu.event_type().to_string()
         });
-        match edit.and_then(|group| latest.get(&group.last)) {
-            Some(event) if !is_edit => self.shown(requester, event).await,
-            _ => Ok(None),
+        let Some(newest) = edit.and_then(|group| latest.get(&group.last)) else {
+            return Ok(None);
+        };
+        if is_edit {
+            return Ok(None);
+        }
+        let none = Bundles::default();
+        if let Some(shown) = self.shown(newest, &none).await? {
+            return Ok(Some(shown));
+        }
+        let same = |event: &&Arc<StoredEvent>| {
+            event.pdu.sender() == parent.pdu.sender()
+                && event.pdu.event_type() == parent.pdu.event_type()
+        };
+        match self.seen(parent, REPLACE).await?.iter().find(same) {
+            Some(event) => self.shown(event, &none).await,
+            None => Ok(None),
         }
     }
 
     async fn thread(
         &self,
-        requester: &Requester,
         parent: &StoredEvent,
-        groups: &[&Group],
+        groups: &[Group],
         latest: &HashMap<i64, Arc<StoredEvent>>,
+        within: &Bundles,
     ) -> Result<Option<Thread>, StorageError> {
-        let ignored = self.timeline.ignored(&requester.user_id).await?;
         let of_thread =
-            |group: &&&Group| group.rel_type == "m.thread" && !ignored.contains(&group.sender);
+            |group: &&Group| group.rel_type == THREAD && !self.ignored.contains(&group.sender);
         let groups: Vec<_> = groups.iter().filter(of_thread).collect();
         let newest = groups.iter().max_by_key(|group| group.last);
-        let Some(event) = newest.and_then(|group| latest.get(&group.last)) else {
+        let Some(newest) = newest.and_then(|group| latest.get(&group.last)) else {
             return Ok(None);
         };
-        let own = |sender: &UserId| sender == requester.user_id;
-        let current_user_participated =
-            own(parent.pdu.sender()) || groups.iter().any(|group| own(&group.sender));
-        let latest_event = self.shown(requester, event).await?;
-        Ok(latest_event.map(|latest_event| Thread {
-            latest_event,
-            count: groups.iter().map(|group| group.count).sum(),
-            current_user_participated,
-        }))
+        let own = |sender: &UserId| sender == self.requester.user_id;
+        if let Some(latest_event) = self.shown(newest, within).await? {
+            return Ok(Some(Thread {
+                latest_event,
+                count: groups.iter().map(|group| group.count).sum(),
+                current_user_participated: own(parent.pdu.sender())
+                    || groups.iter().any(|group| own(&group.sender)),
+            }));
+        }
+        let seen = self.seen(parent, THREAD).await?;
+        let Some(newest) = seen.first() else {
+            return Ok(None);
+        };
+        Ok(self
+            .shown(newest, within)
+            .await?
+            .map(|latest_event| Thread {
+                latest_event,
+                count: seen.len() as u64,
+                current_user_participated: own(parent.pdu.sender())
+                    || seen.iter().any(|event| own(event.pdu.sender())),
+            }))
+    }
+
+    /// What relates to an event and can be seen by a user who may not see the newest of it, because they have
+    /// left: the newest first.
+    async fn seen(
+        &self,
+        parent: &StoredEvent,
+        rel_type: &str,
+    ) -> Result<Vec<Arc<StoredEvent>>, StorageError> {
+        let Relations { storage, timeline } = self.relations;
+        let user_id = &self.requester.user_id;
+        let place = storage.log().roster().place(user_id, parent.pdu.room_id());
+        let ask = RelationsAsk {
+            parent: parent.pdu.event_id(),
+            depth: 1,
+            rel_type: Some(rel_type),
+            event_type: None,
+            slice: Slice::Backwards {
+                at_most: place
+                    .and_then(|place| place.joined_until)
+                    .map_or(i64::MAX, |until| until.0),
+            },
+            limit: MOST_SEEN,
+        };
+        let mut reader = storage.read().await?;
+        let nids = reader.relations().children(ask).await?;
+        drop(reader);
+        let mut found = timeline.events.by_nids(&nids).await?;
+        let mut seen = Vec::new();
+        for event in nids.iter().filter_map(|nid| found.remove(nid)) {
+            if event.room_nid == parent.room_nid
+                && let Some(event) = self.visible(&event).await?
+            {
+                seen.push(event);
+            }
+        }
+        Ok(seen)
     }
 
     async fn references(
         &self,
-        requester: &Requester,
-        parent: &StoredEvent,
-        groups: &[&Group],
+        events: Option<&Vec<Arc<StoredEvent>>>,
     ) -> Result<Option<References>, StorageError> {
-        if !groups.iter().any(|group| group.rel_type == "m.reference") {
-            return Ok(None);
-        }
-        let ask = RelationsAsk {
-            parent: parent.pdu.event_id(),
-            depth: 1,
-            rel_type: Some("m.reference"),
-            event_type: None,
-            slice: Slice::Forwards { above: i64::MIN },
-            limit: MAX_REFERENCES,
-        };
-        let nids = {
-            let mut reader = self.storage.read().await?;
-            reader.relations().children(ask).await?
-        };
         let mut chunk = Vec::new();
-        for event in self.timeline.events.by_nids(&nids).await?.into_values() {
-            if let Some(event) = self.timeline.visible(&requester.user_id, event).await? {
+        for event in events.into_iter().flatten() {
+            if self.visible(event).await?.is_some() {
                 let event_id = event.pdu.event_id().to_owned();
                 chunk.push(Reference { event_id });
             }
@@ -219,20 +355,25 @@ impl Relations {
     /// An event, if the user may see it.
     async fn shown(
         &self,
-        requester: &Requester,
         event: &Arc<StoredEvent>,
+        bundles: &Bundles,
     ) -> Result<Option<Raw<AnyTimelineEvent>>, StorageError> {
-        match self
-            .timeline
-            .visible(&requester.user_id, event.clone())
-            .await?
-        {
-            Some(event) => {
-                let json = self.timeline.events.for_client_with_room(&event, requester);
-                json.await.map(Some)
-            }
-            None => Ok(None),
-        }
+        let Some(event) = self.visible(event).await? else {
+            return Ok(None);
+        };
+        let events = &self.relations.timeline.events;
+        let json = events.for_client_with_room(&event, self.requester).await?;
+        bundles.add(&event, json).map(Some)
+    }
+
+    async fn visible(
+        &self,
+        event: &Arc<StoredEvent>,
+    ) -> Result<Option<Arc<StoredEvent>>, StorageError> {
+        let timeline = &self.relations.timeline;
+        timeline
+            .visible(&self.requester.user_id, event.clone())
+            .await
     }
 }
 

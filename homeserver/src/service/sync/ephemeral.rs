@@ -87,16 +87,20 @@ impl EphemeralNews {
 
     pub(super) fn of_room(&self, look: &Look<'_>, room_id: &RoomId) -> Ephemeral {
         let filter = &look.ask.filter.room.ephemeral;
-        let receipts = self.receipts.get(room_id).map(|r| receipt_event(r));
+        let receipts = self.receipts.get(room_id).map(|r| receipt_events(r));
         let typing = self
             .typing
             .get(room_id)
             .map(|users| json!({ "type": "m.typing", "content": { "user_ids": users } }));
-        let events = [("m.receipt", receipts), ("m.typing", typing)];
+        let events = [
+            ("m.receipt", receipts.unwrap_or_default()),
+            ("m.typing", typing.into_iter().collect()),
+        ];
         let wanted = events
             .into_iter()
             .filter(|(event_type, _)| filter::wants_type_in(filter, room_id, event_type))
-            .filter_map(|(_, event)| raw(&event?));
+            .flat_map(|(_, events)| events)
+            .filter_map(|event| raw(&event));
         let mut ephemeral = Ephemeral::new();
         ephemeral.events.extend(wanted);
         ephemeral
@@ -118,21 +122,36 @@ pub(super) fn touched<'a>(look: &'a Look<'_>) -> Option<BTreeSet<&'a OwnedRoomId
     Some(rooms.collect())
 }
 
-/// The content of `m.receipt`: event, type, user. A user can have receipts of several threads at one
-/// event, but the format has place for one: the one without thread says most.
-pub(super) fn receipt_event(receipts: &[StoredReceipt]) -> Value {
-    let mut events: BTreeMap<&str, BTreeMap<&str, Map<String, Value>>> = BTreeMap::new();
+/// The `m.receipt` events that tell receipts: event, type, user. A user can have receipts of several threads at
+/// one event, for which the format has no place: each further one is in a further event. The receipt that says
+/// most, that without thread, is in the first.
+pub(super) fn receipt_events(receipts: &[StoredReceipt]) -> Vec<Value> {
+    type Content<'a> = BTreeMap<&'a str, BTreeMap<&'a str, Map<String, Value>>>;
+    let mut layers: Vec<Content<'_>> = Vec::new();
     let (threaded, whole): (Vec<_>, Vec<_>) = receipts.iter().partition(|r| r.thread_id.is_some());
-    for receipt in threaded.into_iter().chain(whole) {
+    for receipt in whole.into_iter().chain(threaded) {
         let mut value = json!({ "ts": receipt.received_at });
         if let Some(thread_id) = &receipt.thread_id {
             value["thread_id"] = json!(thread_id);
         }
-        let types = events.entry(receipt.event_id.as_str()).or_default();
-        let users = types.entry(receipt.receipt_type.as_str()).or_default();
-        users.insert(receipt.user_id.to_string(), value);
+        let (event, kind) = (receipt.event_id.as_str(), receipt.receipt_type.as_str());
+        let user = receipt.user_id.as_str();
+        let is_taken = |layer: &Content<'_>| {
+            let users = layer.get(event).and_then(|types| types.get(kind));
+            users.is_some_and(|users| users.contains_key(user))
+        };
+        let free = layers.iter().position(|layer| !is_taken(layer));
+        let free = free.unwrap_or_else(|| {
+            layers.push(Content::new());
+            layers.len() - 1
+        });
+        if let Some(layer) = layers.get_mut(free) {
+            let users = layer.entry(event).or_default().entry(kind).or_default();
+            users.insert(user.to_owned(), value);
+        }
     }
-    json!({ "type": "m.receipt", "content": events })
+    let event = |content| json!({ "type": "m.receipt", "content": content });
+    layers.into_iter().map(event).collect()
 }
 
 fn raw(event: &Value) -> Option<Raw<AnySyncEphemeralRoomEvent>> {

@@ -5,7 +5,10 @@ use ruma::{api::client::filter::EventFormat, events::AnySyncTimelineEvent, serde
 use serde_json::{Map, Value, value::to_raw_value};
 
 use super::{Look, Sync};
-use crate::storage::{StorageError, events::StoredEvent};
+use crate::{
+    service::relations::Bundles,
+    storage::{StorageError, events::StoredEvent},
+};
 
 impl Sync {
     /// An event in the form that the filter asks for.
@@ -13,12 +16,14 @@ impl Sync {
         &self,
         look: &Look<'_>,
         event: &StoredEvent,
+        bundles: &Bundles,
     ) -> Result<Raw<AnySyncTimelineEvent>, StorageError> {
         let filter = &look.ask.filter;
         let json = if filter.event_format == EventFormat::Federation {
             Raw::from_json(event.pdu.json().to_owned())
         } else {
-            self.events.for_client(event, &look.ask.requester).await?
+            let json = self.events.for_client(event, &look.ask.requester).await?;
+            bundles.add(event, json)?
         };
         Ok(match &filter.event_fields {
             Some(fields) => only(&json, fields).unwrap_or(json),

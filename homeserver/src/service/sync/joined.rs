@@ -9,7 +9,7 @@ use ruma::{
 
 use super::{Gathered, Look, Sync, state::Around, stretch::Shown};
 use crate::{
-    service::timeline::PageToken,
+    service::{relations::Bundles, timeline::PageToken},
     storage::{StorageError, roster::Place},
 };
 
@@ -36,7 +36,7 @@ impl Sync {
                 || news.limited
                 || !joined.state.is_empty()
             {
-                joined.timeline = self.timeline(look, news).await?;
+                joined.timeline = self.timeline(look, news, &gathered.bundles).await?;
             }
             if let Some(summary) = gathered.summaries.of(room_id) {
                 joined.summary = summary.clone();
@@ -67,7 +67,7 @@ impl Sync {
         left.state = state(look, Vec::new());
         left.account_data = gathered.account_data.of_room(look, room_id);
         if let Some(news) = gathered.timeline.of(room_id).filter(|news| news.any) {
-            left.timeline = self.timeline(look, news).await?;
+            left.timeline = self.timeline(look, news, &gathered.bundles).await?;
             if let Some(around) = around(news, look.is_first()) {
                 left.state = self.state_part(look, room_id, news, around).await?;
             }
@@ -75,14 +75,19 @@ impl Sync {
         Ok(Some(left))
     }
 
-    async fn timeline(&self, look: &Look<'_>, news: &Shown) -> Result<Timeline, StorageError> {
+    async fn timeline(
+        &self,
+        look: &Look<'_>,
+        news: &Shown,
+        bundles: &Bundles,
+    ) -> Result<Timeline, StorageError> {
         let mut timeline = Timeline::new();
         timeline.limited = news.limited;
         let first = news.events.first().and_then(|event| event.position);
         let before = first.map_or(look.until.0, |position| position - 1);
         timeline.prev_batch = Some(PageToken(before).to_string());
         for event in &news.events {
-            timeline.events.push(self.show(look, event).await?);
+            timeline.events.push(self.show(look, event, bundles).await?);
         }
         Ok(timeline)
     }

@@ -1,6 +1,6 @@
 //! The events that a client must learn of, by room.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{OwnedRoomId, RoomId, UInt, events::room::member::MembershipState};
 
@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     service::filter,
-    storage::{Families, StorageError, log::StreamPosition, rooms::Room, roster::Place},
+    storage::{
+        Families, StorageError, events::StoredEvent, log::StreamPosition, rooms::Room,
+        roster::Place,
+    },
 };
 
 /// How many events of a room are sent when the client does not say.
@@ -70,6 +73,11 @@ impl News {
             news.rooms.insert(room_id.clone(), shown);
         }
         Ok(news)
+    }
+
+    /// All events of timelines.
+    pub(super) fn events(&self) -> impl Iterator<Item = &Arc<StoredEvent>> {
+        self.rooms.values().flat_map(|shown| &shown.events)
     }
 
     pub(super) fn of(&self, room_id: &RoomId) -> Option<&Shown> {

@@ -23,7 +23,7 @@ use self::connection::{Memory, MemoryId};
 pub(super) use self::{connection::Connections, facts::Facts, window::direct_rooms};
 use super::{Ask, Look, MAX_WAIT, Sync, SyncToken};
 use crate::{
-    service::accounts::Requester,
+    service::{accounts::Requester, thread_subscriptions::Changes},
     storage::{StorageError, log::StreamPosition},
 };
 
@@ -71,10 +71,29 @@ pub(crate) enum SlidingError {
     Storage(#[from] StorageError),
 }
 
+/// A request.
+pub(crate) struct SlidingAsk {
+    pub(crate) request: Request,
+    /// How many changes of subscriptions of threads are told at most, if any are.
+    pub(crate) thread_subscriptions: Option<usize>,
+}
+
+/// A reply.
+pub(crate) struct SlidingAnswer {
+    pub(crate) response: Response,
+    pub(crate) thread_subscriptions: Changes,
+}
+
+/// The position of a token.
+pub(crate) fn position_of(token: &str) -> Option<StreamPosition> {
+    token.parse().ok().map(|pos: Pos| pos.position)
+}
+
 /// What one look at the log is made for.
 struct Slide<'a> {
     look: Look<'a>,
     request: &'a Request,
+    thread_subscriptions: Option<usize>,
     /// What the client was told before.
     memory: &'a Arc<Memory>,
     /// Which connection of the device, as the memory of members knows it.
@@ -84,6 +103,7 @@ struct Slide<'a> {
 /// A reply, and what the connection remembers with it.
 struct Slid {
     response: Response,
+    thread_subscriptions: Changes,
     until: StreamPosition,
     memory: Arc<Memory>,
     news: bool,
@@ -94,8 +114,9 @@ impl Sync {
     pub(crate) async fn sliding(
         &self,
         requester: Requester,
-        request: &Request,
-    ) -> Result<Response, SlidingError> {
+        asked: &SlidingAsk,
+    ) -> Result<SlidingAnswer, SlidingError> {
+        let request = &asked.request;
         let name = request.conn_id.as_deref().unwrap_or_default();
         if name.len() > MAX_CONNECTION || request.lists.len() > MAX_LISTS {
             return Err(SlidingError::TooMuch);
@@ -132,7 +153,7 @@ impl Sync {
         self.confirm_sliding_to_device(&ask.requester, request)
             .await?;
         let slid = self
-            .wait_for_news(&ask, request, &memory, &connection)
+            .wait_for_news(&ask, asked, &memory, &connection)
             .await?;
         let memory_id = if Arc::ptr_eq(&slid.memory, &memory) && pos.is_some() {
             id
@@ -147,13 +168,16 @@ impl Sync {
             memory: memory_id,
         }
         .to_string();
-        Ok(response)
+        Ok(SlidingAnswer {
+            response,
+            thread_subscriptions: slid.thread_subscriptions,
+        })
     }
 
     async fn wait_for_news(
         &self,
         ask: &Ask,
-        request: &Request,
+        asked: &SlidingAsk,
         memory: &Arc<Memory>,
         connection: &Requester,
     ) -> Result<Slid, StorageError> {
@@ -167,7 +191,8 @@ impl Sync {
             changed.as_mut().enable();
             let slide = Slide {
                 look: self.take(ask),
-                request,
+                request: &asked.request,
+                thread_subscriptions: asked.thread_subscriptions,
                 memory,
                 connection,
             };
@@ -189,19 +214,24 @@ impl Sync {
         let window = self.window(slide, &mut response).await?;
         let mut memory = slide.memory.clone();
         let plan = self.plan(slide, &window, &mut memory).await?;
+        let mut timelines = Vec::new();
         for (room_id, planned) in &plan.rooms {
             let told = self.tell_room(slide, room_id, planned, &mut memory).await?;
-            if let Some(room) = told {
+            if let Some((room, events)) = told {
                 response.rooms.insert(room_id.clone(), room);
+                timelines.push((room_id, events));
             }
         }
+        self.put_timelines(slide, &timelines, &mut response).await?;
         self.count_unread(slide, &plan, &mut response).await?;
         let news = self
             .extend(slide, &window, &mut response, &mut memory)
             .await?;
+        let thread_subscriptions = self.subscribed_threads(slide).await?;
         Ok(Slid {
-            news: news || !response.rooms.is_empty(),
+            news: news || !response.rooms.is_empty() || !thread_subscriptions.is_empty(),
             response,
+            thread_subscriptions,
             until: slide.look.until,
             memory,
         })

@@ -15,7 +15,7 @@ use ruma::{
 
 use super::{Look, Sync, stretch::Shown};
 use crate::{
-    service::filter,
+    service::{filter, relations::Bundles},
     storage::{
         StorageError,
         events::StoredEvent,
@@ -90,9 +90,10 @@ impl Sync {
             let sent = sent.filter_map(|event| Some((event.pdu.membership_target()?, event.nid)));
             self.members.tell(requester, look.until, room_id, sent);
         }
+        let no_bundles = Bundles::default();
         let mut state = Vec::with_capacity(wanted.len());
         for event in wanted {
-            state.push(self.show(look, event).await?.cast_unchecked());
+            state.push(self.show(look, event, &no_bundles).await?.cast_unchecked());
         }
         Ok(state)
     }

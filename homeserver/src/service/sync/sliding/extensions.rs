@@ -24,7 +24,7 @@ use super::{
     window::Window,
 };
 use crate::{
-    service::{accounts::Requester, push_rules},
+    service::{accounts::Requester, push_rules, thread_subscriptions::Changes},
     storage::{
         Families, StorageError,
         log::{Change, StreamPosition},
@@ -255,11 +255,36 @@ impl Sync {
             }
         }
         for (room_id, receipts) in found {
-            if let Ok(event) = Raw::new(&ephemeral::receipt_event(&receipts)) {
+            // There is place for one event.
+            let event = ephemeral::receipt_events(&receipts).into_iter().next();
+            if let Some(event) = event.and_then(|event| Raw::new(&event).ok()) {
                 told.receipts.rooms.insert(room_id, event.cast_unchecked());
             }
         }
         Ok(!told.receipts.is_empty())
+    }
+
+    /// Which threads the user began to follow, or ceased to.
+    pub(super) async fn subscribed_threads(
+        &self,
+        slide: &Slide<'_>,
+    ) -> Result<Changes, StorageError> {
+        let look = &slide.look;
+        let user_id = &look.ask.requester.user_id;
+        let touched = look.entries.as_ref().is_none_or(|entries| {
+            entries.iter().any(|entry| {
+                matches!(&entry.change, Change::ThreadSubscription { user_id: who } if who == user_id)
+            })
+        });
+        match slide.thread_subscriptions {
+            Some(limit) if touched => {
+                let changes = &self.thread_subscriptions;
+                changes
+                    .changes(user_id, look.since, look.until, limit)
+                    .await
+            }
+            _ => Ok(Changes::default()),
+        }
     }
 
     fn extend_typing(

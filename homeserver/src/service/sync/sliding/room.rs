@@ -21,8 +21,11 @@ use super::{
 };
 use crate::{
     service::timeline::PageToken,
-    storage::{StorageError, state_map::NodeId},
+    storage::{StorageError, events::StoredEvent, state_map::NodeId},
 };
+
+/// A room, and the events of its timeline, which are put into it for all rooms together.
+type ToldRoom = (Room, Vec<Arc<StoredEvent>>);
 
 /// What a membership event says of its member.
 #[derive(Deserialize)]
@@ -39,7 +42,7 @@ impl Sync {
         room_id: &RoomId,
         planned: &Planned,
         memory: &mut Arc<Memory>,
-    ) -> Result<Option<Room>, StorageError> {
+    ) -> Result<Option<ToldRoom>, StorageError> {
         let user_id = &slide.look.ask.requester.user_id;
         match planned.place.membership {
             MembershipState::Join => self.tell_joined(slide, room_id, planned, memory).await,
@@ -59,12 +62,12 @@ impl Sync {
                     false,
                     planned.wanted.required.clone(),
                 );
-                Ok(Some(room))
+                Ok(Some((room, Vec::new())))
             }
             _ => {
-                let room = self.tell_left(slide, room_id, planned).await?;
+                let told = self.tell_left(slide, room_id, planned).await?;
                 Arc::make_mut(memory).rooms.remove(room_id);
-                Ok(Some(room))
+                Ok(Some(told))
             }
         }
     }
@@ -75,7 +78,7 @@ impl Sync {
         room_id: &RoomId,
         planned: &Planned,
         memory: &mut Arc<Memory>,
-    ) -> Result<Option<Room>, StorageError> {
+    ) -> Result<Option<ToldRoom>, StorageError> {
         let user_id = &slide.look.ask.requester.user_id;
         let initial = planned.known.is_none();
         let stretch = planned.stretch.clone().unwrap_or_default();
@@ -106,7 +109,7 @@ impl Sync {
         room.required_state = self
             .required_state(slide, room_id, planned, &shown, (part, end))
             .await?;
-        self.put_timeline(slide, planned, &shown, &mut room).await?;
+        frame_timeline(slide, planned, &shown, &mut room);
         if initial || shown.any {
             self.put_description(room_id, planned, &shown, end, &mut room)
                 .await?;
@@ -117,36 +120,34 @@ impl Sync {
             || planned.expanded
             || planned.read
             || shown.limited
-            || !room.timeline.is_empty()
+            || !shown.events.is_empty()
             || !room.required_state.is_empty();
         if !told {
             return Ok(None);
         }
         room.initial = initial.then_some(true);
         describe(&mut room, planned);
-        Ok(Some(room))
+        Ok(Some((room, shown.events)))
     }
 
-    async fn put_timeline(
+    /// Puts the events of all timelines into the reply, with what relates to them.
+    pub(super) async fn put_timelines(
         &self,
         slide: &Slide<'_>,
-        planned: &Planned,
-        shown: &Shown,
-        room: &mut Room,
+        timelines: &[(&OwnedRoomId, Vec<Arc<StoredEvent>>)],
+        response: &mut Response,
     ) -> Result<(), StorageError> {
         let requester = &slide.look.ask.requester;
-        let positions = || shown.events.iter().filter_map(|event| event.position);
-        let since = slide.look.since.0.max(planned.from.0);
-        let live = positions().filter(|position| !slide.look.is_first() && *position > since);
-        room.num_live = UInt::try_from(live.count()).ok();
-        room.limited = shown.limited;
-        let before = positions()
-            .next()
-            .map_or(slide.look.until.0, |first| first - 1);
-        room.prev_batch = Some(PageToken(before).to_string());
-        for event in &shown.events {
-            room.timeline
-                .push(self.events.for_client(event, requester).await?);
+        let events = timelines.iter().flat_map(|(_, events)| events);
+        let bundles = self.relations.bundles(requester, events).await?;
+        for (room_id, events) in timelines {
+            let Some(room) = response.rooms.get_mut(*room_id) else {
+                continue;
+            };
+            for event in events {
+                let json = self.events.for_client(event, requester).await?;
+                room.timeline.push(bundles.add(event, json)?);
+            }
         }
         Ok(())
     }
@@ -234,7 +235,7 @@ impl Sync {
         slide: &Slide<'_>,
         room_id: &RoomId,
         planned: &Planned,
-    ) -> Result<Room, StorageError> {
+    ) -> Result<ToldRoom, StorageError> {
         let look = &slide.look;
         let shown = self.left_news(look, room_id, &planned.place).await?;
         let mut room = Room::new();
@@ -244,9 +245,9 @@ impl Sync {
                 .required_state(slide, room_id, planned, &shown, part)
                 .await?;
         }
-        self.put_timeline(slide, planned, &shown, &mut room).await?;
+        frame_timeline(slide, planned, &shown, &mut room);
         describe(&mut room, planned);
-        Ok(room)
+        Ok((room, shown.events))
     }
 
     /// How much is unread in the rooms that are told.
@@ -280,6 +281,18 @@ impl Sync {
         let event = self.events.state_event(state, &event_type, state_key);
         Ok(event.await?.and_then(|event| event.pdu.content_as().ok()))
     }
+}
+
+/// What is said of a timeline beside its events.
+fn frame_timeline(slide: &Slide<'_>, planned: &Planned, shown: &Shown, room: &mut Room) {
+    let positions = || shown.events.iter().filter_map(|event| event.position);
+    let since = slide.look.since.0.max(planned.from.0);
+    let live = positions().filter(|position| !slide.look.is_first() && *position > since);
+    room.num_live = UInt::try_from(live.count()).ok();
+    room.limited = shown.limited;
+    let first = positions().next();
+    let before = first.map_or(slide.look.until.0, |first| first - 1);
+    room.prev_batch = Some(PageToken(before).to_string());
 }
 
 /// What is said of every room.
