@@ -1,10 +1,14 @@
 //! Who may see what: every kind of person, in a room of every visibility, through every endpoint that
 //! reads rooms.
 
-use std::collections::BTreeSet;
+mod looking;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use sotto_tests::{Answer, TestServer, User, escape, room};
+use sotto_tests::{TestServer, User, escape, room};
+
+use self::looking::seen;
 
 const VISIBILITIES: [&str; 4] = ["world_readable", "shared", "invited", "joined"];
 /// When something is said: before the people are invited, before they join, before some of them leave,
@@ -23,10 +27,12 @@ const PEOPLE: [&str; 7] = [
 
 /// Endpoints that show no event of a room to those who could not see it, by their nature: they are about
 /// the requester's own things, or tell what is public.
-const NOT_EVENTS: [&str; 6] = [
+const NOT_EVENTS: [&str; 8] = [
     "/_matrix/client/v3/joined_rooms",
     "/_matrix/client/v3/publicRooms",
     "/_matrix/client/v3/rooms/{}/aliases",
+    "/_matrix/client/unstable/org.matrix.msc2432/rooms/{}/aliases",
+    "/_matrix/client/unstable/io.element.msc4306/rooms/{}/thread/{}/subscription",
     "/_matrix/client/v3/user/{}/rooms/{}/account_data/{}",
     "/_matrix/client/v3/user/{}/rooms/{}/tags",
     "/_matrix/client/v1/mutual_rooms",
@@ -43,35 +49,54 @@ enum Shows {
     State,
     /// Only rooms that one is or was in.
     Own,
-    /// Nothing here: it needs a thing that the rooms of this test do not have, and has its own test.
-    Elsewhere,
+    /// What a room says about itself, to those who may join it.
+    Summary,
+    /// What was said since one joined a room.
+    Notices,
+    /// What one may see, of the rooms that one is in and maybe of others.
+    Found,
+}
+
+/// A path without what it had before it was part of the specification.
+fn canonical(path: &str) -> String {
+    let rest = path.trim_start_matches("/_matrix/client/");
+    let version = |rest: &str| format!("v1/{rest}");
+    let Some(unstable) = rest.strip_prefix("unstable/") else {
+        return rest.to_owned();
+    };
+    match unstable.split_once('/') {
+        Some(("rooms", _)) => version(unstable),
+        Some(("im.nheko.summary", _)) => "v1/room_summary/{}".to_owned(),
+        Some(("org.matrix.msc2946" | "org.matrix.msc3030" | "org.matrix.msc3856", rest)) => {
+            version(rest)
+        }
+        _ => rest.to_owned(),
+    }
 }
 
 /// What the endpoint shows that has this path; a path that is not here fails the test.
 fn shows(path: &str) -> Option<Shows> {
-    let rest = path.strip_prefix("/_matrix/client/")?;
-    Some(match rest {
-        "v3/rooms/{}/event/{}" => Shows::Event,
-        "v3/rooms/{}/messages" | "v3/rooms/{}/context/{}" | "v3/rooms/{}/initialSync" => {
-            Shows::Timeline
-        }
+    Some(match canonical(path).as_str() {
+        "v3/rooms/{}/event/{}" | "v3/events/{}" => Shows::Event,
+        "v3/rooms/{}/messages"
+        | "v3/rooms/{}/context/{}"
+        | "v3/rooms/{}/initialSync"
+        | "v3/events"
+        | "v1/rooms/{}/relations/{}"
+        | "v1/rooms/{}/relations/{}/{}"
+        | "v1/rooms/{}/relations/{}/{}/{}"
+        | "v1/rooms/{}/threads"
+        | "v1/rooms/{}/timestamp_to_event" => Shows::Timeline,
         "v3/rooms/{}/state"
         | "v3/rooms/{}/state/{}"
+        | "v3/rooms/{}/state/{}/"
         | "v3/rooms/{}/state/{}/{}"
         | "v3/rooms/{}/members"
         | "v3/rooms/{}/joined_members" => Shows::State,
         "v3/sync" | "v3/initialSync" | "unstable/org.matrix.simplified_msc3575/sync" => Shows::Own,
-        "v1/rooms/{}/relations/{}"
-        | "v1/rooms/{}/relations/{}/{}"
-        | "v1/rooms/{}/relations/{}/{}/{}"
-        | "v1/rooms/{}/threads"
-        | "v1/rooms/{}/timestamp_to_event"
-        | "v1/rooms/{}/hierarchy"
-        | "v1/room_summary/{}"
-        | "v3/search"
-        | "v3/events"
-        | "v3/events/{}"
-        | "v3/notifications" => Shows::Elsewhere,
+        "v1/rooms/{}/hierarchy" | "v1/room_summary/{}" => Shows::Summary,
+        "v3/notifications" => Shows::Notices,
+        "v3/search" => Shows::Found,
         _ => return None,
     })
 }
@@ -80,8 +105,11 @@ fn shows(path: &str) -> Option<Shows> {
 struct Scene {
     room_id: String,
     visibility: &'static str,
-    /// The messages.
+    /// The messages of each time that begin threads, and when they were sent.
     ids: Vec<String>,
+    stamps: Vec<u64>,
+    /// All events of each time.
+    said: BTreeMap<&'static str, Vec<String>>,
 }
 
 /// Which messages a person may see.
@@ -128,128 +156,60 @@ fn expected(shows: Shows, person: &str, visibility: &str) -> BTreeSet<&'static s
             }
             seen
         }
-        _ => BTreeSet::new(),
+        Shows::Timeline | Shows::State => BTreeSet::new(),
+        Shows::Summary if open && !gone || person == "invited" => ["after"].into(),
+        Shows::Summary if visibility == "world_readable" => ["after"].into(),
+        Shows::Summary => BTreeSet::new(),
+        Shows::Notices if matches!(person, "joined" | "remote") => ["during", "after"].into(),
+        Shows::Notices => BTreeSet::new(),
+        Shows::Found => may_see(person, visibility),
     }
 }
 
-/// The times that an answer tells of, in events of the kind that matters. What events replaced is not
-/// looked at.
-fn told(answer: &Value, messages: bool, found: &mut BTreeSet<&'static str>) {
-    match answer {
-        Value::Array(items) => items.iter().for_each(|item| told(item, messages, found)),
-        Value::Object(fields) => {
-            let is_message = answer["type"] == "m.room.message";
-            for (name, value) in fields.iter().filter(|(name, _)| *name != "unsigned") {
-                if let Some(text) = value.as_str().and_then(|text| text.strip_prefix("time ")) {
-                    found.extend(TIMES.into_iter().find(|time| *time == text));
-                } else if name != "content" || is_message == messages {
-                    told(value, messages, found);
-                }
-            }
-        }
-        _ => {}
-    }
-}
-
-/// What an endpoint shows a person of a room.
-async fn seen(path: &str, user: &User, scene: &Scene) -> BTreeSet<&'static str> {
-    let mut answers = Vec::new();
-    let rest = path.rsplit_once("/{}").map_or(path, |(rest, _)| rest);
-    match path.trim_start_matches("/_matrix/client/") {
-        "v3/rooms/{}/event/{}" | "v3/rooms/{}/context/{}" => {
-            for id in &scene.ids {
-                let kind = rest.rsplit('/').next().unwrap();
-                let path = format!("{kind}/{}?limit=100", escape(id));
-                answers.push(user.get(&room(&scene.room_id, &path)).await);
-            }
-        }
-        "v3/rooms/{}/messages" => {
-            // Twice: a server that joined later fetches what came before.
-            for _ in 0..2 {
-                let path = "messages?dir=b&limit=100";
-                answers = vec![user.get(&room(&scene.room_id, path)).await];
-            }
-            let path = "messages?dir=f&limit=100";
-            let forwards = user.get(&room(&scene.room_id, path)).await;
-            let both = [&answers[0], &forwards].map(|answer| {
-                let mut found = BTreeSet::new();
-                told(&answer.body, true, &mut found);
-                found
-            });
-            assert_eq!(both[0], both[1]);
-        }
-        "v3/sync" | "v3/initialSync" => {
-            let filter = json!({ "room": { "include_leave": true, "timeline": { "limit": 100 } } });
-            let filter = escape(&filter.to_string());
-            let mut sync = user.get(&format!("{path}?filter={filter}&limit=100")).await;
-            let rooms = ["join", "leave", "invite", "knock"]
-                .map(|section| sync.body["rooms"][section][&scene.room_id].clone());
-            sync.body = json!(rooms);
-            answers.push(sync);
-        }
-        "unstable/org.matrix.simplified_msc3575/sync" => {
-            let list = json!({ "ranges": [[0, 99]], "timeline_limit": 100, "required_state": [] });
-            let mut sync = user.post(path, &json!({ "lists": { "all": list } })).await;
-            sync.body = sync.body["rooms"][&scene.room_id].clone();
-            answers.push(sync);
-        }
-        "v3/rooms/{}/state/{}" | "v3/rooms/{}/state/{}/{}" => {
-            let mut topic = user.get(&room(&scene.room_id, "state/m.room.topic/")).await;
-            topic.body = json!({ "content": topic.body });
-            answers.push(topic);
-        }
-        whole => {
-            let name = whole.rsplit('/').next().unwrap();
-            answers.push(user.get(&room(&scene.room_id, name)).await);
-        }
-    }
-    shown(path, &answers)
-}
-
-/// The times that answers tell of.
-fn shown(path: &str, answers: &[Answer]) -> BTreeSet<&'static str> {
-    let messages = shows(path) != Some(Shows::State);
-    let mut found = BTreeSet::new();
-    for answer in answers {
-        let status = answer.status.as_u16();
-        assert!(matches!(status, 200 | 403 | 404), "{path} {status}");
-        if status == 200 {
-            told(&answer.body, messages, &mut found);
-        }
-    }
-    found
-}
-
-async fn say(alice: &User, room_id: &str, time: &str) -> String {
+/// Says something, and something in a thread of it and in that of the first message. The first of the ids is
+/// that of what was said.
+async fn say(alice: &User, room_id: &str, time: &str, first: Option<&String>) -> Vec<String> {
     let text = format!("time {time}");
+    let id = |answer: &Value| answer["event_id"].as_str().unwrap().to_owned();
     let put = |path: String, content: Value| async move {
-        alice.put(&room(room_id, &path), &content).await.ok();
+        alice.put(&room(room_id, &path), &content).await.ok()
     };
-    put("state/m.room.topic/".to_owned(), json!({ "topic": text })).await;
+    let topic = put("state/m.room.topic/".to_owned(), json!({ "topic": text })).await;
     let member = json!({ "membership": "join", "displayname": text });
-    put(
-        format!("state/m.room.member/{}", escape(&alice.user_id)),
-        member,
-    )
-    .await;
-    alice.send(room_id, &text).await
+    let path = format!("state/m.room.member/{}", escape(&alice.user_id));
+    let member = put(path, member).await;
+    let message = alice.send(room_id, &text).await;
+    let mut ids = vec![message.clone(), id(&topic), id(&member)];
+    for root in [Some(&message), first].into_iter().flatten() {
+        let relation = json!({ "rel_type": "m.thread", "event_id": root });
+        let content = json!({ "msgtype": "m.text", "body": text, "m.relates_to": relation });
+        let sent = alice.send_event(room_id, "m.room.message", &content).await;
+        ids.push(id(&sent.ok()));
+    }
+    ids
 }
 
 /// Makes a room and lets everybody do what they are.
 async fn play(alice: &User, people: &[User], visibility: &'static str) -> Scene {
     let setting = json!({ "type": "m.room.history_visibility",
         "content": { "history_visibility": visibility } });
-    let body = json!({ "preset": "public_chat", "initial_state": [setting] });
+    let body = json!({ "preset": "private_chat", "initial_state": [setting] });
     let room_id = alice.create_room(&body).await;
-    let mut ids = vec![say(alice, &room_id, "before").await];
+    let before = say(alice, &room_id, "before", None).await;
+    let first = before.first().cloned();
+    let mut said = BTreeMap::from([("before", before)]);
+    let mut say = async |time| {
+        let ids = say(alice, &room_id, time, first.as_ref()).await;
+        said.insert(time, ids);
+    };
     for user in &people[1..] {
         alice.invite(&room_id, &user.user_id).await.ok();
     }
-    ids.push(say(alice, &room_id, "between").await);
+    say("between").await;
     for user in &people[2..] {
         user.join_via(&room_id, "a.test").await.ok();
     }
-    ids.push(say(alice, &room_id, "during").await);
+    say("during").await;
     let leave = room(&room_id, "leave");
     for user in [&people[3], &people[5]] {
         user.post(&leave, &json!({})).await.ok();
@@ -258,19 +218,30 @@ async fn play(alice: &User, people: &[User], visibility: &'static str) -> Scene 
     alice.post(&room(&room_id, "ban"), &ban).await.ok();
     let forget = room(&room_id, "forget");
     people[5].post(&forget, &json!({})).await.ok();
-    ids.push(say(alice, &room_id, "after").await);
+    say("after").await;
+    let ids = TIMES.map(|time| said[time][0].clone()).to_vec();
+    let last = said["after"].last().cloned();
+    let mut stamps = Vec::new();
+    for id in &ids {
+        let event = room(&room_id, &format!("event/{}", escape(id)));
+        let event = alice.get(&event).await.ok();
+        stamps.push(event["origin_server_ts"].as_u64().unwrap());
+    }
     // Until the last is there as well.
     people[6]
         .sync_until(&mut None, |sync| {
             let timeline = &sync["rooms"]["join"][&room_id]["timeline"]["events"];
             let mut events = timeline.as_array()?.iter();
-            events.find(|event| event["event_id"] == ids[3]).map(|_| ())
+            events.find(|event| event["event_id"].as_str() == last.as_deref())?;
+            Some(())
         })
         .await;
     Scene {
         room_id,
         visibility,
         ids,
+        stamps,
+        said,
     }
 }
 
@@ -289,16 +260,19 @@ fn reading() -> BTreeSet<String> {
             "room_",
             "sync",
             "Sync",
+            "summary",
             "search",
             "/events",
             "notifications",
         ];
-        let read = method == "GET" || path.ends_with("/search") || path.ends_with("/sync");
+        let read = method == "GET"
+            || method == "*"
+            || path.ends_with("/search")
+            || path.ends_with("/sync");
         let old = path.contains("/r0/") || path.contains("/api/v1/");
         let people = path.contains("user_directory") || path.contains("room_keys");
         let client = path.starts_with("/_matrix/client/");
-        let unstable = path.contains("/unstable/") && !path.ends_with("/sync");
-        client && read && !old && !people && !unstable && words.iter().any(|w| path.contains(w))
+        client && read && !old && !people && words.iter().any(|w| path.contains(w))
     });
     reads
         .map(|(_, path)| path)
@@ -332,16 +306,15 @@ async fn everybody_sees_what_they_may_and_nothing_else() {
         people[6].get(&backfill).await.ok();
         for path in &endpoints {
             let kind = shows(path).unwrap();
-            if kind == Shows::Elsewhere {
-                continue;
-            }
             for (person, user) in PEOPLE.into_iter().zip(&people) {
                 let sees = seen(path, user, scene).await;
                 let should = expected(kind, person, scene.visibility);
                 // What sync shows of the past depends on when the server learned of it; it must not show
                 // more than it may.
-                let remote = person == "remote" && kind == Shows::Own;
-                let fine = if remote {
+                let news = kind == Shows::Own || path.ends_with("v3/events");
+                let fine = if kind == Shows::Found && person != "joined" {
+                    sees.is_subset(&should)
+                } else if person == "remote" && news {
                     sees.is_subset(&should) && sees.contains("after")
                 } else if kind == Shows::Own && path.contains("simplified") && person != "joined" {
                     // Rooms that were left are not in lists.
@@ -361,40 +334,114 @@ async fn everybody_sees_what_they_may_and_nothing_else() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+const SLIDING: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
+
+/// Somebody with a request of each kind that waits.
+struct Waiting {
+    user: User,
+    since: String,
+    pos: String,
+    told: String,
+}
+
+impl Waiting {
+    async fn new(user: &User) -> Self {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        Self {
+            user: user.clone(),
+            since: text(&user.sync(None, 0).await["next_batch"]),
+            pos: text(&user.post(SLIDING, &Self::lists()).await.ok()["pos"]),
+            told: String::new(),
+        }
+    }
+
+    fn lists() -> Value {
+        let list = json!({ "ranges": [[0, 99]], "timeline_limit": 100, "required_state": [] });
+        json!({ "lists": { "all": list } })
+    }
+
+    /// Waits a few times in each way.
+    async fn wait(&mut self) {
+        for _ in 0..3 {
+            let events = format!(
+                "/_matrix/client/v3/events?timeout=300&from={}",
+                escape(&self.since)
+            );
+            let path = format!("{SLIDING}?timeout=300&pos={}", escape(&self.pos));
+            let lists = Self::lists();
+            let (sync, slide, events) = tokio::join!(
+                self.user.sync(Some(&self.since), 300),
+                self.user.post(&path, &lists),
+                self.user.get(&events),
+            );
+            let (slide, events) = (slide.ok(), events.ok());
+            self.told.push_str(&format!("{sync}{slide}{events}"));
+            self.since = sync["next_batch"].as_str().unwrap().to_owned();
+            self.pos = slide["pos"].as_str().unwrap().to_owned();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_waits_stops_seeing_when_its_user_is_out() {
-    let server = TestServer::start().await;
-    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
-    for visibility in ["shared", "joined"] {
+    let (a, b) = TestServer::pair().await;
+    let alice = a.register("alice").await;
+    let people = [a.register("bob").await, b.register("carol").await];
+    for (visibility, how) in [("shared", "kick"), ("joined", "ban"), ("shared", "leave")] {
         let setting = json!({ "type": "m.room.history_visibility",
             "content": { "history_visibility": visibility } });
         let body = json!({ "preset": "public_chat", "initial_state": [setting] });
         let room_id = alice.create_room(&body).await;
-        bob.join(&room_id).await.ok();
-        let path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
-        let list = json!({ "ranges": [[0, 99]], "timeline_limit": 100, "required_state": [] });
-        let list = json!({ "lists": { "all": list } });
-        let mut since = bob.sync(None, 0).await["next_batch"].clone();
-        let mut pos = bob.post(path, &list).await.ok()["pos"].clone();
-        let mut told = String::new();
-        let kick = async {
-            let kick = json!({ "user_id": bob.user_id });
-            alice.post(&room(&room_id, "kick"), &kick).await.ok();
-            alice.send(&room_id, "unheard").await;
-        };
-        let wait = async {
-            for _ in 0..3 {
-                let sync = bob.sync(since.as_str(), 300).await;
-                since = sync["next_batch"].clone();
-                let query = format!("{path}?timeout=300&pos={}", escape(pos.as_str().unwrap()));
-                let slide = bob.post(&query, &list).await.ok();
-                pos = slide["pos"].clone();
-                told.push_str(&sync.to_string());
-                told.push_str(&slide.to_string());
+        for user in &people {
+            user.join_via(&room_id, "a.test").await.ok();
+            let mut waiting = Waiting::new(user).await;
+            let end = async {
+                let path = room(&room_id, how);
+                if how == "leave" {
+                    user.post(&path, &json!({})).await.ok();
+                } else {
+                    let whom = json!({ "user_id": user.user_id });
+                    alice.post(&path, &whom).await.ok();
+                }
+                alice.send(&room_id, "unheard").await;
+            };
+            tokio::join!(waiting.wait(), end);
+            // The other server may take longer to be told.
+            for _ in 0..20 {
+                if waiting.told.contains("leave") || waiting.told.contains("ban") {
+                    break;
+                }
+                waiting.wait().await;
             }
+            let told = &waiting.told;
+            assert!(told.contains(&room_id), "{how}: {told}");
+            assert!(!told.contains("unheard"), "{how}: {told}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waits_begins_to_see_when_its_user_comes_in() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    for visibility in ["shared", "invited", "joined"] {
+        let setting = json!({ "type": "m.room.history_visibility",
+            "content": { "history_visibility": visibility } });
+        let body = json!({ "preset": "private_chat", "initial_state": [setting] });
+        let room_id = alice.create_room(&body).await;
+        let mut waiting = Waiting::new(&bob).await;
+        let come = async {
+            alice.send(&room_id, "before").await;
+            alice.invite(&room_id, &bob.user_id).await.ok();
+            alice.send(&room_id, "between").await;
+            bob.join(&room_id).await.ok();
+            alice.send(&room_id, "during").await;
         };
-        tokio::join!(wait, kick);
-        assert!(told.contains(&room_id) && told.contains("leave"));
-        assert!(!told.contains("unheard"));
+        tokio::join!(waiting.wait(), come);
+        waiting.wait().await;
+        let told = |text| waiting.told.contains(&format!("\"body\":\"{text}\""));
+        assert!(told("during"), "{visibility}: {}", waiting.told);
+        assert_eq!(told("between"), visibility != "joined", "{visibility}");
+        assert_eq!(told("before"), visibility == "shared", "{visibility}");
     }
 }
