@@ -436,3 +436,21 @@ async fn extensions_wait_until_a_room_is_in_sight() {
         json!({})
     );
 }
+
+#[tokio::test]
+async fn reading_alone_tells_what_is_unread() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room_id = named(&alice, "one").await;
+    bob.join(&room_id).await.ok();
+    let event_id = alice.send(&room_id, "hello").await;
+    let mut client = Client::list(&bob, 9, 1, &json!([]));
+    let told = client.next(0).await["rooms"][&room_id].clone();
+    assert_eq!(told["notification_count"], 1);
+    let path = room(&room_id, &format!("receipt/m.read/{}", escape(&event_id)));
+    bob.post(&path, &json!({})).await.ok();
+    let told = client.next(0).await["rooms"][&room_id].clone();
+    assert_eq!(told["notification_count"], 0, "{told}");
+    assert!(told.get("initial").is_none() && bodies(&told).is_empty());
+    assert_eq!(client.next(0).await.get("rooms"), None);
+}

@@ -86,20 +86,7 @@ impl Sync {
         let limit = planned.wanted.limit;
         let shown = self.shown(stretch, user_id, &filter, limit).await?;
         let Some(end) = shown.end else {
-            if let Some(known) = &planned.known
-                && known.told != Told::Live
-            {
-                // Nothing happened while it was out of sight.
-                remember(
-                    memory,
-                    room_id,
-                    planned,
-                    false,
-                    Patterns::clone(&known.required),
-                );
-            }
-            // Or the server is not in the room yet.
-            return Ok(None);
+            return Ok(tell_quiet(room_id, planned, memory));
         };
         let mut room = Room::new();
         let part = match shown.before {
@@ -281,6 +268,21 @@ impl Sync {
         let event = self.events.state_event(state, &event_type, state_key);
         Ok(event.await?.and_then(|event| event.pdu.content_as().ok()))
     }
+}
+
+/// A room in which nothing happened, or in which the server is not yet.
+fn tell_quiet(room_id: &RoomId, planned: &Planned, memory: &mut Arc<Memory>) -> Option<ToldRoom> {
+    let known = planned.known.as_ref()?;
+    if known.told != Told::Live {
+        let required = Patterns::clone(&known.required);
+        remember(memory, room_id, planned, false, required);
+    }
+    // What is unread may have changed.
+    planned.read.then(|| {
+        let mut room = Room::new();
+        describe(&mut room, planned);
+        (room, Vec::new())
+    })
 }
 
 /// What is said of a timeline beside its events.
