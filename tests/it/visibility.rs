@@ -144,7 +144,7 @@ fn expected(shows: Shows, person: &str, visibility: &str) -> BTreeSet<&'static s
     let open = may_open(person, visibility);
     let gone = matches!(person, "left" | "banned");
     match shows {
-        Shows::Event => may_see(person, visibility),
+        Shows::Event | Shows::Found => may_see(person, visibility),
         Shows::Timeline if open => may_see(person, visibility),
         Shows::State if open && gone && visibility != "world_readable" => ["during"].into(),
         Shows::State if open => ["after"].into(),
@@ -156,13 +156,10 @@ fn expected(shows: Shows, person: &str, visibility: &str) -> BTreeSet<&'static s
             }
             seen
         }
-        Shows::Timeline | Shows::State => BTreeSet::new(),
-        Shows::Summary if open && !gone || person == "invited" => ["after"].into(),
         Shows::Summary if visibility == "world_readable" => ["after"].into(),
-        Shows::Summary => BTreeSet::new(),
+        Shows::Summary if matches!(person, "invited" | "joined" | "remote") => ["after"].into(),
         Shows::Notices if matches!(person, "joined" | "remote") => ["during", "after"].into(),
-        Shows::Notices => BTreeSet::new(),
-        Shows::Found => may_see(person, visibility),
+        Shows::Timeline | Shows::State | Shows::Summary | Shows::Notices => BTreeSet::new(),
     }
 }
 
@@ -375,9 +372,14 @@ impl Waiting {
                 self.user.get(&events),
             );
             let (slide, events) = (slide.ok(), events.ok());
-            self.told.push_str(&format!("{sync}{slide}{events}"));
-            self.since = sync["next_batch"].as_str().unwrap().to_owned();
-            self.pos = slide["pos"].as_str().unwrap().to_owned();
+            for (token, answer, name) in [
+                (&mut self.since, &sync, "next_batch"),
+                (&mut self.pos, &slide, "pos"),
+            ] {
+                answer[name].as_str().unwrap().clone_into(token);
+            }
+            self.told
+                .extend([sync, slide, events].map(|answer| answer.to_string()));
         }
     }
 }

@@ -49,25 +49,8 @@ pub(super) async fn seen(path: &str, user: &User, scene: &Scene) -> BTreeSet<&'s
             let body = json!({ "search_categories": { "room_events": events } });
             answers.push(user.post(path, &body).await);
         }
-        "v3/sync" | "v3/initialSync" => {
-            let filter = json!({ "room": { "include_leave": true, "timeline": { "limit": 100 } } });
-            let filter = escape(&filter.to_string());
-            let query = format!("filter={filter}&limit=100&archived=true");
-            let mut sync = ask(&[], &query).await;
-            let rooms = ["join", "leave", "invite", "knock"]
-                .map(|section| sync.body["rooms"][section][room_id].clone());
-            let old = sync.body["rooms"].as_array().into_iter().flatten();
-            let old: Vec<_> = old
-                .filter(|room| room["room_id"] == room_id.as_str())
-                .collect();
-            sync.body = json!([rooms, old]);
-            answers.push(sync);
-        }
-        "unstable/org.matrix.simplified_msc3575/sync" => {
-            let list = json!({ "ranges": [[0, 99]], "timeline_limit": 100, "required_state": [] });
-            let mut sync = user.post(path, &json!({ "lists": { "all": list } })).await;
-            sync.body = sync.body["rooms"][room_id].clone();
-            answers.push(sync);
+        "v3/sync" | "v3/initialSync" | "unstable/org.matrix.simplified_msc3575/sync" => {
+            answers.push(synced(path, user, room_id).await);
         }
         "v3/rooms/{}/state/{}" | "v3/rooms/{}/state/{}/" | "v3/rooms/{}/state/{}/{}" => {
             let mut topic = ask(&["m.room.topic", ""], "").await;
@@ -81,6 +64,26 @@ pub(super) async fn seen(path: &str, user: &User, scene: &Scene) -> BTreeSet<&'s
         found.extend(shown(path, answer));
     }
     found
+}
+
+/// What a first sync says of a room.
+async fn synced(path: &str, user: &User, room_id: &str) -> Answer {
+    if path.ends_with("simplified_msc3575/sync") {
+        let list = json!({ "ranges": [[0, 99]], "timeline_limit": 100, "required_state": [] });
+        let mut sync = user.post(path, &json!({ "lists": { "all": list } })).await;
+        sync.body = sync.body["rooms"][room_id].clone();
+        return sync;
+    }
+    let filter = json!({ "room": { "include_leave": true, "timeline": { "limit": 100 } } });
+    let filter = escape(&filter.to_string());
+    let path = format!("{path}?filter={filter}&limit=100&archived=true");
+    let mut sync = user.get(&path).await;
+    let rooms = ["join", "leave", "invite", "knock"]
+        .map(|section| sync.body["rooms"][section][room_id].clone());
+    let old = sync.body["rooms"].as_array().into_iter().flatten();
+    let old: Vec<_> = old.filter(|room| room["room_id"] == room_id).collect();
+    sync.body = json!([rooms, old]);
+    sync
 }
 
 /// A path with its parameters.
