@@ -60,7 +60,27 @@ def overlay(checkout, work):
                 target.symlink_to(entry)
     for test in (HERE / "tests").iterdir():
         (overlay / "tests" / "10apidoc" / test.name).symlink_to(test)
+    certify_identity_server(overlay)
     return overlay
+
+
+def certify_identity_server(overlay):
+    """Gives the suite's identity server a certificate of the suite's authority. Its own is from before
+    certificates had to name servers as alternative names, and no verifier of today accepts it."""
+    keys, name = overlay / "keys", "tls-selfsigned"
+    originals = list(keys.resolve().iterdir())
+    keys.unlink()
+    keys.mkdir()
+    for original in originals:
+        if original.name != f"{name}.crt":
+            (keys / original.name).symlink_to(original)
+    extensions = keys / f"{name}.ext"
+    extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+    request = ["openssl", "req", "-new", "-key", f"{name}.key", "-subj", "/CN=localhost"]
+    request = subprocess.run(request, cwd=keys, capture_output=True, check=True).stdout
+    sign = ["openssl", "x509", "-req", "-CA", "ca.crt", "-CAkey", "ca.key", "-set_serial", "2", "-days", "365",
+            "-extfile", extensions.name, "-out", f"{name}.crt"]  # fmt: skip
+    subprocess.run(sign, cwd=keys, input=request, capture_output=True, check=True)
 
 
 def files(checkout, wanted):
