@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     e2e_keys::E2eKeys,
-    incoming::Incoming,
+    incoming::{Incoming, Refused},
     presence::Presence,
     receipts::Receipts,
     to_device::{ToDevice, ToDeviceError},
@@ -180,7 +180,7 @@ impl Transactions {
         let outcomes = self.0.incoming.receive(&origin, &pdus).await;
         let answer: Answer = outcomes
             .into_iter()
-            .map(|(id, outcome)| (id, outcome.map_err(|refused| refused.to_string())))
+            .map(|(id, outcome)| (id, told(outcome)))
             .collect();
         for edu in later {
             self.ephemeral(&origin, edu).await?;
@@ -262,6 +262,22 @@ impl Transactions {
             Ok(lane) => lane,
             Err(never) => match never {},
         }
+    }
+}
+
+/// What the other server is told of an event. It hears of an error where it may have made one itself. An
+/// event that the rules do not allow was taken in, as a rejected one; and one whose place could not be found
+/// waits for whoever has what it builds on: sending it again would help neither.
+fn told(outcome: Result<(), Refused>) -> Result<(), String> {
+    match outcome {
+        Ok(())
+        | Err(
+            Refused::Rejected(_)
+            | Refused::MissingPrevEvents
+            | Refused::MissingAuthEvents
+            | Refused::Unresolvable,
+        ) => Ok(()),
+        Err(refused) => Err(refused.to_string()),
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Bench {
     events: Events,
     items: HashMap<OwnedEventId, Item>,
     ids: HashMap<EventNid, OwnedEventId>,
+    /// Events of other rooms, to which events of this one refer.
+    foreign: HashMap<OwnedEventId, Arc<Pdu>>,
 }
 
 /// An event at hand.
@@ -45,12 +47,14 @@ impl Bench {
             events,
             items: HashMap::new(),
             ids: HashMap::new(),
+            foreign: HashMap::new(),
         }
     }
 
-    /// Fetches stored events of the room by their ids; those of other rooms are as good as unknown.
+    /// Fetches stored events of the room by their ids; those of other rooms are good for one thing only
+    /// ([`Bench::auth_event`]).
     pub(super) async fn load(&mut self, mut asked: Vec<OwnedEventId>) -> Result<(), StorageError> {
-        asked.retain(|id| !self.items.contains_key(id));
+        asked.retain(|id| !self.items.contains_key(id) && !self.foreign.contains_key(id));
         asked.sort_unstable();
         asked.dedup();
         for event in self.events.by_ids(&asked).await?.into_values() {
@@ -100,6 +104,13 @@ impl Bench {
         self.items.get(event_id).map(|item| item.pdu.clone())
     }
 
+    /// An event that another one names as what allows it: of whatever room, since events of other rooms allow
+    /// nothing.
+    pub(super) fn auth_event(&self, event_id: &EventId) -> Option<Arc<Pdu>> {
+        let foreign = || self.foreign.get(event_id).cloned();
+        self.pdu(event_id).or_else(foreign)
+    }
+
     pub(super) fn by_nid(&self, nid: EventNid) -> Option<&Item> {
         self.ids.get(&nid).and_then(|id| self.items.get(id))
     }
@@ -119,6 +130,9 @@ impl Bench {
                 after: event.state.map(|state| state.after),
                 stored: Some(event),
             });
+        } else {
+            let event_id = event.pdu.event_id().to_owned();
+            self.foreign.insert(event_id, event.pdu.clone());
         }
     }
 }

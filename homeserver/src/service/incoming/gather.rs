@@ -55,7 +55,9 @@ impl Incoming {
         errand: Errand<'_>,
     ) -> Result<Gathered, StorageError> {
         let mut gathered = Gathered::default();
+        let mut told = BTreeSet::new();
         for pdu in wanted {
+            told.insert(pdu.event_id().to_owned());
             gathered.events.insert(pdu.event_id().to_owned(), pdu);
         }
         let most = if errand == Errand::History {
@@ -68,8 +70,17 @@ impl Incoming {
         };
         let open = self.with_missing_prev_events(&gathered).await?;
         for event_id in open.into_iter().take(most) {
-            self.state_before(origin, room, rules, &event_id, &mut gathered)
-                .await?;
+            if self
+                .state_before(origin, room, rules, &event_id, &mut gathered)
+                .await?
+            {
+                continue;
+            }
+            // Who sends an event has what comes right before it, and would have given it.
+            if !told.contains(&event_id) {
+                self.states_before_missing(origin, room, rules, &event_id, &mut gathered)
+                    .await?;
+            }
         }
         self.auth_chains(origin, room, rules, &mut gathered).await?;
         Ok(gathered)
@@ -137,8 +148,27 @@ impl Incoming {
         Ok(open.map(|pdu| pdu.event_id().to_owned()).collect())
     }
 
-    /// Fetches the state before an event, as the server that sent it has it.
+    /// Fetches the state before an event, as the server that sent it has it; whether it told.
     async fn state_before(
+        &self,
+        origin: &ServerName,
+        room: &Room,
+        rules: &RoomVersionRules,
+        event_id: &EventId,
+        gathered: &mut Gathered,
+    ) -> Result<bool, StorageError> {
+        let source = &self.0.source;
+        let Ok(ids) = source.state_ids(origin, &room.room_id, event_id).await else {
+            return Ok(false);
+        };
+        let of = (event_id, None);
+        self.add_state(origin, room, rules, of, ids, gathered)
+            .await?;
+        Ok(true)
+    }
+
+    /// Fetches the events before an event that are missing, and the states before them.
+    async fn states_before_missing(
         &self,
         origin: &ServerName,
         room: &Room,
@@ -147,14 +177,35 @@ impl Incoming {
         gathered: &mut Gathered,
     ) -> Result<(), StorageError> {
         let source = &self.0.source;
-        let ids = source.state_ids(origin, &room.room_id, event_id).await;
-        let Ok(StateIds { state, auth_chain }) = ids else {
+        let Some(pdu) = gathered.events.get(event_id) else {
             return Ok(());
         };
-        let all = state.iter().chain(&auth_chain).cloned().collect();
-        let missing = self.unknown(all, gathered).await?;
+        for missing in self.unplaced_among(pdu.prev_events(), gathered).await? {
+            let Ok(ids) = source.state_ids(origin, &room.room_id, &missing).await else {
+                return Ok(());
+            };
+            let of = (&*missing, Some(missing.clone()));
+            self.add_state(origin, room, rules, of, ids, gathered)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Fetches the events of the state before an event; that event as well, if it is asked for.
+    async fn add_state(
+        &self,
+        origin: &ServerName,
+        room: &Room,
+        rules: &RoomVersionRules,
+        (of, with): (&EventId, Option<OwnedEventId>),
+        ids: StateIds,
+        gathered: &mut Gathered,
+    ) -> Result<(), StorageError> {
+        let source = &self.0.source;
+        let all = ids.state.iter().chain(&ids.auth_chain).chain(&with);
+        let missing = self.unknown(all.cloned().collect(), gathered).await?;
         if missing.len() > WHOLE_STATE
-            && let Ok(events) = source.state(origin, &room.room_id, event_id).await
+            && let Ok(events) = source.state(origin, &room.room_id, of).await
         {
             self.add_outliers(&events, &missing, room, rules, gathered)
                 .await;
@@ -173,8 +224,21 @@ impl Incoming {
             .collect();
         self.add_outliers(&events, &missing, room, rules, gathered)
             .await;
-        gathered.states.insert(event_id.to_owned(), state);
+        gathered.states.insert(of.to_owned(), ids.state);
         Ok(())
+    }
+
+    /// The events that are neither gathered nor have a place.
+    async fn unplaced_among(
+        &self,
+        ids: &[OwnedEventId],
+        gathered: &Gathered,
+    ) -> Result<Vec<OwnedEventId>, StorageError> {
+        let mut unplaced = ids.to_vec();
+        unplaced.retain(|id| !gathered.events.contains_key(id));
+        let known = self.0.timeline.events.by_ids(&unplaced).await?;
+        unplaced.retain(|id| known.get(id).is_none_or(|event| event.state.is_none()));
+        Ok(unplaced)
     }
 
     /// Fetches the auth chains of events whose auth events are missing.

@@ -1,9 +1,6 @@
 //! Giving events their places: the state before each, the verdict, what becomes of the room.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use ruma::{
     OwnedEventId, OwnedUserId, RoomId, events::StateEventType, room_version_rules::RoomVersionRules,
@@ -28,7 +25,6 @@ use crate::{
         events::{Txn, TxnScope},
         rooms::{Head, Room},
         state_map::{self, EventNid, Node, NodeId, StateKeyId},
-        state_nodes::pair,
     },
 };
 
@@ -191,7 +187,7 @@ impl<'a> Placing<'a> {
             && self.bench.get(event_id).is_none()
         {
             let verified = Verified::from_stored(pdu.clone());
-            let at_hand = |id: &ruma::EventId| self.bench.pdu(id);
+            let at_hand = |id: &ruma::EventId| self.bench.auth_event(id);
             if auth::missing_auth_events(&verified, &at_hand, self.rules).is_empty() {
                 let judged = auth::judge_outlier(verified, &at_hand, self.rules);
                 let nid = self.storage.counters().next_nid();
@@ -213,7 +209,7 @@ impl<'a> Placing<'a> {
         pdu: &Pdu,
     ) -> Result<Result<(), Refused>, StorageError> {
         let verified = Verified::from_stored(pdu.clone());
-        let at_hand = |id: &ruma::EventId| self.bench.pdu(id);
+        let at_hand = |id: &ruma::EventId| self.bench.auth_event(id);
         if !auth::missing_auth_events(&verified, &at_hand, self.rules).is_empty() {
             return Ok(Err(Refused::MissingAuthEvents));
         }
@@ -229,7 +225,7 @@ impl<'a> Placing<'a> {
             self.head.state
         };
         let auth_now = self.auth_state(now, pdu).await?;
-        let at_hand = |id: &ruma::EventId| self.bench.pdu(id);
+        let at_hand = |id: &ruma::EventId| self.bench.auth_event(id);
         let judge = |verified| {
             let before = |event_type: &_, key: &_| get(&auth_before, event_type, key);
             let now = |event_type: &_, key: &_| get(&auth_now, event_type, key);
@@ -243,7 +239,7 @@ impl<'a> Placing<'a> {
         let mut redacted_by = None;
         if judged.verdict().is_accepted() {
             if let Some((pruned, by)) = self.pruned(&judged).await? {
-                let at_hand = |id: &ruma::EventId| self.bench.pdu(id);
+                let at_hand = |id: &ruma::EventId| self.bench.auth_event(id);
                 let before = |event_type: &_, key: &_| get(&auth_before, event_type, key);
                 let now = |event_type: &_, key: &_| get(&auth_now, event_type, key);
                 let verified = Verified::from_stored(pruned);
@@ -278,13 +274,10 @@ impl<'a> Placing<'a> {
             return Ok(Ok(state_map::empty().0));
         }
         if !missing.is_empty() || pdu.prev_events().is_empty() {
-            let Some(ids) = gathered.states.get(pdu.event_id()) else {
-                return Ok(Err(Refused::MissingPrevEvents));
-            };
-            match self.state_of_ids(ids).await? {
-                Some(state) => states.insert(state),
+            match self.told_states(gathered, pdu, &missing).await? {
+                Some(told) => states.extend(told),
                 None => return Ok(Err(Refused::MissingPrevEvents)),
-            };
+            }
         }
         let resolved = self.resolve(&states).await?;
         if resolved.is_some() {
@@ -351,23 +344,7 @@ impl<'a> Placing<'a> {
         let pdu = Arc::new(judged.pdu().clone());
         let known = self.bench.get(pdu.event_id()).map(|item| item.nid);
         let nid = known.unwrap_or_else(|| self.storage.counters().next_nid());
-        let (mut after, mut replaces) = (before, None);
-        if let Some(state_key) = pdu.state_key()
-            && !judged.verdict().is_rejected()
-        {
-            let event_type = StateEventType::from(pdu.event_type().to_string());
-            let key = self.storage.states().key(&event_type, state_key);
-            replaces = self
-                .storage
-                .state_get(before, &event_type, state_key)
-                .await?;
-            let changes = BTreeMap::from([(key, Some(nid))]);
-            let made = self.storage.state_change(before, &changes).await?;
-            after = made.root;
-            self.nodes.extend(made.nodes);
-            self.state_keys.push((key, pair(&event_type, state_key)));
-            self.storage.event_cache().insert_pending(nid, pdu.clone());
-        }
+        let (after, replaces) = self.state_after(before, nid, &pdu).await?;
         self.bench.insert(Item {
             nid,
             pdu: pdu.clone(),

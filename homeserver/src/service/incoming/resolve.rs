@@ -1,14 +1,18 @@
 //! States where the graph of a room branches.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ruma::{OwnedEventId, events::StateEventType};
 use sotto_federation::room::{
     auth::auth_types,
+    pdu::Pdu,
     state::{self, StateMap},
 };
 
-use super::{bench::Item, place::Placing};
+use super::{bench::Item, gather::Gathered, place::Placing};
 use crate::storage::{
     StorageError,
     state_map::{self, EventNid, NodeId, StateKeyId},
@@ -179,6 +183,53 @@ impl Placing<'_> {
             return Ok(None);
         }
         Ok(Some(self.keep_state(&state).await?))
+    }
+
+    /// The states that the sending server told: the one before an event, or those after the events before it
+    /// that are missing. `None` if it did not.
+    pub(super) async fn told_states(
+        &mut self,
+        gathered: &Gathered,
+        pdu: &Pdu,
+        missing: &[OwnedEventId],
+    ) -> Result<Option<Vec<NodeId>>, StorageError> {
+        if let Some(ids) = gathered.states.get(pdu.event_id()) {
+            return Ok(self.state_of_ids(ids).await?.map(|state| vec![state]));
+        }
+        let mut states = Vec::with_capacity(missing.len());
+        for id in missing {
+            let (Some(ids), Some(item)) = (gathered.states.get(id), self.bench.get(id).cloned())
+            else {
+                return Ok(None);
+            };
+            let Some(before) = self.state_of_ids(ids).await? else {
+                return Ok(None);
+            };
+            states.push(self.state_after(before, item.nid, &item.pdu).await?.0);
+        }
+        Ok(Some(states).filter(|states| !states.is_empty()))
+    }
+
+    /// The state after an event, and what the event replaces in it.
+    pub(super) async fn state_after(
+        &mut self,
+        before: NodeId,
+        nid: EventNid,
+        pdu: &Arc<Pdu>,
+    ) -> Result<(NodeId, Option<EventNid>), StorageError> {
+        let Some(state_key) = pdu.state_key().filter(|_| !pdu.is_rejected()) else {
+            return Ok((before, None));
+        };
+        let event_type = StateEventType::from(pdu.event_type().to_string());
+        let storage = self.storage;
+        let key = storage.states().key(&event_type, state_key);
+        let replaces = storage.state_get(before, &event_type, state_key).await?;
+        let changes = BTreeMap::from([(key, Some(nid))]);
+        let made = storage.state_change(before, &changes).await?;
+        self.nodes.extend(made.nodes);
+        self.state_keys.push((key, pair(&event_type, state_key)));
+        storage.event_cache().insert_pending(nid, pdu.clone());
+        Ok((made.root, replaces))
     }
 
     /// The form in which states are resolved.
