@@ -265,6 +265,24 @@ async fn bad_keys_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_can_take_for_a_key_is_kept_as_it_is() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let mut opaque = device_keys(&alice, &Ed25519SecretKey::new());
+    opaque["signatures"] = json!({});
+    opaque["keys"] =
+        json!({ format!("ed25519:{}", alice.device_id): format!("{}-_", "A".repeat(41)) });
+    let body = json!({ "device_keys": opaque });
+    alice.post(UPLOAD, &body).await.ok();
+    let query = json!({ "device_keys": { &alice.user_id: [] } });
+    let found = bob.post(QUERY, &query).await.ok();
+    let mut told = opaque;
+    told["unsigned"] = json!({});
+    assert_eq!(found["device_keys"][&alice.user_id][&alice.device_id], told);
+    assert_eq!(found["failures"], json!({}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn messages_between_devices_come_once() {
     let server = TestServer::start().await;
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);

@@ -1,7 +1,7 @@
 //! `device_lists`: when the devices and identity keys of each user last changed, and how good our copy of
 //! those of remote users is ([spec](https://spec.matrix.org/v1.19/server-server-api/#device-management)).
 
-use ruma::{OwnedUserId, ServerName, UserId};
+use ruma::{OwnedUserId, ServerName, UserId, events::room::member::MembershipState};
 use sqlx::{AnyConnection, Row};
 
 use super::{
@@ -210,26 +210,29 @@ impl DeviceLists<'_> {
     }
 
     /// The places that changed after a position in rooms where a local user is, and all places of rooms
-    /// that the user came to or left after it: who may be new to the user, or be lost.
+    /// that the user came to or left after it: who may be new to the user, be invited, or be lost.
     pub(crate) async fn neighbors(
         &mut self,
         user_id: &UserId,
         position: StreamPosition,
-    ) -> Result<Vec<OwnedUserId>, StorageError> {
+    ) -> Result<Vec<(OwnedUserId, MembershipState)>, StorageError> {
         let rows = sqlx::query(
-            "SELECT DISTINCT theirs.user_id FROM memberships AS mine
+            "SELECT DISTINCT theirs.user_id, theirs.membership FROM memberships AS mine
              JOIN memberships AS theirs ON theirs.room_nid = mine.room_nid
              WHERE mine.user_id = $1 AND theirs.user_id <> $1
-             AND theirs.membership IN ('join', 'leave', 'ban') AND (mine.position > $2
-             OR (mine.membership = 'join' AND theirs.position > $2))",
+             AND ((theirs.membership IN ('join', 'leave', 'ban') AND mine.position > $2)
+             OR (theirs.membership IN ('join', 'leave', 'ban', 'invite')
+             AND mine.membership = 'join' AND theirs.position > $2))",
         )
         .bind(user_id.as_str())
         .bind(position.0)
         .fetch_all(&mut *self.0)
         .await?;
-        rows.iter()
-            .map(|row| parse(&row.try_get::<String, _>(0)?))
-            .collect()
+        let neighbors = rows.iter().map(|row| {
+            let membership = MembershipState::from(row.try_get::<String, _>(1)?);
+            Ok((parse(&row.try_get::<String, _>(0)?)?, membership))
+        });
+        neighbors.collect()
     }
 }
 

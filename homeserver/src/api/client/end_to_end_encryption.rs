@@ -21,7 +21,7 @@ use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{Authenticated, Matrix},
+        extract::{Authenticated, Matrix, Plain},
     },
     service::{
         e2e_keys::{
@@ -113,19 +113,20 @@ async fn upload_keys(
     Ok(Matrix(upload_keys::v3::Response::new(counts.one_time_keys)))
 }
 
-/// `POST /_matrix/client/v3/keys/query`
+/// `POST /_matrix/client/v3/keys/query`. All parts are in the answer, also where there is nothing in them:
+/// clients ask whether there are no failures, not whether they are told of them.
 async fn get_keys(
     State(keys): State<E2eKeys>,
     Authenticated { requester, body }: Authenticated<get_keys::v3::Request>,
-) -> Result<Matrix<get_keys::v3::Response>, MatrixError> {
+) -> Result<Plain, MatrixError> {
     let (found, failures) = keys.query(&requester.user_id, body.device_keys).await?;
-    let mut response = get_keys::v3::Response::new();
-    response.failures = unreachable(failures);
-    response.device_keys = found.device_keys;
-    response.master_keys = found.master_keys;
-    response.self_signing_keys = found.self_signing_keys;
-    response.user_signing_keys = found.user_signing_keys;
-    Ok(Matrix(response))
+    Ok(Plain(json!({
+        "device_keys": found.device_keys,
+        "failures": unreachable(failures),
+        "master_keys": found.master_keys,
+        "self_signing_keys": found.self_signing_keys,
+        "user_signing_keys": found.user_signing_keys,
+    })))
 }
 
 /// `POST /_matrix/client/v3/keys/claim`

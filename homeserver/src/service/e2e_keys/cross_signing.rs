@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     service::device_lists,
-    storage::{Families, StorageError, writer::Tx},
+    storage::{Families, StorageError, log::Change, writer::Tx},
 };
 
 /// What a user uploads.
@@ -169,11 +169,23 @@ impl E2eKeys {
                         keys.delete_signatures_on(&user_id, public).await?;
                     }
                 }
+                // Nobody else ever sees with which key a user vouches for others.
+                let private = checked
+                    .keys
+                    .iter()
+                    .all(|key| key.0 == KeyUsage::UserSigning);
                 for (usage, key) in checked.keys {
                     let json = CanonicalJsonValue::Object(key).to_string();
                     tx.cross_signing().set(&user_id, &usage, &json).await?;
                 }
-                announce(tx, &followers, &user_id).await?;
+                if private {
+                    tx.log(Change::UserSignature {
+                        signer: user_id.clone(),
+                        target: user_id,
+                    });
+                } else {
+                    announce(tx, &followers, &user_id).await?;
+                }
                 Ok(())
             }
             .boxed()

@@ -87,13 +87,8 @@ pub(super) async fn read(
         }
         let mut object = object("device_keys", &row.json)?;
         sign(&mut object, on(&row.user_id, row.device_id.as_str()));
-        if let (Asker::User(_), Some(name)) = (asker, row.display_name) {
-            let name = (
-                "device_display_name".to_owned(),
-                CanonicalJsonValue::String(name),
-            );
-            let unsigned = CanonicalJsonValue::Object([name].into());
-            object.insert("unsigned".to_owned(), unsigned);
+        if let Asker::User(_) = asker {
+            name(&mut object, row.display_name);
         }
         let devices = found.device_keys.entry(row.user_id).or_default();
         devices.insert(row.device_id, raw(object)?);
@@ -124,6 +119,21 @@ pub(super) async fn read(
 pub(super) fn public_key(key: &CanonicalJsonObject) -> Option<&str> {
     let keys = key.get("keys")?.as_object()?;
     keys.values().next()?.as_str()
+}
+
+/// Tells the name of a device; `unsigned` is there also if it has none.
+pub(super) fn name(object: &mut CanonicalJsonObject, display_name: Option<String>) {
+    let name = display_name.map(CanonicalJsonValue::String);
+    let name = name.map(|name| ("device_display_name".to_owned(), name));
+    let unsigned = CanonicalJsonValue::Object(name.into_iter().collect());
+    if unsigned
+        .as_object()
+        .is_some_and(CanonicalJsonObject::is_empty)
+    {
+        object.entry("unsigned".to_owned()).or_insert(unsigned);
+    } else {
+        object.insert("unsigned".to_owned(), unsigned);
+    }
 }
 
 /// Adds signatures to an object.

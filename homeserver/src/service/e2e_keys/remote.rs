@@ -4,7 +4,10 @@
 //! A copy is good while every update reached us: while a room is shared without a break, and each update
 //! names one that we have. Otherwise the list is fetched again before it is used.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures_util::{FutureExt, future::join_all};
 use ruma::{
@@ -306,6 +309,7 @@ async fn replace(
     answer: get_devices::v1::Response,
     fetched_at: Option<StreamPosition>,
 ) -> Result<(), StorageError> {
+    let before = stored(tx, user_id).await?;
     tx.device_keys().delete_of_user(user_id).await?;
     tx.cross_signing().delete_of_user(user_id).await?;
     for device in answer.devices {
@@ -314,10 +318,23 @@ async fn replace(
     }
     let (master, self_signing) = (&answer.master_key, &answer.self_signing_key);
     store_cross_signing(tx, user_id, master.as_ref(), self_signing.as_ref()).await?;
+    if stored(tx, user_id).await? != before {
+        // Who asked while the other server was silent has to ask again.
+        tx.change_device_list(user_id).await?;
+    }
     let stream_id = DeviceStreamId(answer.stream_id.into());
     tx.device_lists()
         .set_remote(user_id, stream_id, fetched_at)
         .await
+}
+
+/// Our copy of a list, in a form that can be compared.
+async fn stored(tx: &mut Tx, user_id: &UserId) -> Result<BTreeSet<String>, StorageError> {
+    let users = [user_id.to_owned()];
+    let devices = tx.device_keys().of_users(&users).await?.into_iter();
+    let keys = tx.cross_signing().of_users(&users).await?.into_iter();
+    let devices = devices.map(|row| row.json);
+    Ok(devices.chain(keys.map(|row| row.json)).collect())
 }
 
 /// Stores the keys of a remote device, unless clients could not use them.
@@ -328,11 +345,11 @@ async fn store_device(
     keys: &Raw<DeviceKeys>,
     display_name: Option<String>,
 ) -> Result<(), StorageError> {
-    let Ok(checked) = CheckedDeviceKeys::check(keys, user_id, device_id) else {
+    let Ok(checked) = CheckedDeviceKeys::check_remote(keys, user_id, device_id) else {
         tracing::debug!(%user_id, %device_id, "unusable keys of a remote device were dropped");
         return tx.device_keys().delete(user_id, device_id).await;
     };
-    let json = checked.into_named(display_name).to_string();
+    let json = CanonicalJsonValue::Object(checked.into_named(display_name)).to_string();
     tx.device_keys().set(user_id, device_id, &json).await
 }
 
@@ -359,8 +376,9 @@ fn checked(answer: get_keys::v1::Response, wanted: &Wanted) -> Found {
     let mut found = Found::default();
     let asked = |user_id: &OwnedUserId| wanted.contains_key(user_id);
     for (user_id, devices) in answer.device_keys.into_iter().filter(|(id, _)| asked(id)) {
-        let good = devices.into_iter().filter(|(device_id, keys)| {
-            CheckedDeviceKeys::check(keys, &user_id, device_id).is_ok()
+        let good = devices.into_iter().filter_map(|(device_id, keys)| {
+            let checked = CheckedDeviceKeys::check_remote(&keys, &user_id, &device_id).ok()?;
+            Some((device_id, query::raw(checked.into_object()).ok()?))
         });
         let good = good.collect();
         found.device_keys.insert(user_id, good);

@@ -13,7 +13,7 @@ use ruma::{
 use vodozemac::Ed25519PublicKey;
 
 use super::{
-    E2eKeys, KeyCounts,
+    E2eKeys, KeyCounts, query,
     verify::{self, KeyError, SignatureError},
 };
 use crate::{
@@ -176,17 +176,16 @@ impl CheckedDeviceKeys {
                 .is_some_and(|(algorithm, name)| {
                     matches!(algorithm, "ed25519" | "curve25519") && name == device_id.as_str()
                 });
-            // Something of the length of a key that is none may be fatal to careless readers. What nobody signed
-            // and nobody can take for a key deceives no one.
-            let looks_real = of_own && matches!(key.len(), 43 | 44);
-            if (real && signed && of_own) || looks_real {
-                verify::key_bytes(key).map_err(bad)?;
+            if !of_own {
+                continue;
             }
-            if (signed || looks_real)
-                && real
-                && of_own
-                && key_id.as_str().starts_with("curve25519:")
-            {
+            let bytes = verify::key_bytes(key);
+            // What nobody signed and nobody can take for a key deceives no one.
+            let matters = signed && (real || matches!(key.len(), 43 | 44));
+            if matters || verify::misleads(key) {
+                bytes.map_err(bad)?;
+            }
+            if real && (signed || bytes.is_ok()) && key_id.as_str().starts_with("curve25519:") {
                 verify::check_curve25519(key).map_err(bad)?;
             }
         }
@@ -208,15 +207,70 @@ impl CheckedDeviceKeys {
         })
     }
 
-    /// The keys, with the name that the server of the device gave it.
-    pub(super) fn into_named(mut self, display_name: Option<String>) -> CanonicalJsonValue {
-        if let Some(name) = display_name {
-            let name = CanonicalJsonValue::String(name);
-            let unsigned = [("device_display_name".to_owned(), name)].into();
-            let unsigned = CanonicalJsonValue::Object(unsigned);
-            self.object.insert("unsigned".to_owned(), unsigned);
+    /// Reads the keys of a device of another server, as [`CheckedDeviceKeys::check`] does. What claims no
+    /// algorithm that clients know says nothing that anybody could be deceived with: the device is told of,
+    /// in the form in which clients expect devices.
+    pub(super) fn check_remote(
+        raw: &Raw<DeviceKeys>,
+        user_id: &UserId,
+        device_id: &DeviceId,
+    ) -> Result<Self, UploadError> {
+        match Self::check(raw, user_id, device_id) {
+            Err(UploadError::MalformedDeviceKeys) => {}
+            checked => return checked,
         }
-        CanonicalJsonValue::Object(self.object)
+        let malformed = || UploadError::MalformedDeviceKeys;
+        let mut object = verify::object(raw.json().get()).ok_or_else(malformed)?;
+        let empty = || CanonicalJsonValue::Object(CanonicalJsonObject::new());
+        for (name, default) in [
+            ("algorithms", CanonicalJsonValue::Array(Vec::new())),
+            (
+                "device_id",
+                CanonicalJsonValue::String(device_id.to_string()),
+            ),
+            ("keys", empty()),
+            ("signatures", empty()),
+            ("user_id", CanonicalJsonValue::String(user_id.to_string())),
+        ] {
+            object.entry(name.to_owned()).or_insert(default);
+        }
+        let is = |name: &str, value: &str| {
+            object.get(name).and_then(CanonicalJsonValue::as_str) == Some(value)
+        };
+        let known = |algorithm: &CanonicalJsonValue| algorithm.as_str() == Some(OLM.as_str());
+        let algorithms = object
+            .get("algorithms")
+            .and_then(CanonicalJsonValue::as_array);
+        let keys = object.get("keys").and_then(CanonicalJsonValue::as_object);
+        let usable =
+            |key: &CanonicalJsonValue| key.as_str().is_some_and(|key| !verify::misleads(key));
+        if is("user_id", user_id.as_str())
+            && is("device_id", device_id.as_str())
+            && algorithms.is_some_and(|algorithms| !algorithms.iter().any(known))
+            && keys.is_some_and(|keys| keys.values().all(usable))
+        {
+            Ok(Self {
+                object,
+                ed25519: None,
+                signed: false,
+            })
+        } else {
+            Err(malformed())
+        }
+    }
+
+    /// The keys, with the name that the server of the device gave it.
+    pub(super) fn into_named(self, display_name: Option<String>) -> CanonicalJsonObject {
+        let mut object = self.object;
+        if display_name.is_some() {
+            query::name(&mut object, display_name);
+        }
+        object
+    }
+
+    /// The keys.
+    pub(super) fn into_object(self) -> CanonicalJsonObject {
+        self.object
     }
 
     /// Stores the keys; whether that changed anything.

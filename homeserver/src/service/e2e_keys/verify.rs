@@ -59,6 +59,12 @@ pub(crate) fn key_bytes(text: &str) -> Result<[u8; 32], KeyError> {
     bytes.try_into().map_err(|_| KeyError::Length)
 }
 
+/// Whether a text has the length of a public key, but decodes to something else, which may be fatal to
+/// careless readers.
+pub(crate) fn misleads(text: &str) -> bool {
+    matches!(text.len(), 43 | 44) && key_bytes(text) == Err(KeyError::Length)
+}
+
 /// Reads an Ed25519 public key.
 pub(crate) fn ed25519(text: &str) -> Result<Ed25519PublicKey, KeyError> {
     Ed25519PublicKey::from_slice(&key_bytes(text)?).map_err(|_| KeyError::Point)
@@ -113,6 +119,23 @@ pub(crate) fn verify(
     let signature = Ed25519Signature::from_slice(&bytes).map_err(|_| SignatureError::Wrong)?;
     key.verify(signed_part(object).to_string().as_bytes(), &signature)
         .map_err(|_| SignatureError::Wrong)
+}
+
+/// Whether one of the signatures of an object, whoever is said to have made it, was made by a key.
+pub(crate) fn is_signed_by(object: &CanonicalJsonObject, key: &Ed25519PublicKey) -> bool {
+    let signatures = object
+        .get("signatures")
+        .and_then(CanonicalJsonValue::as_object);
+    let made = signatures
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, of)| of.as_object());
+    let made = made
+        .flat_map(CanonicalJsonObject::values)
+        .filter_map(CanonicalJsonValue::as_str);
+    let signed = signed_part(object).to_string();
+    made.filter_map(|text| Ed25519Signature::from_slice(&BASE64.decode(text).ok()?).ok())
+        .any(|signature| key.verify(signed.as_bytes(), &signature).is_ok())
 }
 
 /// What a signature of an object covers.

@@ -141,7 +141,8 @@ impl Sync {
         };
         let roster = self.storage.log().roster();
         // Who changed, and who came or went.
-        let (mut changed, mut moved) = (BTreeSet::new(), BTreeSet::new());
+        let (mut changed, mut moved, mut invited) =
+            (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for entry in entries {
             match &entry.change {
                 Change::DeviceList { user_id: of } => drop(changed.insert(of.clone())),
@@ -162,6 +163,12 @@ impl Sync {
                             {
                                 moved.extend(roster.members(&row.room_id));
                             }
+                            // Who is invited may read what is said from now on.
+                            MembershipState::Invite
+                                if !mine && roster.is_joined(user_id, &row.room_id) =>
+                            {
+                                invited.insert(row.user_id.clone());
+                            }
                             MembershipState::Join
                             | MembershipState::Leave
                             | MembershipState::Ban
@@ -176,7 +183,7 @@ impl Sync {
                 _ => {}
             }
         }
-        Ok(self.sort(user_id, changed, moved))
+        Ok(self.sort(user_id, changed, moved, invited))
     }
 
     /// Whose keys changed since a position, and who is out of sight, from the database
@@ -189,20 +196,27 @@ impl Sync {
         let mut reader = self.storage.read().await?;
         let mut changed = reader.device_lists().changed_since(since).await?;
         changed.extend(reader.cross_signing().signed_since(user_id, since).await?);
-        let moved = reader.device_lists().neighbors(user_id, since).await?;
-        let (changed, moved) = (changed.into_iter().collect(), moved.into_iter().collect());
-        Ok(self.sort(user_id, changed, moved))
+        let (mut moved, mut invited) = (BTreeSet::new(), BTreeSet::new());
+        for (other, membership) in reader.device_lists().neighbors(user_id, since).await? {
+            match membership {
+                MembershipState::Invite => invited.insert(other),
+                _ => moved.insert(other),
+            };
+        }
+        Ok(self.sort(user_id, changed.into_iter().collect(), moved, invited))
     }
 
-    /// Keeps those who share a room with the user; who moved and does not share one any more has left.
+    /// Keeps those who share a room with the user, or are invited to one; who moved and does not share one
+    /// any more has left.
     fn sort(
         &self,
         user_id: &UserId,
         changed: BTreeSet<OwnedUserId>,
         mut moved: BTreeSet<OwnedUserId>,
+        mut invited: BTreeSet<OwnedUserId>,
     ) -> DeviceLists {
         let mut lists = DeviceLists::default();
-        if changed.is_empty() && moved.is_empty() {
+        if changed.is_empty() && moved.is_empty() && invited.is_empty() {
             return lists;
         }
         let roster = self.storage.log().roster();
@@ -212,9 +226,12 @@ impl Sync {
         for other in changed {
             if other == user_id || shares(&other) {
                 moved.remove(&other);
+                invited.remove(&other);
                 lists.changed.push(other);
             }
         }
+        moved.retain(|other| !invited.contains(other));
+        lists.changed.extend(invited);
         for other in moved {
             if shares(&other) {
                 lists.changed.push(other);
