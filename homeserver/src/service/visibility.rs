@@ -66,6 +66,26 @@ impl Visibility {
         Ok(pruned.map(|pdu| Arc::new(event.showing(pdu))))
     }
 
+    /// What a user may see of an event that is part of the state of now: who is in the room may read that
+    /// state anyway, from whatever time its parts are.
+    pub(crate) async fn view_of_state(
+        &self,
+        user_id: &UserId,
+        event: Arc<StoredEvent>,
+        now: Option<NodeId>,
+    ) -> Result<Option<Arc<StoredEvent>>, StorageError> {
+        let roster = self.storage.log().roster();
+        let (Some(now), Some(key)) = (now, event.pdu.state_key()) else {
+            return Ok(None);
+        };
+        if !roster.is_joined(user_id, event.pdu.room_id()) {
+            return Ok(None);
+        }
+        let event_type = StateEventType::from(event.pdu.event_type().to_string());
+        let nid = self.storage.state_get(now, &event_type, key).await?;
+        Ok((nid == Some(event.nid)).then_some(event))
+    }
+
     /// Whether a local user may see an event.
     pub(crate) async fn allows(
         &self,

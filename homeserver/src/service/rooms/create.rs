@@ -210,9 +210,10 @@ fn parts(
             json!({ "alias": alias }),
         ));
     }
+    // That guests are forbidden goes without saying.
     let (join_rule, guests) = match preset {
-        RoomPreset::PublicChat => ("public", "forbidden"),
-        _ => ("invite", "can_join"),
+        RoomPreset::PublicChat => ("public", None),
+        _ => ("invite", Some("can_join")),
     };
     let mut by_preset = vec![
         Part::new("m.room.join_rules", "", json!({ "join_rule": join_rule })),
@@ -221,8 +222,9 @@ fn parts(
             "",
             json!({ "history_visibility": "shared" }),
         ),
-        Part::new("m.room.guest_access", "", json!({ "guest_access": guests })),
     ];
+    let guests = guests.map(|guests| json!({ "guest_access": guests }));
+    by_preset.extend(guests.map(|guests| Part::new("m.room.guest_access", "", guests)));
     let initial = initial_state(request)?;
     // What the client gives takes the place of what the preset would have set.
     by_preset.retain(|p| !initial.iter().any(|i| i.event_type == p.event_type));

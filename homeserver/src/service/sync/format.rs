@@ -20,7 +20,7 @@ impl Sync {
     ) -> Result<Raw<AnySyncTimelineEvent>, StorageError> {
         let filter = &look.ask.filter;
         let json = if filter.event_format == EventFormat::Federation {
-            Raw::from_json(event.pdu.json().to_owned())
+            with_id(event)?
         } else {
             let json = self.events.for_client(event, &look.ask.requester).await?;
             bundles.add(event, json)?
@@ -30,6 +30,16 @@ impl Sync {
             None => json,
         })
     }
+}
+
+/// An event as servers send it to each other, with its id: that of most room versions is not in it.
+fn with_id<T>(event: &StoredEvent) -> Result<Raw<T>, StorageError> {
+    let event_id = event.pdu.event_id();
+    let wrong = |_| StorageError::inconsistent("events", "json", event_id.as_str());
+    let mut json: Map<String, Value> =
+        serde_json::from_str(event.pdu.json().get()).map_err(wrong)?;
+    json.insert("event_id".to_owned(), event_id.as_str().into());
+    to_raw_value(&json).map(Raw::from_json).map_err(wrong)
 }
 
 /// Keeps the fields that are asked for.

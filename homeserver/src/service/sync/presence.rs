@@ -15,6 +15,8 @@ use ruma::{
 use super::{Look, Sync};
 use crate::{service::filter, storage::log::Change};
 
+/// To how many members a room is so small that it is told even who of them is not there.
+const SMALL_ROOM: usize = 50;
 /// How many users are told of at once.
 const MOST_USERS: usize = 1_000;
 
@@ -51,10 +53,9 @@ impl Sync {
                         }
                         // Whoever comes into a room of the user is seen from then on.
                         Change::Event(event) => {
-                            let joins = event.memberships.iter().filter(|row| {
-                                row.place.membership == MembershipState::Join
-                                    && is_there(&row.user_id)
-                            });
+                            let joins = event.memberships.iter();
+                            let joins =
+                                joins.filter(|row| row.place.membership == MembershipState::Join);
                             found.extend(joins.map(|row| row.user_id.clone()));
                         }
                         _ => {}
@@ -91,6 +92,12 @@ impl Sync {
             return;
         }
         let roster = self.storage.log().roster();
+        for room_id in &rooms {
+            let members = roster.members(room_id);
+            if members.len() <= SMALL_ROOM {
+                found.extend(members);
+            }
+        }
         for user_id in self.presence.everybody() {
             let meets = rooms
                 .iter()

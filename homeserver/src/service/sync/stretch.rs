@@ -10,7 +10,7 @@ use ruma::{
 
 use super::{Sync, state::is_member};
 use crate::{
-    service::filter,
+    service::{filter, timeline::membership},
     storage::{
         Families, StorageError,
         events::StoredEvent,
@@ -153,19 +153,30 @@ impl Sync {
     ) -> Result<Shown, StorageError> {
         let mut shown = Shown {
             limited: stretch.more,
-            members: stretch.events.iter().any(is_member),
+            members: stretch.more,
             any: !stretch.events.is_empty(),
             nid: stretch.nid,
             before: stretch.before,
             end: stretch.end,
             events: Vec::new(),
         };
+        for event in &stretch.events {
+            shown.members |= self.moves_somebody(event).await?;
+        }
+        let visibility = &self.timeline.visibility;
         for event in stretch.events.iter().rev() {
             if !filter::wants_event(filter, &event.pdu) {
                 continue;
             }
             let event = self.current(event).await?;
-            let view = self.timeline.visibility.view(user_id, event).await?;
+            let view = match visibility.view(user_id, event.clone()).await? {
+                None => {
+                    visibility
+                        .view_of_state(user_id, event, stretch.end)
+                        .await?
+                }
+                view => view,
+            };
             let Some(event) = view else {
                 continue;
             };
@@ -177,6 +188,19 @@ impl Sync {
         }
         shown.events.reverse();
         Ok(shown)
+    }
+
+    /// Whether somebody came, went, or was invited: not whether a member has another name or picture.
+    async fn moves_somebody(&self, event: &Arc<StoredEvent>) -> Result<bool, StorageError> {
+        if !is_member(event) {
+            return Ok(false);
+        }
+        let Some(replaces) = event.replaces else {
+            return Ok(true);
+        };
+        let before = self.events.by_nids(&[replaces]).await?.remove(&replaces);
+        let before = before.and_then(|before| membership(&before.pdu));
+        Ok(before != membership(&event.pdu))
     }
 
     /// An event as it is now: one that was redacted since it came into the log is not shown as it was.

@@ -118,6 +118,8 @@ impl Timeline {
         let joined = place.as_ref().map(|place| &place.membership) == Some(&MembershipState::Join);
         // Everybody sees what is open to the world, whether they were there or not.
         let open = joined || self.visibility.is_world_readable(head.state).await?;
+        // Who is banned has nothing more to do with the room.
+        let place = place.filter(|place| place.membership != MembershipState::Ban);
         match place.and_then(|place| place.joined_until) {
             _ if open => Ok(Readable {
                 state: head.state,
