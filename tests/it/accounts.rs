@@ -180,6 +180,32 @@ async fn a_proof_counts_for_one_thing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_authenticates_for_somebody_else() {
+    let server = TestServer::start().await;
+    let (alice, eve) = (server.register("alice").await, server.register("eve").await);
+    let other = server.log_in("alice").await;
+    let delete = json!({ "devices": [other.device_id] });
+    let path = "/_matrix/client/v3/delete_devices";
+    let with = |auth: Value| {
+        let mut body = delete.clone();
+        body["auth"] = auth;
+        body
+    };
+    let wrong = with(password(&eve, "the password of eve", None));
+    assert_eq!(
+        alice.post(path, &wrong).await.refused(),
+        (403, "M_FORBIDDEN")
+    );
+    other.get(WHOAMI).await.ok();
+    // As clients named users before there were other ways to.
+    let mut auth = password(&alice, "the password of alice", None);
+    auth["user"] = alice.user_id.clone().into();
+    auth.as_object_mut().unwrap().remove("identifier");
+    alice.post(path, &with(auth)).await.ok();
+    assert_eq!(other.get(WHOAMI).await.refused(), (401, "M_UNKNOWN_TOKEN"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_of_authentication_grows_old() {
     let server = TestServer::start().await;
     let nobody = User::anonymous(server.url());

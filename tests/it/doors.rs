@@ -3,7 +3,7 @@
 use ruma::{CanonicalJsonObject, ServerName};
 use serde_json::{Value, json};
 use sotto_federation::room::signing::SigningKey;
-use sotto_tests::{Setup, TestServer, User, room};
+use sotto_tests::{IdentityServer, Setup, TestServer, User, escape, room};
 
 async fn set(user: &User, room_id: &str, kind: &str, content: &Value) {
     let path = room(room_id, &format!("state/{kind}/"));
@@ -291,21 +291,27 @@ fn on_bind(user: &User, room_id: &str, sender: &User, signed: &Value) -> Value {
     })
 }
 
+/// Servers, and an identity server that they can ask.
+async fn with_identity_server(count: usize) -> (Vec<TestServer>, IdentityServer) {
+    let mut servers = Setup::default().federation(count + 1).await;
+    let mut last = servers.pop().unwrap();
+    last.stop().await;
+    (servers, IdentityServer::replace(&last).await)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_the_address_is_invited() {
     const ON_BIND: &str = "/_matrix/federation/v1/3pid/onbind";
-    let (a, b) = TestServer::pair().await;
+    let (mut servers, identity) = with_identity_server(2).await;
+    let (b, a) = (servers.pop().unwrap(), servers.pop().unwrap());
     let (alice, bob) = (a.register("alice").await, b.register("bob").await);
     let local = a.register("local").await;
-    let (key, other) = (
-        SigningKey::generate().unwrap(),
-        SigningKey::generate().unwrap(),
-    );
+    let other = SigningKey::generate().unwrap();
+    let (public_key, validity_url) = identity.key();
     for version in ["2", "12"] {
         let room_id = alice.create_room(&json!({ "room_version": version })).await;
         let content = json!({
-            "display_name": "b...@e...", "key_validity_url": "https://id.example/valid",
-            "public_key": key.public_key_base64(),
+            "display_name": "b...@e...", "key_validity_url": validity_url, "public_key": public_key,
         });
         let invite = room(&room_id, "state/m.room.third_party_invite/token");
         alice.put(&invite, &content).await.ok();
@@ -313,18 +319,20 @@ async fn who_has_the_address_is_invited() {
         // Signed by somebody else, or for an invite that is not there.
         for signed in [
             bound(&other, &bob.user_id, "token"),
-            bound(&key, &bob.user_id, "nothing"),
-            bound(&key, &local.user_id, "token"),
+            identity.sign(&json!({ "mxid": bob.user_id, "token": "nothing" })),
+            identity.sign(&json!({ "mxid": local.user_id, "token": "token" })),
         ] {
             let body = on_bind(&bob, &room_id, &alice, &signed);
-            User::anonymous(b.url()).put(ON_BIND, &body).await.ok();
+            let refused = User::anonymous(b.url()).put(ON_BIND, &body).await;
+            assert_eq!(refused.refused(), (403, "M_FORBIDDEN"));
             assert_eq!(
                 bob.join_via(&room_id, "a.test").await.refused(),
                 (403, "M_FORBIDDEN")
             );
         }
 
-        let body = on_bind(&bob, &room_id, &alice, &bound(&key, &bob.user_id, "token"));
+        let signed = identity.sign(&json!({ "mxid": bob.user_id, "token": "token" }));
+        let body = on_bind(&bob, &room_id, &alice, &signed);
         User::anonymous(b.url()).post(ON_BIND, &body).await.ok();
         let invited = |sync: &Value| sync["rooms"]["invite"].get(&room_id).map(|_| ());
         bob.sync_until(&mut None, invited).await;
@@ -334,16 +342,76 @@ async fn who_has_the_address_is_invited() {
         // The same on the server of whoever invited.
         let again = room(&room_id, "state/m.room.third_party_invite/again");
         alice.put(&again, &content).await.ok();
-        let body = on_bind(
-            &local,
-            &room_id,
-            &alice,
-            &bound(&key, &local.user_id, "again"),
-        );
+        let signed = identity.sign(&json!({ "mxid": local.user_id, "token": "again" }));
+        let body = on_bind(&local, &room_id, &alice, &signed);
         User::anonymous(a.url()).put(ON_BIND, &body).await.ok();
         local.join(&room_id).await.ok();
         let body = on_bind(&bob, &room_id, &alice, &json!({}));
         let foreign = User::anonymous(a.url()).put(ON_BIND, &body).await;
         assert!(!foreign.status.is_success());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_are_invited() {
+    let (mut servers, identity) = with_identity_server(1).await;
+    let server = servers.pop().unwrap();
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let carol = server.register("carol").await;
+    let private = json!({ "preset": "private_chat" });
+    let room_id = alice.create_room(&private).await;
+    let invite = room(&room_id, "invite");
+
+    // Somebody's address: that user is invited, here and when a room is made.
+    identity.bind("bob@example.org", &bob.user_id);
+    let of_bob = identity.address("bob@example.org");
+    let refused = carol.post(&invite, &of_bob).await;
+    assert_eq!(refused.refused(), (403, "M_FORBIDDEN"));
+    alice.post(&invite, &of_bob).await.ok();
+    membership_is(&alice, &room_id, &bob.user_id, "invite").await;
+    let made = json!({ "invite_3pid": [identity.address("nobody"), of_bob] });
+    let made = alice.create_room(&made).await;
+    membership_is(&alice, &made, &bob.user_id, "invite").await;
+    let kept = identity.kept().len();
+
+    // Nobody's: the invite is kept, and whoever brings a signature for it comes in.
+    let of_carol = identity.address("carol@example.org");
+    alice.post(&invite, &of_carol).await.ok();
+    let kept = identity.kept().split_off(kept);
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[0]["address"], "carol@example.org");
+    assert_eq!(kept[0]["sender"], alice.user_id);
+    assert_eq!(kept[0]["room_id"], room_id);
+    let token = format!("token {}", identity.kept().len());
+    let event = room(
+        &room_id,
+        &format!("state/m.room.third_party_invite/{}", escape(&token)),
+    );
+    let content = alice.get(&event).await.ok();
+    assert_eq!(content["display_name"], "b...@e...");
+    assert_eq!(content["public_keys"][0]["public_key"], identity.key().0);
+    let join = room(&room_id, "join");
+    let proof = |user: &User, token: &str| {
+        let signed = json!({ "mxid": user.user_id, "sender": alice.user_id, "token": token });
+        json!({ "third_party_signed": identity.sign(&signed) })
+    };
+    for wrong in [json!({}), proof(&bob, &token), proof(&carol, "another")] {
+        assert_eq!(
+            carol.post(&join, &wrong).await.refused(),
+            (403, "M_FORBIDDEN")
+        );
+    }
+    carol.post(&join, &proof(&carol, &token)).await.ok();
+    membership_is(&alice, &room_id, &carol.user_id, "join").await;
+
+    // A key that was revoked opens nothing.
+    let dave = server.register("dave").await;
+    alice
+        .post(&invite, &identity.address("dave@example.org"))
+        .await
+        .ok();
+    let token = format!("token {}", identity.kept().len());
+    identity.revoke();
+    let late = dave.post(&join, &proof(&dave, &token)).await;
+    assert_eq!(late.refused(), (403, "M_FORBIDDEN"));
 }

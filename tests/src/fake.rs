@@ -384,13 +384,13 @@ async fn transaction(State(shared): State<Arc<Shared>>, body: String) -> (Status
 }
 
 /// A listener with TLS.
-struct Tls {
+pub(crate) struct Tls {
     listener: TcpListener,
     acceptor: TlsAcceptor,
 }
 
 impl Tls {
-    async fn bind(address: SocketAddr, directory: &Path, name: &str) -> Self {
+    pub(crate) async fn bind(address: SocketAddr, directory: &Path, name: &str) -> Self {
         let file = |end: &str| directory.join(format!("{name}.{end}"));
         let certificates = CertificateDer::pem_file_iter(file("crt")).expect("a certificate");
         let chain = certificates

@@ -16,6 +16,7 @@
 mod database;
 mod fake;
 mod gateway;
+mod identity;
 mod links;
 mod peer;
 mod server;
@@ -24,6 +25,7 @@ mod user;
 pub use database::Database;
 pub use fake::{FakeServer, Lie};
 pub use gateway::Gateway;
+pub use identity::{ID_ACCESS_TOKEN, IdentityServer};
 pub use links::Links;
 pub use peer::{Draft, Made, Peer, Seat};
 pub use server::{Setup, TestServer};

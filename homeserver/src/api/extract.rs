@@ -16,7 +16,7 @@ use ruma::api::{
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-use super::{error::MatrixError, rate_limits, standing};
+use super::{error::MatrixError, legacy, rate_limits, standing};
 use crate::service::accounts::{Accounts, Requester, sessions::Bearer};
 
 /// The largest body of a request that is not an upload, in bytes: a federation transaction of fifty
@@ -40,6 +40,13 @@ pub(crate) struct Authenticated<T> {
 pub(crate) struct MaybeAuthenticated<T> {
     pub(crate) requester: Option<Requester>,
     pub(crate) body: T,
+}
+
+/// A request by a user, and all that is in its body.
+pub(crate) struct WithJson<T> {
+    pub(crate) requester: Requester,
+    pub(crate) body: T,
+    pub(crate) json: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A response of ruma.
@@ -115,6 +122,25 @@ where
     }
 }
 
+impl<S, T> FromRequest<S> for WithJson<T>
+where
+    T: IncomingRequest<Authentication = AccessToken>,
+    Accounts: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = MatrixError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
+        let requester = requester(&request, state).await?;
+        let (request, path) = read(request, state).await?;
+        Ok(Self {
+            requester,
+            body: parse(&request, &path)?,
+            json: object(request.body())?,
+        })
+    }
+}
+
 impl<S, T> FromRequest<S> for MaybeAuthenticated<T>
 where
     T: IncomingRequest,
@@ -171,10 +197,7 @@ where
             requester,
             path,
             query: query.collect(),
-            body: match request.body().as_slice() {
-                [] => serde_json::Map::new(),
-                body => parse_json(body)?,
-            },
+            body: object(request.body())?,
         })
     }
 }
@@ -183,6 +206,15 @@ where
 pub(super) async fn json_body<T: DeserializeOwned>(request: Request) -> Result<T, MatrixError> {
     let (request, _) = read(request, &()).await?;
     parse_json(request.body())
+}
+
+/// A body that may be left out.
+fn object(body: &[u8]) -> Result<serde_json::Map<String, serde_json::Value>, MatrixError> {
+    if body.is_empty() {
+        Ok(serde_json::Map::new())
+    } else {
+        parse_json(body)
+    }
 }
 
 fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, MatrixError> {
@@ -268,10 +300,8 @@ pub(super) async fn read<S: Send + Sync>(
                 MatrixError::bad_json("The request ended too early")
             }
         })?;
-    Ok((
-        http::Request::from_parts(parts, body.to_bytes().to_vec()),
-        path,
-    ))
+    let body = legacy::modernize_body(parts.uri.path(), body.to_bytes().to_vec());
+    Ok((http::Request::from_parts(parts, body), path))
 }
 
 pub(super) fn parse<T: IncomingRequest>(

@@ -6,6 +6,7 @@
 //!   ([spec](https://spec.matrix.org/v1.19/client-server-api/#using-access-tokens)).
 //! - The paths of `r0`, from before specifications had versions, and of `media/v1`.
 //! - Unstable paths of what became stable long ago.
+//! - Users in `auth` without an `identifier`.
 //! - Events and redactions without a transaction id, as `POST`.
 //! - Server keys by the id of a key: the answer always holds all of them.
 
@@ -15,6 +16,7 @@ use http::{
     header::AUTHORIZATION,
     uri::{Parts, PathAndQuery},
 };
+use serde_json::{Value, json};
 use tower::util::MapRequest;
 
 use crate::service::accounts::random_id;
@@ -38,6 +40,15 @@ const MOVED: [(&str, &str); 9] = [
     ("/_matrix/media/v1/upload", "/_matrix/media/v3/upload"),
 ];
 
+/// What asks people to prove who they are.
+const WITH_AUTH: [&str; 5] = [
+    "/_matrix/client/v3/account/",
+    "/_matrix/client/v3/delete_devices",
+    "/_matrix/client/v3/devices/",
+    "/_matrix/client/v3/keys/device_signing/",
+    "/_matrix/client/v3/register",
+];
+
 /// The server, and deprecated requests too.
 pub(crate) fn with_deprecated_requests(router: Router) -> Router {
     Router::new().fallback_service(MapRequest::new(router, modernize))
@@ -58,6 +69,23 @@ fn modernize(mut request: Request) -> Request {
         drop_key_id(&mut request);
     }
     request
+}
+
+/// Names the user in `auth` in the form of today, where an older client says only `user`
+/// ([spec](https://spec.matrix.org/v1.19/client-server-api/#password-based)).
+pub(super) fn modernize_body(path: &str, body: Vec<u8>) -> Vec<u8> {
+    if !WITH_AUTH.iter().any(|start| path.starts_with(start)) {
+        return body;
+    }
+    let Ok(mut json) = serde_json::from_slice::<Value>(&body) else {
+        return body;
+    };
+    let user = json["auth"]["user"].clone();
+    if user.is_string() && json["auth"]["identifier"].is_null() {
+        json["auth"]["identifier"] = json!({ "type": "m.id.user", "user": user });
+        return json.to_string().into_bytes();
+    }
+    body
 }
 
 /// Takes an access token out of the query string into its header; a header that is there wins.

@@ -4,12 +4,15 @@
 
 use std::sync::Arc;
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{
     Method,
     header::{AUTHORIZATION, CONTENT_TYPE},
 };
-use ruma::{OwnedServerName, ServerName, UserId};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use sotto_federation::{
     egress::{GuardedClient, RequestError},
     room::signing::SigningKey,
@@ -42,6 +45,35 @@ pub(crate) enum IdentityError {
     Refused(u16),
     #[error("the answer of the identity server is malformed")]
     Malformed,
+}
+
+/// An address that somebody is invited by, and the server that may know whose it is.
+#[derive(Clone, Copy)]
+pub(crate) struct Invitee<'a> {
+    pub(crate) id_server: &'a str,
+    pub(crate) id_access_token: &'a str,
+    pub(crate) medium: &'a str,
+    pub(crate) address: &'a str,
+}
+
+/// An invite that an identity server keeps until somebody shows that the address is theirs.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Kept {
+    pub(crate) token: String,
+    #[serde(default)]
+    pub(crate) display_name: String,
+    #[serde(default)]
+    pub(crate) public_keys: Vec<InviteKey>,
+    /// What older servers give in place of several.
+    public_key: Option<String>,
+}
+
+/// A key with which the invite will be signed, and where to ask whether it still counts.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct InviteKey {
+    pub(crate) public_key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) key_validity_url: Option<String>,
 }
 
 /// What a client gives for a validation that was made at an identity server.
@@ -113,6 +145,78 @@ impl Identity {
         self.post(id_server, path, &body, &header).await.map(drop)
     }
 
+    /// Whose an address is
+    /// ([spec](https://spec.matrix.org/v1.19/identity-service-api/#association-lookup)). The address is told
+    /// as a hash wherever the server knows hashes.
+    pub(crate) async fn look_up(
+        &self,
+        of: Invitee<'_>,
+    ) -> Result<Option<OwnedUserId>, IdentityError> {
+        let token = format!("Bearer {}", of.id_access_token);
+        let details = url(of.id_server, "/_matrix/identity/v2/hash_details")?;
+        let details = self.client.request(Method::GET, &details)?;
+        let details = read(details.header(AUTHORIZATION, &token)).await?;
+        let pepper = details["lookup_pepper"].as_str();
+        let pepper = pepper.ok_or(IdentityError::Malformed)?;
+        let algorithms = details["algorithms"]
+            .as_array()
+            .ok_or(IdentityError::Malformed)?;
+        let knows = |name: &str| algorithms.iter().any(|known| known == name);
+        let plain = format!("{} {}", of.address, of.medium);
+        let (algorithm, address) = if knows("sha256") {
+            let hash = Sha256::digest(format!("{plain} {pepper}"));
+            ("sha256", URL_SAFE_NO_PAD.encode(hash))
+        } else if knows("none") {
+            ("none", plain)
+        } else {
+            return Err(IdentityError::Malformed);
+        };
+        let body = json!({ "addresses": [address], "algorithm": algorithm, "pepper": pepper });
+        let path = "/_matrix/identity/v2/lookup";
+        let answer = self.post(of.id_server, path, &body, &token).await?;
+        let user_id = answer["mappings"][&address].as_str();
+        let user_id = user_id.map(UserId::parse).transpose();
+        user_id.map_err(|_| IdentityError::Malformed)
+    }
+
+    /// Has an invite kept for whoever will show that the address is theirs
+    /// ([spec](https://spec.matrix.org/v1.19/identity-service-api/#invitation-storage)). `about` is what the
+    /// identity server may tell them of the room and the sender.
+    pub(crate) async fn keep_invite(
+        &self,
+        of: Invitee<'_>,
+        mut about: Value,
+    ) -> Result<Kept, IdentityError> {
+        about["medium"] = of.medium.into();
+        about["address"] = of.address.into();
+        let token = format!("Bearer {}", of.id_access_token);
+        let path = "/_matrix/identity/v2/store-invite";
+        let answer = self.post(of.id_server, path, &about, &token).await?;
+        let mut kept: Kept =
+            serde_json::from_value(answer).map_err(|_| IdentityError::Malformed)?;
+        if kept.public_keys.is_empty() {
+            let path = "/_matrix/identity/v2/pubkey/isvalid";
+            kept.public_keys.push(InviteKey {
+                public_key: kept.public_key.take().ok_or(IdentityError::Malformed)?,
+                key_validity_url: Some(url(of.id_server, path)?),
+            });
+        }
+        Ok(kept)
+    }
+
+    /// Whether a key with which an invite was signed still counts
+    /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#mroomthird_party_invite)).
+    pub(crate) async fn is_valid(&self, key: &InviteKey) -> Result<bool, IdentityError> {
+        let Some(ask) = &key.key_validity_url else {
+            return Ok(true);
+        };
+        let mut ask = reqwest::Url::parse(ask).map_err(|_| IdentityError::Name)?;
+        ask.query_pairs_mut()
+            .append_pair("public_key", &key.public_key);
+        let answer = read(self.client.request(Method::GET, ask.as_str())?).await?;
+        Ok(answer["valid"] == true)
+    }
+
     async fn post(
         &self,
         id_server: &str,
@@ -120,26 +224,35 @@ impl Identity {
         body: &Value,
         authorization: &str,
     ) -> Result<Value, IdentityError> {
-        // A name, and not more of a URL.
-        ServerName::parse(id_server).map_err(|_| IdentityError::Name)?;
-        let url = format!("https://{id_server}{path}");
-        let request = self.client.request(Method::POST, &url)?;
+        let request = self.client.request(Method::POST, &url(id_server, path)?)?;
         let request = request
             .header(AUTHORIZATION, authorization)
             .header(CONTENT_TYPE, "application/json")
             .body(body.to_string());
-        let unreachable = |_| IdentityError::Unreachable;
-        let mut response = request.send().await.map_err(unreachable)?;
-        if !response.status().is_success() {
-            return Err(IdentityError::Refused(response.status().as_u16()));
-        }
-        let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() > LONGEST {
-                return Err(IdentityError::Malformed);
-            }
-        }
-        serde_json::from_slice(&bytes).map_err(|_| IdentityError::Malformed)
+        read(request).await
     }
+}
+
+/// Where an identity server has something.
+fn url(id_server: &str, path: &str) -> Result<String, IdentityError> {
+    // A name, and not more of a URL.
+    ServerName::parse(id_server).map_err(|_| IdentityError::Name)?;
+    Ok(format!("https://{id_server}{path}"))
+}
+
+/// Sends a request, and reads no more of the answer than one would expect.
+async fn read(request: reqwest::RequestBuilder) -> Result<Value, IdentityError> {
+    let unreachable = |_| IdentityError::Unreachable;
+    let mut response = request.send().await.map_err(unreachable)?;
+    if !response.status().is_success() {
+        return Err(IdentityError::Refused(response.status().as_u16()));
+    }
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > LONGEST {
+            return Err(IdentityError::Malformed);
+        }
+    }
+    serde_json::from_slice(&bytes).map_err(|_| IdentityError::Malformed)
 }

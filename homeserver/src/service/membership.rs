@@ -98,16 +98,17 @@ impl Membership {
         Ok(room.is_some_and(|room| room.head.is_some()) && !servers.is_empty())
     }
 
-    /// Joins a room; through one of the servers `via` if this server is not in it.
+    /// Joins a room; through one of the servers `via` if this server is not in it. `said` is what the client
+    /// wants to be said in the event.
     pub(crate) async fn join(
         &self,
         user_id: &UserId,
         room_id: &RoomId,
         via: Vec<OwnedServerName>,
-        reason: Option<String>,
+        said: Map<String, Value>,
     ) -> Result<(), MembershipError> {
         self.admit(user_id, room_id).await?;
-        self.enter(user_id, room_id, via, reason).await?;
+        self.enter(user_id, room_id, via, said).await?;
         self.succession.follow(user_id, room_id).await;
         Ok(())
     }
@@ -117,28 +118,27 @@ impl Membership {
         user_id: &UserId,
         room_id: &RoomId,
         via: Vec<OwnedServerName>,
-        reason: Option<String>,
+        said: Map<String, Value>,
     ) -> Result<(), MembershipError> {
-        let turn = self.remote.turn(room_id).await;
-        if !self.is_resident(room_id).await? {
-            let wish = Wish {
+        let wish = async || {
+            let mut profile = self.timeline.profile(user_id).await?;
+            profile.extend(said.clone());
+            Ok::<_, StorageError>(Wish {
                 user_id,
                 room_id,
-                profile: self.timeline.profile(user_id).await?,
-                reason,
-            };
-            return Ok(self.remote.join(wish, via).await?);
+                profile,
+                reason: None,
+            })
+        };
+        let turn = self.remote.turn(room_id).await;
+        if !self.is_resident(room_id).await? {
+            return Ok(self.remote.join(wish().await?, via).await?);
         }
         drop(turn);
         let authorizer = match self.door(room_id, user_id).await? {
             Door::Open(authorizer) => authorizer,
             Door::OpenedByOthers => {
-                let wish = Wish {
-                    user_id,
-                    room_id,
-                    profile: self.timeline.profile(user_id).await?,
-                    reason,
-                };
+                let wish = wish().await?;
                 return Ok(self.remote.join_by_others(wish, via).await?);
             }
         };
@@ -147,10 +147,12 @@ impl Membership {
             sender: user_id,
             target: user_id,
             membership,
-            reason,
+            reason: None,
             is_direct: false,
         };
-        self.change_as(room_id, join, authorizer).await.map(drop)
+        self.change_as(room_id, join, authorizer, said)
+            .await
+            .map(drop)
     }
 
     /// Who has to open a room of ours for a user to come in
@@ -287,7 +289,7 @@ impl Membership {
         room_id: &RoomId,
         change: Change<'_>,
     ) -> Result<OwnedEventId, MembershipError> {
-        self.change_as(room_id, change, None).await
+        self.change_as(room_id, change, None, Map::new()).await
     }
 
     async fn change_as(
@@ -295,6 +297,7 @@ impl Membership {
         room_id: &RoomId,
         change: Change<'_>,
         authorizer: Option<OwnedUserId>,
+        said: Map<String, Value>,
     ) -> Result<OwnedEventId, MembershipError> {
         let now = self.now(room_id, change.target).await?;
         if change.membership == MembershipState::Join
@@ -306,7 +309,9 @@ impl Membership {
             // Joining again changes nothing.
             return Ok(event_id);
         }
-        let content = to_raw_value(&self.content(&change, authorizer).await?)
+        let mut content = self.content(&change, authorizer).await?;
+        content.extend(said);
+        let content = to_raw_value(&content)
             .map_err(|_| BuildError::NotCanonical)
             .map_err(SendError::from)?;
         let template = template(change.target, content);

@@ -7,7 +7,10 @@
 mod captcha;
 mod stages;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures_util::FutureExt;
 use ruma::{
@@ -18,7 +21,7 @@ use ruma::{
     },
 };
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub(crate) use self::{
     captcha::Captcha,
@@ -73,7 +76,7 @@ pub(crate) struct Proof {
 pub(crate) struct Challenge {
     flows: Vec<Flow>,
     completed: Vec<String>,
-    params: Value,
+    params: Map<String, Value>,
     session: String,
     #[serde(flatten)]
     error: Option<StandardErrorBody>,
@@ -113,6 +116,8 @@ pub(crate) enum UiaError {
     Incomplete(Box<Challenge>),
     #[error("the session was opened for something else")]
     OtherPurpose,
+    #[error("this is somebody else")]
+    OtherUser,
     #[error(transparent)]
     TooOften(#[from] TooOften),
     #[error(transparent)]
@@ -180,11 +185,19 @@ impl Uia {
                 session: Some(hash(&id)),
             });
         }
+        let asked: BTreeSet<_> = demand
+            .flows
+            .iter()
+            .flatten()
+            .map(AuthType::as_str)
+            .collect();
+        let mut params = self.stages.params();
+        params.retain(|stage, _| asked.contains(stage.as_str()));
         let flows = demand.flows.into_iter();
         Err(UiaError::Incomplete(Box::new(Challenge {
             flows: flows.map(|stages| Flow { stages }).collect(),
             completed: completed.into_keys().collect(),
-            params: self.stages.params(),
+            params,
             session: id,
             error,
         })))

@@ -98,16 +98,17 @@ pub(super) fn services(
         let tls = rustls::ClientConfig::clone(federation.tls());
         Mail::new(settings, tls, clock.clone())
     });
+    let identity = Identity::new(
+        federation.guarded().clone(),
+        key.clone(),
+        server_name.clone(),
+    );
     let threepids = Threepids::new(threepids::Parts {
         storage: storage.clone(),
         clock: clock.clone(),
         accounts: accounts.clone(),
         mail,
-        identity: Identity::new(
-            federation.guarded().clone(),
-            key.clone(),
-            server_name.clone(),
-        ),
+        identity: identity.clone(),
     });
     let server_keys = ServerKeys::new(
         storage.clone(),
@@ -213,8 +214,12 @@ pub(super) fn services(
         key.clone(),
     );
     let membership = Membership::new(storage.clone(), timeline.clone(), remote, doors, succession);
-    let third_party_invites =
-        ThirdPartyInvites::new(timeline.clone(), membership.clone(), federation.clone());
+    let third_party_invites = ThirdPartyInvites::new(
+        timeline.clone(),
+        membership.clone(),
+        federation.clone(),
+        identity,
+    );
     let uia = Uia::new(
         storage.clone(),
         clock.clone(),

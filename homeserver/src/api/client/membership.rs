@@ -2,29 +2,34 @@
 
 use axum::extract::State;
 use ruma::{
-    OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName, UserId,
+    OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName, RoomId, UserId,
     api::client::{
         knock::knock_room,
         membership::{
-            ban_user, forget_room, invite_user, join_room_by_id, join_room_by_id_or_alias,
-            joined_rooms, kick_user, leave_room, unban_user,
+            Invite3pid, ThirdPartySigned, ban_user, forget_room,
+            invite_user::{self, v3::InvitationRecipient},
+            join_room_by_id, join_room_by_id_or_alias, joined_rooms, kick_user, leave_room,
+            unban_user,
         },
     },
     api::error::ErrorKind,
     events::room::member::MembershipState,
 };
+use serde_json::{Map, Value};
 use sotto_federation::client::ClientError;
 
 use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{Authenticated, Matrix},
+        extract::{Authenticated, Matrix, WithJson},
     },
     service::{
         accounts::{Accounts, Requester},
         aliases::Aliases,
+        identity::Invitee,
         membership::{AnswerError, Change, Membership, MembershipError, RemoteError},
+        third_party_invites::ThirdPartyInvites,
     },
 };
 
@@ -126,13 +131,35 @@ fn change<'a>(
     }
 }
 
+/// What a client wants to be said in its membership event: the reason, and whatever the specification has no
+/// name for.
+fn said(mut json: Map<String, Value>) -> Map<String, Value> {
+    for ours in [
+        "is_direct",
+        "join_authorised_via_users_server",
+        "membership",
+        "third_party_invite",
+        "third_party_signed",
+    ] {
+        json.remove(ours);
+    }
+    json
+}
+
 /// `POST /_matrix/client/v3/rooms/{roomId}/join`
 async fn join_room_by_id(
     State(membership): State<Membership>,
-    Authenticated { requester, body }: Authenticated<join_room_by_id::v3::Request>,
+    State(invites): State<ThirdPartyInvites>,
+    WithJson {
+        requester,
+        body,
+        json,
+    }: WithJson<join_room_by_id::v3::Request>,
 ) -> Result<Matrix<join_room_by_id::v3::Response>, MatrixError> {
+    let (user_id, signed) = (&requester.user_id, body.third_party_signed);
+    redeem(&invites, user_id, &body.room_id, signed).await;
     membership
-        .join(&requester.user_id, &body.room_id, Vec::new(), body.reason)
+        .join(user_id, &body.room_id, Vec::new(), said(json))
         .await?;
     Ok(Matrix(join_room_by_id::v3::Response::new(body.room_id)))
 }
@@ -141,12 +168,17 @@ async fn join_room_by_id(
 async fn join_room_by_id_or_alias(
     State(membership): State<Membership>,
     State(aliases): State<Aliases>,
-    Authenticated { requester, body }: Authenticated<join_room_by_id_or_alias::v3::Request>,
+    State(invites): State<ThirdPartyInvites>,
+    WithJson {
+        requester,
+        body,
+        json,
+    }: WithJson<join_room_by_id_or_alias::v3::Request>,
 ) -> Result<Matrix<join_room_by_id_or_alias::v3::Response>, MatrixError> {
     let (room_id, via) = find(&aliases, body.room_id_or_alias, body.via).await?;
-    membership
-        .join(&requester.user_id, &room_id, via, body.reason)
-        .await?;
+    let (user_id, signed) = (&requester.user_id, body.third_party_signed);
+    redeem(&invites, user_id, &room_id, signed).await;
+    membership.join(user_id, &room_id, via, said(json)).await?;
     Ok(Matrix(join_room_by_id_or_alias::v3::Response::new(room_id)))
 }
 
@@ -184,19 +216,52 @@ async fn find(
 /// `POST /_matrix/client/v3/rooms/{roomId}/invite`
 async fn invite_user(
     State(membership): State<Membership>,
+    State(invites): State<ThirdPartyInvites>,
     Authenticated { requester, body }: Authenticated<invite_user::v3::Request>,
 ) -> Result<Matrix<invite_user::v3::Response>, MatrixError> {
-    let invite_user::v3::InvitationRecipient::UserId(invited) = &body.recipient else {
-        return Err(MatrixError::bad_request(
-            ErrorKind::ThreepidDenied,
-            "This server does not invite by third-party identifiers",
-        ));
-    };
-    let target = &invited.user_id;
-    let reason = invited.reason.clone();
-    let invite = change(&requester, target, MembershipState::Invite, reason);
-    membership.invite(&body.room_id, invite).await?;
+    match &body.recipient {
+        InvitationRecipient::UserId(user) => {
+            let (target, reason) = (&user.user_id, user.reason.clone());
+            let invite = change(&requester, target, MembershipState::Invite, reason);
+            membership.invite(&body.room_id, invite).await?;
+        }
+        InvitationRecipient::ThirdPartyId(threepid) => {
+            let (sender, address) = (&requester.user_id, address(threepid));
+            invites
+                .invite_address(sender, &body.room_id, address)
+                .await?;
+        }
+        _ => return Err(MatrixError::bad_json("It is not said who is invited")),
+    }
     Ok(Matrix(invite_user::v3::Response::new()))
+}
+
+/// An address that is to be invited.
+pub(super) fn address(invited: &Invite3pid) -> Invitee<'_> {
+    Invitee {
+        id_server: &invited.id_server,
+        id_access_token: &invited.id_access_token,
+        medium: invited.medium.as_str(),
+        address: &invited.address,
+    }
+}
+
+/// Takes what an identity server signed, if a client brings that. Whether it was any good shows when the
+/// user joins.
+async fn redeem(
+    invites: &ThirdPartyInvites,
+    user_id: &UserId,
+    room_id: &RoomId,
+    signed: Option<ThirdPartySigned>,
+) {
+    let Some(signed) = signed else { return };
+    let sender = signed.sender.clone();
+    let signed = serde_json::to_value(signed).and_then(serde_json::from_value);
+    if let Ok(signed) = signed
+        && let Err(error) = invites.redeem(user_id, room_id, sender, signed).await
+    {
+        tracing::info!(%room_id, %error, "an address was not invited");
+    }
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/leave`

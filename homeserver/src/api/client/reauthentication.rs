@@ -17,6 +17,7 @@ impl From<UiaError> for MatrixError {
         match error {
             UiaError::Incomplete(challenge) => Self::Uia(challenge),
             UiaError::OtherPurpose => Self::forbidden("The session was opened for something else"),
+            UiaError::OtherUser => Self::forbidden("This is somebody else"),
             UiaError::TooOften(error) => error.into(),
             UiaError::Storage(error) => error.into(),
         }

@@ -6,6 +6,7 @@ use ruma::{
     events::room::member::MembershipState,
 };
 
+use super::membership::address;
 use crate::{
     api::{
         Routes,
@@ -15,6 +16,7 @@ use crate::{
     service::{
         membership::{Change, Membership},
         rooms::{CreateRoomError, Rooms},
+        third_party_invites::ThirdPartyInvites,
         timeline::SendError,
     },
 };
@@ -50,6 +52,7 @@ impl From<CreateRoomError> for MatrixError {
 async fn create_room(
     State(rooms): State<Rooms>,
     State(membership): State<Membership>,
+    State(invites): State<ThirdPartyInvites>,
     Authenticated { requester, body }: Authenticated<v3::Request>,
 ) -> Result<Matrix<v3::Response>, MatrixError> {
     let room_id = rooms.create(&requester, &body).await?;
@@ -62,6 +65,10 @@ async fn create_room(
     };
     membership
         .invite_all(&room_id, body.invite.iter().map(|user_id| invite(user_id)))
+        .await;
+    let addresses = body.invite_3pid.iter().map(address);
+    invites
+        .invite_addresses(&requester.user_id, &room_id, addresses)
         .await;
     Ok(Matrix(v3::Response::new(room_id)))
 }

@@ -37,6 +37,10 @@ impl From<ThirdPartyInviteError> for MatrixError {
             ThirdPartyInviteError::ForeignUser => {
                 Self::forbidden("The user belongs to another server")
             }
+            ThirdPartyInviteError::Revoked => {
+                Self::forbidden("The signature of the invite does not count any more")
+            }
+            ThirdPartyInviteError::Identity(error) => error.into(),
             ThirdPartyInviteError::Client(error) => error.into(),
             ThirdPartyInviteError::Membership(error) => error.into(),
             ThirdPartyInviteError::Storage(error) => error.into(),

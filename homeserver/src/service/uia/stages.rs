@@ -9,7 +9,7 @@ use ruma::{
         error::ErrorKind,
     },
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Captcha, Completed, Stage, UiaError};
 use crate::{
@@ -34,15 +34,17 @@ const WRONG_PASSWORD: Stage =
 
 impl Stages {
     /// What clients need to know for the stages.
-    pub(super) fn params(&self) -> Value {
-        let mut params = json!({});
+    pub(super) fn params(&self) -> Map<String, Value> {
+        let mut params = Map::new();
         if let Some(captcha) = &self.captcha {
-            params[AuthType::ReCaptcha.as_str()] = json!({ "public_key": captcha.public_key() });
+            let key = json!({ "public_key": captcha.public_key() });
+            params.insert(AuthType::ReCaptcha.to_string(), key);
         }
         if let Some(terms) = &self.terms {
             let text = json!({ "name": terms.name, "url": terms.url });
             let policy = json!({ "version": terms.version, "en": text });
-            params[AuthType::Terms.as_str()] = json!({ "policies": { "terms": policy } });
+            let policies = json!({ "policies": { "terms": policy } });
+            params.insert(AuthType::Terms.to_string(), policies);
         }
         params
     }
@@ -86,6 +88,11 @@ impl Stages {
             (_, Some((medium, address))) => self.threepids.owner(medium.as_str(), address).await?,
             _ => None,
         };
+        if let UserIdentifier::Matrix(_) = name
+            && named.as_deref().is_some_and(|named| Some(named) != user_id)
+        {
+            return Err(UiaError::OtherUser);
+        }
         let Some(user_id) = user_id.filter(|user_id| named.as_deref() == Some(*user_id)) else {
             return Ok(WRONG_PASSWORD);
         };
