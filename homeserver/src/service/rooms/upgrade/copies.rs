@@ -82,6 +82,11 @@ impl Copies {
                 .filter(|content| !content.is_empty());
             copied.extend(content.map(|c| (kind.to_owned(), String::new(), Value::Object(c))));
         }
+        if find("m.room.guest_access").is_none() {
+            // It goes without saying in the old room; here it is said, whatever rooms may mean by silence.
+            let forbidden = json!({ "guest_access": "forbidden" });
+            copied.push(("m.room.guest_access".to_owned(), String::new(), forbidden));
+        }
         let create = create.and_then(map).unwrap_or_default();
         let is_space = create.get("type").and_then(Value::as_str) == Some("m.space");
         for pdu in state.iter().map(|event| &*event.pdu) {
