@@ -16,6 +16,7 @@ use ruma::{
         EndpointError, IncomingResponse, OutgoingBody, OutgoingRequest, path_builder::PathBuilder,
     },
 };
+use serde::de::IgnoredAny;
 
 pub use self::{
     answer::Answer,
@@ -304,7 +305,14 @@ fn typed<T: IncomingResponse<EndpointError = MatrixError>>(
     let status = parts.status;
     let answer = http::Response::from_parts(parts, body.as_slice());
     if status.is_success() {
-        return T::try_from_http_response_inner(answer).map_err(|_| ClientError::MalformedAnswer);
+        let is_json = serde_json::from_slice::<IgnoredAny>(&body).is_ok();
+        return T::try_from_http_response_inner(answer).map_err(|_| {
+            if is_json {
+                ClientError::OtherForm
+            } else {
+                ClientError::MalformedAnswer
+            }
+        });
     }
     if status.as_u16() < 400 {
         return Err(ClientError::Redirected);

@@ -35,6 +35,9 @@ pub enum ClientError {
     /// The answer is not what the specification says.
     #[error("the server gave a malformed answer")]
     MalformedAnswer,
+    /// The answer is a success, and JSON, but not of the form that the specification says.
+    #[error("the server gave an answer of another form")]
+    OtherForm,
     /// The request cannot be written or signed.
     #[error("the request cannot be sent")]
     Unsendable,
@@ -90,6 +93,7 @@ impl ClientError {
             | Self::TooLarge
             | Self::Redirected
             | Self::MalformedAnswer
+            | Self::OtherForm
             | Self::Unsendable => false,
         }
     }

@@ -81,6 +81,7 @@ async fn events(State(old): State<OldSync>, request: Untyped) -> Result<Plain, M
 }
 
 fn parameter<T: FromStr>(request: &Untyped, name: &str) -> Result<Option<T>, MatrixError> {
-    let parsed = request.query(name).map(str::parse).transpose();
+    let given = request.query(name).filter(|given| !given.is_empty());
+    let parsed = given.map(str::parse).transpose();
     parsed.map_err(|_| MatrixError::invalid_param(format!("`{name}` is malformed")))
 }

@@ -3,7 +3,7 @@
 use axum::extract::{FromRef, FromRequest, Request};
 use http::StatusCode;
 use ruma::{
-    OwnedServerName,
+    CanonicalJsonValue, OwnedServerName,
     api::{IncomingRequest, error::ErrorKind, federation::authentication::ServerSignatures},
 };
 use sotto_federation::x_matrix::{XMatrix, XMatrixError};
@@ -39,9 +39,20 @@ where
         let origin = authenticate(&request, &keys, us.server_name()).await?;
         Ok(Self {
             origin,
-            body: parse(&request, &path)?,
+            body: parse(&request, &path).map_err(|error| {
+                // What servers cannot sign is no JSON to them, whatever else is wrong.
+                if is_canonical(request.body()) {
+                    error
+                } else {
+                    MatrixError::bad_json("The body of the request is not canonical JSON")
+                }
+            })?,
         })
     }
+}
+
+fn is_canonical(body: &[u8]) -> bool {
+    body.is_empty() || serde_json::from_slice::<CanonicalJsonValue>(body).is_ok()
 }
 
 /// Who signed a request. One of the headers has to be right, if there are several.

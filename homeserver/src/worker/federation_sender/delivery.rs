@@ -292,6 +292,8 @@ impl FederationSender {
                 }
                 Outcome::Delivered
             }
+            // Whatever it says beside, it has taken the transaction.
+            Err(ClientError::OtherForm) => Outcome::Delivered,
             Err(error) => {
                 tracing::info!(%server, %error, "a transaction was not delivered");
                 match error {
