@@ -1,6 +1,7 @@
 //! The HTTP edge: routes that parse, call one service, and answer. Files are named as the chapters of the
 //! specification; a route of the path `…/rooms/{roomId}/send/…` is in the chapter that describes it.
 
+pub(crate) mod admin;
 pub(crate) mod client;
 pub(crate) mod error;
 pub(crate) mod extract;
@@ -32,17 +33,18 @@ use crate::service::{notifications::Notifications, pushers::Pushers, unread::Unr
 use crate::{
     clock::Clock,
     service::{
-        account_data::AccountData, accounts::Accounts, admission::Admission, aliases::Aliases,
-        backfill::Backfill, calls::Calls, deactivation::Deactivation, devices::Devices,
-        directory::Directory, e2e_keys::E2eKeys, filter::Filters, key_backup::KeyBackup,
-        media::Media, membership::Membership, moderation::Moderation, old_sync::OldSync,
-        presence::Presence, previews::Previews, profiles::Profiles, push_rules::PushRules,
-        rate_limits::RateLimits, receipts::Receipts, registration::Registration,
-        relations::Relations, rooms::Rooms, server_keys::ServerKeys, shared_history::SharedHistory,
-        shared_secret::SharedSecret, spaces::Spaces, support::Support, sync::Sync,
-        third_party_invites::ThirdPartyInvites, thread_subscriptions::ThreadSubscriptions,
-        threepids::Threepids, timeline::Timeline, to_device::ToDevice, transactions::Transactions,
-        typing::Typing, uia::Uia, user_directory::UserDirectory,
+        account_data::AccountData, accounts::Accounts, administration::Administration,
+        admission::Admission, aliases::Aliases, backfill::Backfill, calls::Calls,
+        deactivation::Deactivation, devices::Devices, directory::Directory, e2e_keys::E2eKeys,
+        filter::Filters, key_backup::KeyBackup, media::Media, membership::Membership,
+        moderation::Moderation, old_sync::OldSync, presence::Presence, previews::Previews,
+        profiles::Profiles, push_rules::PushRules, rate_limits::RateLimits, receipts::Receipts,
+        registration::Registration, relations::Relations, rooms::Rooms, server_keys::ServerKeys,
+        shared_history::SharedHistory, shared_secret::SharedSecret, spaces::Spaces,
+        support::Support, sync::Sync, third_party_invites::ThirdPartyInvites,
+        thread_subscriptions::ThreadSubscriptions, threepids::Threepids, timeline::Timeline,
+        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
+        user_directory::UserDirectory,
     },
 };
 
@@ -70,6 +72,7 @@ macro_rules! services {
 services! {
     account_data: AccountData,
     accounts: Accounts,
+    administration: Administration,
     admission: Admission,
     aliases: Aliases,
     calls: Calls,

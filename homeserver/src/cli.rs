@@ -1,5 +1,6 @@
 //! The command line.
 
+mod admin;
 mod demo;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
@@ -25,6 +26,7 @@ struct Arguments {
 enum Command {
     /// Run the server (what `sotto` alone does)
     Serve(Serve),
+    Admin(admin::Admin),
     /// Show on this machine what Sotto is for: two servers, three people, an encrypted conversation,
     /// and what the operators can read of it
     Demo {
@@ -46,7 +48,10 @@ struct Serve {
 /// Does what the arguments say.
 pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
-    let quiet = matches!(arguments.command, Some(Command::Demo { .. }));
+    let quiet = matches!(
+        arguments.command,
+        Some(Command::Admin(_) | Command::Demo { .. })
+    );
     let default = if quiet {
         "error"
     } else {
@@ -68,6 +73,7 @@ pub(crate) fn run() -> ExitCode {
     let done = match arguments.command {
         None => runtime.block_on(serve_until_stopped(arguments.serve)),
         Some(Command::Serve(serve)) => runtime.block_on(serve_until_stopped(serve)),
+        Some(Command::Admin(arguments)) => runtime.block_on(admin::run(arguments)),
         Some(Command::Demo { database_url }) => {
             runtime.block_on(demo::run(database_url.as_deref()))
         }

@@ -4,6 +4,7 @@
 //! A request goes `api` → `service` → `storage`; `worker`s read the log forward. `ARCHITECTURE.md` has the
 //! map.
 
+pub mod admin;
 mod api;
 pub mod clock;
 pub mod config;

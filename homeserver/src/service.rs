@@ -2,6 +2,7 @@
 
 pub(crate) mod account_data;
 pub(crate) mod accounts;
+pub(crate) mod administration;
 pub(crate) mod admission;
 pub(crate) mod aliases;
 pub(crate) mod backfill;

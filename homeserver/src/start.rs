@@ -10,7 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     data_dir::{lock, signing_key},
-    listeners::{bind, listen_tls},
+    listeners::{bind, listen_admin, listen_tls},
     services::services,
 };
 use crate::{
@@ -117,6 +117,12 @@ impl Homeserver {
         );
         follow(&edge, &storage, federation, &stopping, &tasks);
         let first_token = edge.accounts.first_registration_token().await?;
+        listen_admin(
+            data_dir,
+            api::admin::router(edge.clone()),
+            &stopping,
+            &tasks,
+        );
         let mut router = api::router(edge);
         if config.deprecated_requests {
             router = api::with_deprecated_requests(router);

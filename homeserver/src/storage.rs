@@ -31,6 +31,7 @@ pub(crate) mod otk_epoch;
 pub(crate) mod profile_changes;
 pub(crate) mod pushers;
 pub(crate) mod receipts;
+pub(crate) mod registration_tokens;
 pub(crate) mod related;
 pub(crate) mod relations;
 pub(crate) mod reports;
@@ -378,6 +379,9 @@ pub(crate) trait Families {
     }
     fn one_time_keys(&mut self) -> one_time_keys::OneTimeKeys<'_> {
         one_time_keys::OneTimeKeys(self.connection())
+    }
+    fn registration_tokens(&mut self) -> registration_tokens::RegistrationTokens<'_> {
+        registration_tokens::RegistrationTokens(self.connection())
     }
     fn relations(&mut self) -> relations::Relations<'_> {
         relations::Relations(self.connection())

@@ -9,6 +9,7 @@
 
 mod accounts;
 mod addresses;
+mod admin;
 mod chat;
 mod client_habits;
 mod crash;

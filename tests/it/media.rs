@@ -15,7 +15,7 @@ pub(crate) async fn raw(user: &User, server: &TestServer, path: &str) -> reqwest
     request.bearer_auth(&user.token).send().await.unwrap()
 }
 
-async fn upload(user: &User, server: &TestServer, kind: &str, content: &[u8]) -> String {
+pub(crate) async fn upload(user: &User, server: &TestServer, kind: &str, content: &[u8]) -> String {
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let path = format!(
         "{}/_matrix/media/v3/upload?filename=a%20b.txt",

@@ -24,6 +24,7 @@ use crate::{
     storage::{
         Families, Storage, StorageError,
         accounts::{Account, Flag, Kind, TokenHash},
+        registration_tokens::RegistrationToken,
         tokens::Generation,
         writer::Tx,
     },
@@ -121,7 +122,8 @@ impl NewAccount {
             if kind == Kind::User && tx.accounts().none().await? {
                 kind = Kind::Administrator;
             }
-            if !tx.accounts().use_registration_token(*token).await? {
+            let now = i64::from(now.0);
+            if !tx.registration_tokens().take(*token, now).await? {
                 return Err(RegisterError::BadToken);
             }
         }
@@ -289,13 +291,9 @@ impl Accounts {
         token: &str,
     ) -> Result<bool, StorageError> {
         let token = AccessToken(token.to_owned()).hash();
-        self.0
-            .storage
-            .read()
-            .await?
-            .accounts()
-            .registration_token_is_good(token)
-            .await
+        let now = i64::from(self.0.clock.now().0);
+        let mut reader = self.0.storage.read().await?;
+        reader.registration_tokens().is_good(token, now).await
     }
 
     /// Makes the token with which the first account can be registered, if there is no account yet.
@@ -304,10 +302,16 @@ impl Accounts {
             return Ok(None);
         }
         let token = random_id();
-        let hash = AccessToken(token.clone()).hash();
-        let write = self.0.storage.write(move |tx| {
-            async move { tx.accounts().insert_registration_token(hash, Some(1)).await }.boxed()
-        });
+        let row = RegistrationToken {
+            hash: AccessToken(token.clone()).hash(),
+            uses_left: Some(1),
+            created_at: i64::from(self.0.clock.now().0),
+            expires_at: None,
+        };
+        let write = self
+            .0
+            .storage
+            .write(move |tx| async move { tx.registration_tokens().insert(row).await }.boxed());
         write.await?;
         Ok(Some(token))
     }

@@ -65,6 +65,9 @@ pub(crate) enum MembershipError {
     /// The room is not open to guests.
     #[error("guests may not be in this room")]
     NoGuests,
+    /// Whoever runs the server does not want its users in the room.
+    #[error("the room is blocked on this server")]
+    Blocked,
     /// Another server had a say, and did not help.
     #[error(transparent)]
     Remote(#[from] RemoteError),

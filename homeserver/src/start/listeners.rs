@@ -1,13 +1,13 @@
 //! Where a server listens.
 
-use std::net::SocketAddr;
+use std::{fs::Permissions, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path};
 
 use axum::Router;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::StartError;
-use crate::{config::Config, listen};
+use crate::{admin, config::Config, listen};
 
 /// Listens for other servers with TLS, if the configuration says so; where.
 pub(super) async fn listen_tls(
@@ -28,6 +28,38 @@ pub(super) async fn listen_tls(
     let (listener, address) = bind(at).await?;
     tasks.spawn(listen::serve(listener, Some(tls), router, stopping.clone()));
     Ok(Some(address))
+}
+
+/// Listens for whoever runs the server, where nobody else can come. Without it the server runs as well.
+pub(super) fn listen_admin(
+    data_dir: &Path,
+    router: Router,
+    stopping: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    match bind_admin(data_dir) {
+        Ok(listener) => {
+            let stopping = stopping.clone().cancelled_owned();
+            tasks.spawn(async move {
+                let serve = axum::serve(listener, router).with_graceful_shutdown(stopping);
+                drop(serve.await);
+            });
+        }
+        Err(error) => tracing::warn!(%error, "`sotto admin` cannot reach this server"),
+    }
+}
+
+fn bind_admin(data_dir: &Path) -> std::io::Result<UnixListener> {
+    let socket = admin::socket(data_dir);
+    let folder = socket.parent().unwrap_or(data_dir);
+    std::fs::create_dir_all(folder)?;
+    // Before there is a socket in it.
+    std::fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+    match std::fs::remove_file(&socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        // The lock on the data says that nobody listens there.
+        _ => UnixListener::bind(&socket),
+    }
 }
 
 pub(super) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {

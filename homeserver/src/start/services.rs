@@ -12,6 +12,7 @@ use crate::{
     service::{
         account_data::AccountData,
         accounts::Accounts,
+        administration::{self, Administration},
         admission::{self, Admission},
         aliases::Aliases,
         backfill::Backfill,
@@ -183,7 +184,7 @@ pub(super) fn services(
     let spaces = Spaces::new(
         storage.clone(),
         timeline.clone(),
-        summaries,
+        summaries.clone(),
         federation.clone(),
         clock.clone(),
     );
@@ -242,6 +243,15 @@ pub(super) fn services(
         stopping.clone(),
     );
     tasks.spawn(deactivation.clone().resume());
+    let administration = Administration::new(administration::Parts {
+        storage: storage.clone(),
+        clock: clock.clone(),
+        accounts: accounts.clone(),
+        devices: devices.clone(),
+        deactivation: deactivation.clone(),
+        membership: membership.clone(),
+        summaries,
+    });
     let dismisser = GuestDismisser::new(storage.clone(), membership.clone(), stopping.clone());
     tasks.spawn(dismisser.run());
     let profiles = Profiles::new(profiles::Parts {
@@ -318,6 +328,7 @@ pub(super) fn services(
     Edge::new(Services {
         account_data,
         accounts,
+        administration,
         admission,
         aliases,
         calls: Calls::new(config.turn.clone(), clock.clone()),

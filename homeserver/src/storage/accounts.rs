@@ -1,10 +1,10 @@
-//! `users`, `registration_tokens`, `profiles`: who may speak, and what they say of
-//! themselves.
+//! `users`, `profiles`: who may speak, and what they say of themselves.
 
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedUserId, UserId};
+use serde::Serialize;
 use sqlx::{AnyConnection, Row, any::AnyRow};
 
-use super::StorageError;
+use super::{StorageError, dialect};
 
 /// The tables of accounts.
 #[derive(Debug)]
@@ -31,7 +31,8 @@ pub(crate) struct Standing {
 }
 
 /// What an account is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
     Guest,
     User,
@@ -55,6 +56,20 @@ impl Kind {
         }
     }
 }
+
+/// An account, as administrators see it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ListedAccount {
+    pub(crate) user_id: OwnedUserId,
+    pub(crate) kind: Kind,
+    pub(crate) created_at: i64,
+    pub(crate) deactivated: bool,
+    pub(crate) locked: bool,
+    pub(crate) suspended: bool,
+}
+
+/// The columns of [`ListedAccount`].
+const LISTED: &str = "user_id, kind, created_at, deactivated, locked, suspended";
 
 /// What an administrator changes of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,51 +231,31 @@ impl Accounts<'_> {
         Ok(one.is_none())
     }
 
-    /// Adds a registration token; `uses` of `None` is any number.
-    pub(crate) async fn insert_registration_token(
+    /// Accounts whose ids contain a text, by name.
+    pub(crate) async fn list(
         &mut self,
-        token: TokenHash,
-        uses: Option<i64>,
-    ) -> Result<(), StorageError> {
-        sqlx::query(
-            "INSERT INTO registration_tokens (token_hash, uses_left) VALUES ($1, $2)
-             ON CONFLICT (token_hash) DO UPDATE SET uses_left = excluded.uses_left",
-        )
-        .bind(token.0.to_vec())
-        .bind(uses)
-        .execute(&mut *self.0)
-        .await?;
-        Ok(())
+        name: &str,
+        most: u32,
+    ) -> Result<Vec<ListedAccount>, StorageError> {
+        let name = name.to_lowercase().replace('!', "!!");
+        let pattern = format!("%{}%", name.replace('%', "!%").replace('_', "!_"));
+        let sql = format!(
+            "SELECT {LISTED} FROM users WHERE user_id LIKE $1 ESCAPE '!' ORDER BY user_id LIMIT $2"
+        );
+        let query = dialect::query(sql).bind(pattern).bind(i64::from(most));
+        let rows = query.fetch_all(&mut *self.0).await?;
+        rows.iter().map(listed).collect()
     }
 
-    /// Whether somebody may register with the token now.
-    pub(crate) async fn registration_token_is_good(
+    /// An account, as administrators see it.
+    pub(crate) async fn listed(
         &mut self,
-        token: TokenHash,
-    ) -> Result<bool, StorageError> {
-        let row = sqlx::query(
-            "SELECT 1 FROM registration_tokens
-             WHERE token_hash = $1 AND (uses_left IS NULL OR uses_left > 0)",
-        )
-        .bind(token.0.to_vec())
-        .fetch_optional(&mut *self.0)
-        .await?;
-        Ok(row.is_some())
-    }
-
-    /// Takes one use of the token; whether there was one left.
-    pub(crate) async fn use_registration_token(
-        &mut self,
-        token: TokenHash,
-    ) -> Result<bool, StorageError> {
-        let done = sqlx::query(
-            "UPDATE registration_tokens SET uses_left = uses_left - 1
-             WHERE token_hash = $1 AND (uses_left IS NULL OR uses_left > 0)",
-        )
-        .bind(token.0.to_vec())
-        .execute(&mut *self.0)
-        .await?;
-        Ok(done.rows_affected() == 1)
+        user_id: &UserId,
+    ) -> Result<Option<ListedAccount>, StorageError> {
+        let sql = format!("SELECT {LISTED} FROM users WHERE user_id = $1");
+        let query = dialect::query(sql).bind(user_id.as_str());
+        let row = query.fetch_optional(&mut *self.0).await?;
+        row.as_ref().map(listed).transpose()
     }
 
     /// The profile fields of a local user, each as JSON.
@@ -304,4 +299,16 @@ impl Accounts<'_> {
 fn user(row: &AnyRow) -> Result<OwnedUserId, StorageError> {
     let user_id: String = row.try_get(0)?;
     UserId::parse(&user_id).map_err(|_| StorageError::inconsistent("users", "user_id", &user_id))
+}
+
+fn listed(row: &AnyRow) -> Result<ListedAccount, StorageError> {
+    let flag = |column| Ok::<_, StorageError>(row.try_get::<i64, _>(column)? != 0);
+    Ok(ListedAccount {
+        user_id: user(row)?,
+        kind: Kind::from_number(row.try_get(1)?),
+        created_at: row.try_get(2)?,
+        deactivated: flag(3)?,
+        locked: flag(4)?,
+        suspended: flag(5)?,
+    })
 }

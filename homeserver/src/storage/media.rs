@@ -166,6 +166,28 @@ impl Media<'_> {
         Ok(())
     }
 
+    /// Says that nobody may see a file, or that everybody may again; also of one that is not here yet.
+    pub(crate) async fn quarantine(
+        &mut self,
+        server_name: &ServerName,
+        media_id: &str,
+        to: bool,
+        now: i64,
+    ) -> Result<(), StorageError> {
+        sqlx::query(
+            "INSERT INTO media (server_name, media_id, created_at, accessed_at, quarantined) \
+             VALUES ($1, $2, $3, $3, $4) ON CONFLICT (server_name, media_id) \
+             DO UPDATE SET quarantined = excluded.quarantined",
+        )
+        .bind(server_name.as_str())
+        .bind(media_id)
+        .bind(now)
+        .bind(i64::from(to))
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
+    }
+
     /// Deletes the places whose files did not come before `until`.
     pub(crate) async fn delete_unfilled(&mut self, until: i64) -> Result<(), StorageError> {
         sqlx::query(
@@ -175,6 +197,28 @@ impl Media<'_> {
         .execute(&mut *self.0)
         .await?;
         Ok(())
+    }
+
+    /// Files, the newest first: those of a user, or of a server.
+    pub(crate) async fn list(
+        &mut self,
+        uploader: Option<&UserId>,
+        server_name: &ServerName,
+        most: i64,
+    ) -> Result<Vec<ListedMedia>, StorageError> {
+        let query = sqlx::query(
+            "SELECT uploader, created_at, accessed_at, quarantined, file, size, content_type, file_name, \
+             server_name, media_id FROM media \
+             WHERE server_name = $1 AND ($2 = '' OR uploader = $2) \
+             ORDER BY created_at DESC, media_id LIMIT $3",
+        );
+        let rows = query
+            .bind(server_name.as_str())
+            .bind(uploader.map_or("", UserId::as_str))
+            .bind(most)
+            .fetch_all(&mut *self.0)
+            .await?;
+        rows.iter().map(listed).collect()
     }
 
     /// The files of other servers that nobody has asked for since `until`, the longest forgotten first.

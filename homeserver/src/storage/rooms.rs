@@ -87,6 +87,35 @@ impl Rooms<'_> {
             .collect()
     }
 
+    /// Says since when the users of this server may not join a room; `None` if they may.
+    pub(crate) async fn set_blocked(
+        &mut self,
+        room_id: &RoomId,
+        since: Option<i64>,
+    ) -> Result<(), StorageError> {
+        sqlx::query("DELETE FROM blocked_rooms WHERE room_id = $1")
+            .bind(room_id.as_str())
+            .execute(&mut *self.0)
+            .await?;
+        if let Some(since) = since {
+            sqlx::query("INSERT INTO blocked_rooms (room_id, blocked_at) VALUES ($1, $2)")
+                .bind(room_id.as_str())
+                .bind(since)
+                .execute(&mut *self.0)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the users of this server may not join a room.
+    pub(crate) async fn is_blocked(&mut self, room_id: &RoomId) -> Result<bool, StorageError> {
+        let row = sqlx::query("SELECT 1 FROM blocked_rooms WHERE room_id = $1")
+            .bind(room_id.as_str())
+            .fetch_optional(&mut *self.0)
+            .await?;
+        Ok(row.is_some())
+    }
+
     /// Makes a room known of which the server has no event in a timeline: the target of an invite.
     pub(crate) async fn insert_outside(
         &mut self,

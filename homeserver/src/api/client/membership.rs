@@ -55,6 +55,7 @@ impl From<MembershipError> for MatrixError {
                 ErrorKind::GuestAccessForbidden,
                 "Guests may not be in this room",
             ),
+            MembershipError::Blocked => Self::forbidden("This server has blocked the room"),
             MembershipError::WrongState => {
                 Self::forbidden("The user is not in the state that this would change")
             }

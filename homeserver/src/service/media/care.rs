@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use ruma::ServerName;
+use ruma::{OwnedServerName, ServerName, UserId};
 
 use super::{FetchError, Media, RESERVED};
 use crate::storage::{
@@ -156,6 +156,51 @@ impl Media {
             .boxed()
         });
         write.await
+    }
+
+    /// Files, the newest first: those of a user, or of a server.
+    pub(crate) async fn list(
+        &self,
+        uploader: Option<&UserId>,
+        server_name: Option<&ServerName>,
+        most: i64,
+    ) -> Result<Vec<ListedMedia>, StorageError> {
+        let server_name = server_name.unwrap_or(&self.0.server_name);
+        let mut reader = self.0.storage.read().await?;
+        reader.media().list(uploader, server_name, most).await
+    }
+
+    /// Says that nobody may see a file, or that everybody may again.
+    pub(crate) async fn quarantine(
+        &self,
+        server_name: OwnedServerName,
+        media_id: String,
+        to: bool,
+    ) -> Result<(), StorageError> {
+        let now = self.now();
+        let write = self.0.storage.write(move |tx| {
+            async move {
+                let mut media = tx.media();
+                media.quarantine(&server_name, &media_id, to, now).await
+            }
+            .boxed()
+        });
+        write.await
+    }
+
+    /// Deletes a file; false if there is none.
+    pub(crate) async fn delete(
+        &self,
+        server_name: OwnedServerName,
+        media_id: String,
+    ) -> Result<bool, FetchError> {
+        let write = self.0.storage.write(move |tx| {
+            async move { tx.media().delete(&server_name, &media_id).await }.boxed()
+        });
+        let deleted: Result<bool, StorageError> = write.await;
+        let deleted = deleted?;
+        self.remove_unwanted().await?;
+        Ok(deleted)
     }
 
     async fn remove_unwanted(&self) -> Result<(), FetchError> {

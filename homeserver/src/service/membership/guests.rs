@@ -13,13 +13,16 @@ use super::{Membership, MembershipError};
 use crate::storage::{Families, StorageError, accounts::Kind};
 
 impl Membership {
-    /// Refuses guests where they may not be.
+    /// Refuses guests where they may not be, and everybody where nobody of this server may be.
     pub(super) async fn admit(
         &self,
         user_id: &UserId,
         room_id: &RoomId,
     ) -> Result<(), MembershipError> {
         let mut reader = self.storage.read().await?;
+        if reader.rooms().is_blocked(room_id).await? {
+            return Err(MembershipError::Blocked);
+        }
         let account = reader.accounts().by_id(user_id).await?;
         drop(reader);
         let guest = account.is_some_and(|account| account.standing.kind == Kind::Guest);
