@@ -6,6 +6,7 @@ mod media;
 mod rate_limits;
 mod registration;
 mod secret;
+mod sign_on;
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,7 @@ pub use registration::{Captcha, Terms};
 use ruma::{OwnedServerName, RoomVersionId};
 pub use secret::Secret;
 use serde::Deserialize;
+pub use sign_on::{Cas, Jwt};
 use sotto_federation::room::version;
 
 /// Everything that an operator decides.
@@ -78,6 +80,12 @@ pub struct Config {
     /// How to send e-mail. Without it, addresses are not checked and forgotten passwords stay forgotten.
     #[serde(default)]
     pub email: Option<Email>,
+    /// A CAS server where users log in.
+    #[serde(default)]
+    pub cas: Option<Cas>,
+    /// Tokens with which users log in.
+    #[serde(default)]
+    pub jwt: Option<Jwt>,
     /// How often people may ask for things that cost others something.
     #[serde(default)]
     pub rate_limits: RateLimits,
@@ -231,6 +239,8 @@ impl Config {
             captcha: None,
             terms: None,
             email: None,
+            cas: None,
+            jwt: None,
             rate_limits: RateLimits::default(),
             federation: Federation::default(),
             media: Media::default(),

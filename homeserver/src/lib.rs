@@ -16,6 +16,6 @@ mod worker;
 
 pub use api::endpoints;
 pub use listen::ListenTlsError;
-pub use service::federation::FederationError;
+pub use service::{federation::FederationError, sign_on::JwtKeyError};
 pub use start::{Homeserver, StartError};
 pub use storage::{StorageError, inspect};

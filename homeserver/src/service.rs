@@ -43,6 +43,7 @@ pub(crate) mod server_acl;
 pub(crate) mod server_keys;
 pub(crate) mod shared_history;
 pub(crate) mod shared_secret;
+pub(crate) mod sign_on;
 pub(crate) mod spaces;
 pub(crate) mod succession;
 pub(crate) mod support;

@@ -21,6 +21,7 @@ use crate::{
     service::{
         events::Events,
         federation::{Federation, FederationError},
+        sign_on::JwtKeyError,
     },
     storage::{Storage, StorageError},
     worker::{
@@ -82,6 +83,9 @@ pub enum StartError {
     /// Other servers cannot be spoken to as the configuration says.
     #[error(transparent)]
     Federation(#[from] FederationError),
+    /// No token with which somebody logs in could be checked.
+    #[error(transparent)]
+    Jwt(#[from] JwtKeyError),
     /// The database cannot be used.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -114,7 +118,7 @@ impl Homeserver {
             &federation,
             &stopping,
             &tasks,
-        );
+        )?;
         follow(&edge, &storage, federation, &stopping, &tasks);
         let first_token = edge.accounts.first_registration_token().await?;
         listen_admin(

@@ -17,6 +17,7 @@ pub(crate) mod dialect;
 pub(crate) mod directory;
 pub(crate) mod event_cache;
 pub(crate) mod events;
+pub(crate) mod external_ids;
 pub(crate) mod federation_edus;
 pub(crate) mod filters;
 pub(crate) mod found_users;
@@ -346,6 +347,9 @@ pub(crate) trait Families {
     }
     fn events(&mut self) -> events::Events<'_> {
         events::Events(self.connection())
+    }
+    fn external_ids(&mut self) -> external_ids::ExternalIds<'_> {
+        external_ids::ExternalIds(self.connection())
     }
     fn inbound(&mut self) -> inbound::Inbound<'_> {
         inbound::Inbound(self.connection())

@@ -58,7 +58,12 @@ async fn accounts() {
     let show = json!({ "users": { "show": { "user": "alice" } } });
     let shown = ask(&server, show).await.unwrap();
     assert_eq!(shown["devices"][0]["device_id"], alice.device_id);
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
     let reset =
         json!({ "users": { "reset_password": { "user": "alice", "keep_devices": false } } });
     let reset = ask(&server, reset).await.unwrap();

@@ -41,6 +41,7 @@ mod relations;
 mod restore;
 mod sdk;
 mod shared_secret;
+mod sign_on;
 mod sliding;
 mod spaces;
 mod sync;

@@ -32,6 +32,7 @@ mod sending;
 mod server_administration;
 mod server_side_key_backups;
 mod session;
+mod single_sign_on;
 mod spaces;
 mod sync;
 mod tagging;
@@ -79,6 +80,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         server_administration::routes,
         session::routes,
         send_to_device::routes,
+        single_sign_on::routes,
         spaces::routes,
         sync::routes,
         tagging::routes,

@@ -203,6 +203,30 @@ impl Uia {
         })))
     }
 
+    /// The ways in which users prove again who they are.
+    pub(crate) fn ways(&self) -> Vec<Vec<AuthType>> {
+        let mut ways = vec![vec![AuthType::Password]];
+        if self.stages.sso {
+            ways.push(vec![AuthType::Sso]);
+        }
+        ways
+    }
+
+    /// A user has proved at another server who they are; false if the session was not opened for them.
+    pub(crate) async fn prove_sso(
+        &self,
+        session: &str,
+        user_id: &UserId,
+    ) -> Result<bool, StorageError> {
+        let row = self.session(session).await?;
+        let Some(row) = row.filter(|row| row.purpose.ends_with(&format!(" {user_id}"))) else {
+            return Ok(false);
+        };
+        let proved = (AuthType::Sso.to_string(), json!({}));
+        self.keep(session, row, Some(proved)).await?;
+        Ok(true)
+    }
+
     /// What an open session remembers.
     pub(crate) async fn remembered(
         &self,

@@ -49,6 +49,7 @@ use crate::{
         server_keys::ServerKeys,
         shared_history::SharedHistory,
         shared_secret::SharedSecret,
+        sign_on::{self, JwtKeyError, SignOn},
         spaces::Spaces,
         succession::Succession,
         support::Support,
@@ -81,7 +82,7 @@ pub(super) fn services(
     federation: &Federation,
     stopping: &CancellationToken,
     tasks: &TaskTracker,
-) -> Edge {
+) -> Result<Edge, JwtKeyError> {
     let server_name = config.server_name.clone();
     let base_url = config
         .public_base_url
@@ -232,8 +233,17 @@ pub(super) fn services(
                 .clone()
                 .map(|settings| Captcha::new(settings, federation.guarded().clone())),
             terms: config.terms.clone(),
+            sso: config.cas.is_some(),
         },
     );
+    let sign_on = SignOn::new(sign_on::Parts {
+        storage: storage.clone(),
+        accounts: accounts.clone(),
+        uia: uia.clone(),
+        clock: clock.clone(),
+        client: federation.guarded().clone(),
+        config,
+    })?;
     let deactivation = Deactivation::new(
         storage.clone(),
         accounts.clone(),
@@ -325,7 +335,7 @@ pub(super) fn services(
         stopping.clone(),
     );
     let shared_secret = SharedSecret::new(accounts.clone(), clock.clone(), config);
-    Edge::new(Services {
+    Ok(Edge::new(Services {
         account_data,
         accounts,
         administration,
@@ -359,6 +369,7 @@ pub(super) fn services(
         server_keys,
         shared_history,
         shared_secret,
+        sign_on,
         spaces,
         support: Support::new(config),
         sync,
@@ -371,5 +382,5 @@ pub(super) fn services(
         to_device,
         uia,
         user_directory,
-    })
+    }))
 }

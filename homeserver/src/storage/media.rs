@@ -61,6 +61,10 @@ impl std::fmt::Debug for StoredFile {
     }
 }
 
+/// The columns of [`ListedMedia`].
+const COLUMNS: &str = "uploader, created_at, accessed_at, quarantined, file, size, content_type, \
+                       file_name, server_name, media_id";
+
 impl Media<'_> {
     /// Adds a file, or a place for one; false if the id is taken.
     pub(crate) async fn insert(
@@ -111,14 +115,12 @@ impl Media<'_> {
         server_name: &ServerName,
         media_id: &str,
     ) -> Result<Option<StoredMedia>, StorageError> {
-        let row = sqlx::query(
-            "SELECT uploader, created_at, accessed_at, quarantined, file, size, content_type, file_name \
-             FROM media WHERE server_name = $1 AND media_id = $2",
-        )
-        .bind(server_name.as_str())
-        .bind(media_id)
-        .fetch_optional(&mut *self.0)
-        .await?;
+        let sql = format!("SELECT {COLUMNS} FROM media WHERE server_name = $1 AND media_id = $2");
+        let row = dialect::query(sql)
+            .bind(server_name.as_str())
+            .bind(media_id)
+            .fetch_optional(&mut *self.0)
+            .await?;
         row.as_ref().map(read).transpose()
     }
 
@@ -206,12 +208,11 @@ impl Media<'_> {
         server_name: &ServerName,
         most: i64,
     ) -> Result<Vec<ListedMedia>, StorageError> {
-        let query = sqlx::query(
-            "SELECT uploader, created_at, accessed_at, quarantined, file, size, content_type, file_name, \
-             server_name, media_id FROM media \
-             WHERE server_name = $1 AND ($2 = '' OR uploader = $2) \
-             ORDER BY created_at DESC, media_id LIMIT $3",
+        let sql = format!(
+            "SELECT {COLUMNS} FROM media WHERE server_name = $1 AND ($2 = '' OR uploader = $2) \
+             ORDER BY created_at DESC, media_id LIMIT $3"
         );
+        let query = dialect::query(sql);
         let rows = query
             .bind(server_name.as_str())
             .bind(uploader.map_or("", UserId::as_str))
@@ -228,12 +229,11 @@ impl Media<'_> {
         until: i64,
         most: i64,
     ) -> Result<Vec<ListedMedia>, StorageError> {
-        let query = sqlx::query(
-            "SELECT uploader, created_at, accessed_at, quarantined, file, size, content_type, file_name, \
-             server_name, media_id FROM media \
-             WHERE server_name <> $1 AND file IS NOT NULL AND accessed_at <= $2 \
-             ORDER BY accessed_at, media_id LIMIT $3",
+        let sql = format!(
+            "SELECT {COLUMNS} FROM media WHERE server_name <> $1 AND file IS NOT NULL \
+             AND accessed_at <= $2 ORDER BY accessed_at, media_id LIMIT $3"
         );
+        let query = dialect::query(sql);
         let rows = query
             .bind(own.as_str())
             .bind(until)
@@ -250,12 +250,11 @@ impl Media<'_> {
         until: i64,
         most: i64,
     ) -> Result<Vec<ListedMedia>, StorageError> {
-        let query = sqlx::query(
-            "SELECT uploader, created_at, accessed_at, quarantined, file, size, content_type, file_name, \
-             server_name, media_id FROM media \
-             WHERE server_name = $1 AND uploader IS NULL AND file IS NOT NULL AND created_at <= $2 \
-             ORDER BY created_at LIMIT $3",
+        let sql = format!(
+            "SELECT {COLUMNS} FROM media WHERE server_name = $1 AND uploader IS NULL \
+             AND file IS NOT NULL AND created_at <= $2 ORDER BY created_at LIMIT $3"
         );
+        let query = dialect::query(sql);
         let rows = query
             .bind(own.as_str())
             .bind(until)

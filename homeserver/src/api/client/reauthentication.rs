@@ -1,7 +1,7 @@
 //! Proving again who one is, before something that cannot be undone
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#user-interactive-authentication-api)).
 
-use ruma::api::client::uiaa::{AuthData, AuthType};
+use ruma::api::client::uiaa::AuthData;
 use serde_json::Value;
 
 use crate::{
@@ -24,7 +24,7 @@ impl From<UiaError> for MatrixError {
     }
 }
 
-/// Asks the user for the password; `Ok` when it was given. `purpose` says what for: a session that was
+/// Asks the user for the password, or to log in again; `Ok` when that was done. `purpose` says what for: a session that was
 /// opened for one thing is good for nothing else.
 pub(super) async fn reauthenticate(
     uia: &Uia,
@@ -34,7 +34,7 @@ pub(super) async fn reauthenticate(
 ) -> Result<(), MatrixError> {
     let demand = Demand {
         purpose: format!("{purpose} {}", requester.user_id),
-        flows: vec![vec![AuthType::Password]],
+        flows: uia.ways(),
         auth,
         user_id: Some(&requester.user_id),
         remember: Value::Null,

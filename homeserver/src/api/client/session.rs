@@ -9,7 +9,10 @@ use ruma::{
                 get_login_token,
                 get_login_types::{
                     self,
-                    v3::{LoginType, PasswordLoginType, TokenLoginType},
+                    v3::{
+                        IdentityProvider, LoginType, PasswordLoginType, SsoLoginType,
+                        TokenLoginType,
+                    },
                 },
                 login::{self, v3::LoginInfo},
                 logout, logout_all, refresh_token,
@@ -35,10 +38,14 @@ use crate::{
             sessions::{LOGIN_TOKEN, RefreshError},
         },
         devices::Devices,
+        sign_on::{CAS, SignOn},
         threepids::Threepids,
         uia::Uia,
     },
 };
+
+/// The type of logging in with a token that somebody trusted makes.
+const JWT: &str = "org.matrix.login.jwt";
 
 pub(super) fn routes(routes: Routes) -> Routes {
     routes
@@ -78,20 +85,38 @@ impl From<RefreshError> for MatrixError {
 
 /// `GET /_matrix/client/v3/login`
 async fn get_login_types(
+    State(sign_on): State<SignOn>,
     _: Anonymous<get_login_types::v3::Request>,
 ) -> Result<Matrix<get_login_types::v3::Response>, MatrixError> {
     let mut token = TokenLoginType::new();
     token.get_login_token = true;
-    Ok(Matrix(get_login_types::v3::Response::new(vec![
+    let mut flows = vec![
         LoginType::Password(PasswordLoginType::default()),
         LoginType::Token(token),
-    ])))
+    ];
+    let other = |name| {
+        let flow = LoginType::new(name, serde_json::Map::new());
+        flow.map_err(|error| MatrixError::internal(&error))
+    };
+    if let Some(name) = sign_on.cas_name() {
+        let mut sso = SsoLoginType::new();
+        let provider = IdentityProvider::new(CAS.to_owned(), name.to_owned());
+        sso.identity_providers = vec![provider];
+        flows.push(LoginType::Sso(sso));
+        // Clients of long ago know this one only.
+        flows.push(other("m.login.cas")?);
+    }
+    if sign_on.has_jwt() {
+        flows.push(other(JWT)?);
+    }
+    Ok(Matrix(get_login_types::v3::Response::new(flows)))
 }
 
 /// `POST /_matrix/client/v3/login`
 async fn login(
     State(accounts): State<Accounts>,
     State(threepids): State<Threepids>,
+    State(sign_on): State<SignOn>,
     Anonymous(body): Anonymous<login::v3::Request>,
 ) -> Result<Matrix<login::v3::Response>, MatrixError> {
     let user_id = match body.login_info {
@@ -101,6 +126,12 @@ async fn login(
             let user_id = user_id.ok_or_else(wrong_token)?;
             accounts.may_log_in(&user_id).await?;
             user_id
+        }
+        info if info.login_type() == JWT && sign_on.has_jwt() => {
+            let data = info.data();
+            let token = data.get("token").and_then(serde_json::Value::as_str);
+            let missing = || MatrixError::bad_request(ErrorKind::MissingParam, "A token is needed");
+            sign_on.by_jwt(token.ok_or_else(missing)?).await?
         }
         _ => {
             return Err(MatrixError::bad_request(

@@ -27,6 +27,8 @@ pub(crate) struct Stages {
     pub(crate) threepids: Threepids,
     pub(crate) captcha: Option<Captcha>,
     pub(crate) terms: Option<Terms>,
+    /// Whether users can prove at another server who they are.
+    pub(crate) sso: bool,
 }
 
 const WRONG_PASSWORD: Stage =

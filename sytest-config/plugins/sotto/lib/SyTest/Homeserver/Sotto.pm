@@ -71,6 +71,7 @@ sub _config
       _setting( default_room_version       => $self->{default_room_version} ),
       "guests = true",
       $self->{recaptcha_config} ? $self->_captcha : (),
+      $self->{cas_config} ? $self->_cas : (),
       "previews = { enabled = true }",
       "rate_limits = { enabled = false }",
       $self->{smtp_server_config} ? $self->_email : (),
@@ -93,6 +94,13 @@ sub _captcha
    my $captcha = $self->{recaptcha_config};
    return qq(captcha = { public_key = "public", private_key = "$captcha->{private_key}", )
       . qq(verify_url = "$captcha->{siteverify_api}", required = false });
+}
+
+# Users of the suite's CAS server have accounts already.
+sub _cas
+{
+   my $self = shift;
+   return qq(cas = { server_url = "$self->{cas_config}{server_url}", claim_accounts = true });
 }
 
 # The suite's mail server speaks plain SMTP.
