@@ -2,6 +2,8 @@
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#sending-encrypted-attachments>
 
+mod metadata;
+
 use std::collections::BTreeMap;
 
 use aes::{
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
+pub(crate) use self::metadata::without_metadata;
 use crate::environment::{Environment, RandomnessError};
 
 type Aes256Ctr = ctr::Ctr128BE<Aes256>;

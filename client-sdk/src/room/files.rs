@@ -36,6 +36,9 @@ pub enum DownloadError {
 impl Room {
     /// Sends a file, encrypted if the room is.
     ///
+    /// A JPEG, PNG or `WebP` goes without its metadata: nobody learns where it was taken, when, and
+    /// with which camera.
+    ///
     /// The server of an encrypted room learns its size and nothing else: name and type are in the
     /// encrypted event.
     pub async fn send_attachment(
@@ -44,6 +47,7 @@ impl Room {
         mime: &str,
         bytes: Vec<u8>,
     ) -> Result<OwnedEventId, RoomError> {
+        let bytes = attachment::without_metadata(&bytes).unwrap_or(bytes);
         let size = bytes.len();
         let mut content = Map::new();
         let mut put = |name: &str, value: Value| content.insert(name.to_owned(), value);

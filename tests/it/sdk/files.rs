@@ -6,7 +6,7 @@ use sotto_tests::TestServer;
 use super::{alice_and_bob, person, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_is_for_the_room_alone() {
+async fn t_att_3_a_file_is_for_the_room_alone() {
     let server = TestServer::start().await;
     let (alice, bob, room_id) = alice_and_bob(&server).await;
     let picture = b"not really a picture, but nobody else shall see it".to_vec();
