@@ -210,7 +210,9 @@ impl Client {
         let mut request = join_room_by_id_or_alias::v3::Request::new(room.to_owned());
         request.via = via.iter().map(|&server| server.to_owned()).collect();
         let response = self.inner.transport.send(request).await?;
-        Ok(self.room(&response.room_id))
+        let room = self.room(&response.room_id);
+        room.note_accepted().await?;
+        Ok(room)
     }
 
     /// The lock that keeps the messages of a room in order.

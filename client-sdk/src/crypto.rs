@@ -18,10 +18,13 @@
 
 mod account;
 mod backup;
+mod cache;
 mod cross_signing;
+mod decrypt;
 mod devices;
 mod emoji;
 mod error;
+mod history;
 mod identity;
 mod identity_keys;
 mod key_export;
@@ -51,25 +54,27 @@ mod tests;
 pub use self::{
     backup::BackupUpload,
     cross_signing::Bootstrap,
+    decrypt::DecryptedEvent,
     devices::{Device, LocalTrust},
     emoji::{Emoji, ShortAuthString},
     error::{
-        BackupError, DecryptError, EncryptError, KeyFileError, MachineError, MarkError, OpenError,
-        RejectedMessage, ShareError, SigningError, VerificationError, WithheldCode,
+        BackupError, BundleError, DecryptError, EncryptError, KeyFileError, MachineError,
+        MarkError, OpenError, RejectedMessage, ShareError, SigningError, VerificationError,
+        WithheldCode,
     },
+    history::{KeyBundle, KeyBundleNotice},
     identity::IdentityState,
     key_export::ExportedRoomKey,
     keys::SignatureError,
     machine::Machine,
-    megolm::DecryptedEvent,
     requests::{Alarm, Failure, OutgoingRequest, Request, Response},
     sas::CancelReason,
     secret::Secret,
     secret_storage::{KeyDescription, SecretStorageError, StorageKey},
     share::Share,
     to_device::{
-        InboxItem, RejectedToDevice, RoomChange, RoomKeyInfo, SyncChanges, SyncOutcome,
-        ToDeviceEvent,
+        HistorySharing, InboxItem, RejectedToDevice, RoomChange, RoomKeyInfo, SyncChanges,
+        SyncOutcome, ToDeviceEvent,
     },
     trust::{SenderData, SenderTrust, SharePolicy, Shield, TrustRequirement},
     verification::{InRoom, QrSupport, RoomVerificationMessage, Verification, VerificationPhase},

@@ -1,6 +1,7 @@
 //! A room: sending, and looking back.
 
 mod files;
+mod history;
 
 use std::{collections::BTreeSet, fmt};
 
@@ -48,6 +49,12 @@ pub(crate) struct RoomRow {
     /// It is a conversation with this user and nobody else.
     #[serde(default)]
     pub(crate) direct_with: Option<OwnedUserId>,
+    /// Who invited us last.
+    #[serde(default)]
+    pub(crate) invited_by: Option<OwnedUserId>,
+    /// Whose invitation this device accepted, and when, in milliseconds since the epoch.
+    #[serde(default)]
+    pub(crate) accepted: Option<(OwnedUserId, u64)>,
 }
 
 impl RoomRow {
@@ -368,8 +375,13 @@ impl Room {
         })
     }
 
-    /// Asks somebody to come.
+    /// Asks somebody to come. Where the history of the room is for those who come later, they get
+    /// the keys to what was said so far.
     pub async fn invite(&self, user_id: &UserId) -> Result<(), RoomError> {
+        if let Err(error) = self.share_history(user_id).await {
+            // They can come nevertheless.
+            tracing::warn!(%error, "the history of a room was not shared");
+        }
         let recipient = InviteUserId::new(user_id.to_owned()).into();
         let request = invite_user::v3::Request::new(self.room_id.clone(), recipient);
         self.client.inner.transport.send(request).await?;

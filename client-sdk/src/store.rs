@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, fmt};
 use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
-pub(crate) use self::batch::Batch;
+pub(crate) use self::batch::{Batch, decode};
 pub use self::{memory::MemoryStore, seal::SealKey, sqlite::SqliteStore};
 
 /// The kinds of things that are stored.
@@ -56,6 +56,8 @@ pub enum Table {
     Identities,
     /// Private keys of the own identity and other secrets.
     Secrets,
+    /// Bundles of room keys that users offer, partitioned by room.
+    KeyBundles,
     /// Requests for secrets: those that were sent, and those that wait for an answer.
     SecretRequests,
     /// Signatures that wait to be uploaded.
@@ -98,6 +100,7 @@ impl Table {
             Self::Devices => "devices",
             Self::Identities => "identities",
             Self::Secrets => "secrets",
+            Self::KeyBundles => "key_bundles",
             Self::SecretRequests => "secret_requests",
             Self::SignatureUploads => "signature_uploads",
             Self::TrackedUsers => "tracked_users",
@@ -169,6 +172,19 @@ impl Changes {
         self.0.get(key).map(Option::as_ref)
     }
 
+    /// The changes of one partition, ordered by id.
+    pub(crate) fn of_partition<'a>(
+        &'a self,
+        table: Table,
+        partition: &'a str,
+    ) -> impl Iterator<Item = (&'a str, Option<&'a Value>)> {
+        let first = Key::new(table, partition, "");
+        self.0
+            .range(first..)
+            .take_while(move |(key, _)| key.table == table && key.partition == partition)
+            .map(|(key, value)| (key.id.as_str(), value.as_ref()))
+    }
+
     /// All changes, ordered by key.
     pub fn iter(&self) -> impl Iterator<Item = (&Key, Option<&Value>)> {
         self.0.iter().map(|(key, value)| (key, value.as_ref()))
@@ -229,6 +245,13 @@ pub enum StoreError {
     /// The key given does not open this store.
     #[error("the key does not open this store, or the store is not sealed with a key")]
     WrongKey,
+    /// Another program, or another client of this one, has the store open. Two that used it at once
+    /// would encrypt two messages with one key.
+    #[error("the store is in use by another program")]
+    InUse,
+    /// The lock of the store cannot be taken.
+    #[error("the store cannot be locked")]
+    Lock(#[source] std::io::Error),
     /// A value cannot be encoded.
     #[error("a value for the table {} cannot be encoded", table.name())]
     Encode {

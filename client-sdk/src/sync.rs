@@ -176,6 +176,9 @@ impl Client {
         }
         let update = self.deliver(&machine, &mut state, pending).await?;
         state.delivered = true;
+        if let Err(error) = self.take_key_bundles().await {
+            tracing::warn!(%error, "the history of a room is not readable yet");
+        }
         if let Err(error) = self.take_verifications(&update).await {
             tracing::warn!(%error, "a verification does not go on");
         }

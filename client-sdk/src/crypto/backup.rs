@@ -236,7 +236,7 @@ impl Machine {
                 keys.extend(key);
             }
         }
-        let taken = take_keys(&mut batch, keys).await?;
+        let taken = take_keys(&mut batch, keys, None).await?;
         batch.commit().await?;
         Ok(taken)
     }

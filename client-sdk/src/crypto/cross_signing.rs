@@ -215,7 +215,8 @@ impl Machine {
 
     /// Vouches for a device of the user. The person has to have made sure that it is theirs.
     pub async fn sign_own_device(&self, device: &Device) -> Result<(), SigningError> {
-        let _guard = self.lock().await;
+        let mut volatile = self.lock().await;
+        volatile.devices_changed();
         let mut batch = self.batch();
         self.sign_device_in(&mut batch, device).await?;
         Ok(batch.commit().await?)
@@ -245,7 +246,7 @@ impl Machine {
     /// has compared, not what the server shows by now.
     pub async fn sign_user(&self, user_id: &UserId, master: &str) -> Result<(), SigningError> {
         let mut volatile = self.lock().await;
-        volatile.settled.clear();
+        volatile.devices_changed();
         let mut batch = self.batch();
         self.sign_user_in(&mut batch, user_id, master).await?;
         Ok(batch.commit().await?)
@@ -283,7 +284,7 @@ impl Machine {
         seeds: &BTreeMap<String, Secret>,
     ) -> Result<usize, MachineError> {
         let mut volatile = self.lock().await;
-        volatile.settled.clear();
+        volatile.devices_changed();
         let mut batch = self.batch();
         let taken = self.take_private_keys_in(&mut batch, seeds).await?;
         batch.commit().await?;

@@ -39,6 +39,9 @@ pub struct Device {
     pub(crate) claim_failures: u32,
     /// No session is tried before this time, in milliseconds since the epoch.
     pub(crate) claim_after: u64,
+    /// How many claims in a row had no answer.
+    #[serde(default)]
+    pub(crate) claims_unanswered: u32,
     /// It was told that no session can be made.
     pub(crate) told_no_olm: bool,
     /// The self-signing key that signed it.
@@ -75,10 +78,23 @@ impl Device {
             wedging: 0,
             claim_failures: 0,
             claim_after: 0,
+            claims_unanswered: 0,
             told_no_olm: false,
             signed_by: None,
             object: None,
         }
+    }
+
+    /// Whether the identity that its user had when its keys were last seen has signed it.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        self.signed_by.is_some()
+    }
+
+    /// Whether a session with it may be tried now. When no answer came at all, the fault may be
+    /// anywhere: a few more attempts are worth more than a message that the device cannot read.
+    pub(crate) fn may_be_claimed(&self, now: u64) -> bool {
+        self.claim_after <= now || is_worth_repeating(self.claims_unanswered)
     }
 
     /// Whether these keys are the ones that were pinned.
@@ -156,9 +172,26 @@ pub(crate) struct TrackedUser {
     pub(crate) failures: u32,
     /// The list is not asked for before this time.
     pub(crate) retry_after: u64,
+    /// How many questions in a row had no answer.
+    #[serde(default)]
+    pub(crate) unanswered: u32,
+}
+
+/// After so many requests without an answer nobody waits for one any more.
+const PATIENCE: u32 = 3;
+
+fn is_worth_repeating(unanswered: u32) -> bool {
+    (1..=PATIENCE).contains(&unanswered)
 }
 
 impl TrackedUser {
+    /// Whether the list may be asked for before a message is sent. When no answer came at all, the
+    /// fault may be anywhere: a few more attempts are worth more than a message that a new device
+    /// cannot read.
+    pub(crate) fn may_be_asked(&self, now: u64) -> bool {
+        self.retry_after <= now || is_worth_repeating(self.unanswered)
+    }
+
     pub(crate) async fn load(
         batch: &Batch<'_>,
         user_id: &UserId,
@@ -220,7 +253,7 @@ impl Machine {
         trust: LocalTrust,
     ) -> Result<bool, MachineError> {
         let mut volatile = self.lock().await;
-        volatile.settled.clear();
+        volatile.devices_changed();
         let mut batch = self.batch();
         let Some(mut device) = load_device(&batch, user_id, device_id).await? else {
             return Ok(false);

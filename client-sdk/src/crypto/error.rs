@@ -157,6 +157,21 @@ impl From<StoreError> for VerificationError {
     }
 }
 
+/// Why a bundle of keys was not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BundleError {
+    /// It is not a bundle of keys.
+    #[error("the bundle of keys is malformed")]
+    Malformed,
+    /// The identity of the user who offers it does not vouch for the device that does.
+    #[error("the bundle of keys is from a device that is not signed")]
+    UntrustedSender,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// Why a backup was not used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

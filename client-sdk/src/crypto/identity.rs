@@ -182,7 +182,7 @@ impl Machine {
     /// that the server shows takes its place, and nothing vouches for it.
     pub async fn accept_identity(&self, user_id: &UserId) -> Result<(), MachineError> {
         let mut volatile = self.lock().await;
-        volatile.settled.clear();
+        volatile.devices_changed();
         let mut batch = self.batch();
         if user_id == self.user_id() {
             for usage in Usage::ALL {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use ruma::{OwnedRoomId, OwnedUserId, RoomId};
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde::{Deserialize, Serialize};
 use vodozemac::megolm::{ExportedSessionKey, InboundGroupSession, SessionConfig};
 use zeroize::Zeroizing;
@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 use super::{
     Secret,
     error::{KeyFileError, MachineError},
+    history::SharedHistory,
     keys::MEGOLM,
     machine::Machine,
     megolm::InboundSession,
@@ -52,6 +53,8 @@ pub struct ExportedRoomKey {
     pub(crate) sender_claimed_keys: BTreeMap<String, String>,
     #[serde(default)]
     pub(crate) forwarding_curve25519_key_chain: Vec<String>,
+    #[serde(flatten)]
+    pub(crate) sharing: SharedHistory,
 }
 
 impl std::fmt::Debug for ExportedRoomKey {
@@ -76,6 +79,7 @@ impl ExportedRoomKey {
             sender_key: session.owner.curve25519.clone(),
             sender_claimed_keys: [("ed25519".to_owned(), ed25519)].into(),
             forwarding_curve25519_key_chain: Vec::new(),
+            sharing: SharedHistory::of(session.shared_history),
         }
     }
 
@@ -101,8 +105,14 @@ impl ExportedRoomKey {
                 .cloned()
                 .unwrap_or_default(),
             trust: SenderTrust::Imported,
+            forwarded_by: None,
         };
-        Some((self.room_id?, InboundSession { megolm, owner }))
+        let session = InboundSession {
+            megolm,
+            owner,
+            shared_history: self.sharing.is_allowed(),
+        };
+        Some((self.room_id?, session))
     }
 }
 
@@ -218,21 +228,25 @@ impl Machine {
     ) -> Result<usize, MachineError> {
         let _guard = self.lock().await;
         let mut batch = self.batch();
-        let taken = take_keys(&mut batch, keys).await?;
+        let taken = take_keys(&mut batch, keys, None).await?;
         batch.commit().await?;
         Ok(taken)
     }
 }
 
+/// Takes keys that were not given to us by their owners, but by another user if `giver` says so.
 pub(crate) async fn take_keys(
     batch: &mut Batch<'_>,
     keys: Vec<ExportedRoomKey>,
+    giver: Option<&UserId>,
 ) -> Result<usize, StoreError> {
     let mut taken = 0;
     for key in keys {
-        let Some((room_id, session)) = key.into_session() else {
+        let Some((room_id, mut session)) = key.into_session() else {
             continue;
         };
+        session.owner.forwarded_by = giver.map(ToOwned::to_owned);
+        session.shared_history |= giver.is_some();
         let session_id = session.megolm.session_id();
         if session.add_imported(batch, &room_id).await? {
             // Events may become readable.

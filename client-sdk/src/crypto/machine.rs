@@ -15,6 +15,7 @@ use vodozemac::{Curve25519PublicKey, Ed25519PublicKey};
 
 use super::{
     account::StoredAccount,
+    cache::Cache,
     cross_signing, devices,
     error::{MachineError, MarkError, OpenError},
     keys,
@@ -64,6 +65,7 @@ pub(crate) struct Volatile {
     pub(crate) in_flight: HashMap<OwnedTransactionId, InFlight>,
     /// Numbers the key queries in the order in which they were asked.
     pub(crate) queries: u64,
+    pub(crate) cache: Cache,
     /// Rooms whose session everybody who can have it has got. Emptied whenever something about
     /// devices changes.
     pub(crate) settled: HashMap<OwnedRoomId, (String, BTreeSet<OwnedUserId>)>,
@@ -95,6 +97,12 @@ pub(crate) enum Asked {
 }
 
 impl Volatile {
+    /// Something about devices or identities changed: what follows from them is not known any more.
+    pub(crate) fn devices_changed(&mut self) {
+        self.settled.clear();
+        self.cache.forget_senders();
+    }
+
     /// Forgets the requests that nobody will answer any more.
     pub(crate) fn expire(&mut self, now: u64) {
         self.in_flight
@@ -198,7 +206,7 @@ impl Machine {
             .in_flight
             .remove(id)
             .ok_or(MarkError::UnknownRequest)?;
-        volatile.settled.clear();
+        volatile.devices_changed();
         Ok(match (response, request.what) {
             (Response::KeysUpload(response), Asked::Upload { key_ids }) => {
                 self.take_upload(response, &key_ids).await?;
@@ -288,7 +296,7 @@ impl Machine {
 
     /// Decides which devices get keys from the next message on. Not stored.
     pub async fn set_share_policy(&self, policy: SharePolicy) {
-        self.lock().await.settled.clear();
+        self.lock().await.devices_changed();
         self.with_settings(|settings| settings.share_policy = policy);
     }
 

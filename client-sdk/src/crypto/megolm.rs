@@ -1,25 +1,17 @@
-//! Inbound Megolm sessions: reading a room.
+//! Inbound Megolm sessions: the keys to rooms.
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#mmegolmv1aes-sha2>
 
-use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
-    events::AnySyncTimelineEvent, serde::Raw,
-};
+use ruma::{OwnedRoomId, RoomId};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use vodozemac::megolm::{
-    DecryptionError, InboundGroupSession, InboundGroupSessionPickle, MegolmMessage, SessionConfig,
-    SessionKey, SessionOrdering,
+    InboundGroupSession, InboundGroupSessionPickle, SessionConfig, SessionKey, SessionOrdering,
 };
 
 use super::{
-    devices,
-    error::{DecryptError, RejectedMessage, WithheldCode},
-    identity,
+    error::RejectedMessage,
+    history::SharedHistory,
     keys::MEGOLM,
-    machine::Machine,
-    to_device::{InboxItem, RoomKeyInfo, add_to_inbox},
     trust::{SenderData, SenderTrust},
 };
 use crate::store::{Batch, StoreError, Table};
@@ -29,25 +21,30 @@ pub(crate) struct InboundSession {
     /// Boxed, as it is large and lives across many awaits.
     pub(crate) megolm: Box<InboundGroupSession>,
     pub(crate) owner: SenderData,
+    /// Its creator allows that people who come later get it.
+    pub(crate) shared_history: bool,
 }
 
 #[derive(Serialize)]
 struct RowRef<'a> {
     pickle: InboundGroupSessionPickle,
     owner: &'a SenderData,
+    shared_history: bool,
 }
 
 #[derive(Deserialize)]
-struct Row {
+pub(crate) struct Row {
     pickle: InboundGroupSessionPickle,
     owner: SenderData,
+    #[serde(default)]
+    shared_history: bool,
 }
 
 /// The row of a session that its owner did not give to us.
 const IMPORTED: &str = "imported";
 
 /// The room and the session that a partition belongs to.
-fn split(partition: &str) -> Option<(OwnedRoomId, String)> {
+pub(crate) fn split(partition: &str) -> Option<(OwnedRoomId, String)> {
     let (room_id, session_id) = partition.split_once(' ')?;
     Some((room_id.try_into().ok()?, session_id.to_owned()))
 }
@@ -73,7 +70,10 @@ impl InboundSession {
                 &session_partition(room_id, session_id),
             )
             .await?;
-        Ok(rows.into_iter().map(|(_, row)| row.into()).collect())
+        Ok(rows
+            .into_iter()
+            .map(|(_, row)| Self::from_row(row))
+            .collect())
     }
 
     fn save(&self, batch: &mut Batch<'_>, room_id: &RoomId) -> Result<(), StoreError> {
@@ -81,6 +81,7 @@ impl InboundSession {
         let row = RowRef {
             pickle: self.megolm.pickle(),
             owner: &self.owner,
+            shared_history: self.shared_history,
         };
         let id = if self.owner.trust == SenderTrust::Imported {
             IMPORTED
@@ -160,7 +161,7 @@ impl InboundSession {
         let row: Option<Row> = batch
             .get(Table::InboundSessions, &partition, &self.owner.curve25519)
             .await?;
-        if let Some(mut known) = row.map(Self::from) {
+        if let Some(mut known) = row.map(Self::from_row) {
             let better = self.megolm.compare(&mut known.megolm) == SessionOrdering::Better;
             if !better || self.owner.user_id != known.owner.user_id {
                 return Ok(false);
@@ -171,11 +172,12 @@ impl InboundSession {
     }
 }
 
-impl From<Row> for InboundSession {
-    fn from(row: Row) -> Self {
+impl InboundSession {
+    pub(crate) fn from_row(row: Row) -> Self {
         Self {
             megolm: Box::new(InboundGroupSession::from_pickle(row.pickle)),
             owner: row.owner,
+            shared_history: row.shared_history,
         }
     }
 }
@@ -189,6 +191,8 @@ pub(crate) struct RoomKeyContent {
     pub(crate) room_id: OwnedRoomId,
     pub(crate) session_id: String,
     pub(crate) session_key: String,
+    #[serde(flatten)]
+    pub(crate) sharing: SharedHistory,
 }
 
 impl RoomKeyContent {
@@ -206,282 +210,11 @@ impl RoomKeyContent {
         if megolm.session_id() != self.session_id {
             return Err(RejectedMessage::InvalidRoomKey);
         }
-        Ok((self.room_id, InboundSession { megolm, owner }))
+        let session = InboundSession {
+            megolm,
+            owner,
+            shared_history: self.sharing.is_allowed(),
+        };
+        Ok((self.room_id, session))
     }
-}
-
-/// A room event that was decrypted.
-#[derive(Clone)]
-pub struct DecryptedEvent {
-    /// The type inside.
-    pub kind: String,
-    /// The content inside. The relation is taken from outside if the sender left it out here.
-    pub content: Map<String, Value>,
-    /// The owner of the session: the authenticated sender.
-    pub sender: SenderData,
-    /// The session.
-    pub session_id: String,
-    /// The index of the message within the session.
-    pub message_index: u32,
-}
-
-impl std::fmt::Debug for DecryptedEvent {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("DecryptedEvent")
-            .field("kind", &self.kind)
-            .field("sender", &self.sender)
-            .field("session_id", &self.session_id)
-            .field("message_index", &self.message_index)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The parts of an encrypted event that decryption looks at.
-#[derive(Deserialize)]
-struct EncryptedEvent {
-    event_id: OwnedEventId,
-    sender: OwnedUserId,
-    origin_server_ts: MilliSecondsSinceUnixEpoch,
-    #[serde(rename = "type")]
-    kind: String,
-    content: Map<String, Value>,
-}
-
-#[derive(Deserialize)]
-struct Plaintext {
-    #[serde(rename = "type")]
-    kind: String,
-    content: Map<String, Value>,
-    room_id: OwnedRoomId,
-}
-
-#[derive(PartialEq, Serialize, Deserialize)]
-struct UsedIndex {
-    event_id: OwnedEventId,
-    origin_server_ts: MilliSecondsSinceUnixEpoch,
-}
-
-impl Machine {
-    /// Decrypts an event of a room.
-    ///
-    /// The fields `sender_key` and `device_id` of the event prove nothing and are not looked at.
-    pub async fn decrypt_room_event(
-        &self,
-        room_id: &RoomId,
-        event: &Raw<AnySyncTimelineEvent>,
-    ) -> Result<DecryptedEvent, DecryptError> {
-        let mut results = self.decrypt_room_events(room_id, [event]).await?;
-        results.pop().unwrap_or(Err(DecryptError::Malformed))
-    }
-
-    /// Decrypts many events of a room, with one commit for all. The results are in the order of
-    /// the events; the outer error is a failing store.
-    pub async fn decrypt_room_events<'e>(
-        &self,
-        room_id: &RoomId,
-        events: impl IntoIterator<Item = &'e Raw<AnySyncTimelineEvent>>,
-    ) -> Result<Vec<Result<DecryptedEvent, DecryptError>>, StoreError> {
-        let _guard = self.lock().await;
-        let mut batch = self.batch();
-        let mut results = Vec::new();
-        for event in events {
-            match decrypt(self, &mut batch, room_id, event).await {
-                Err(DecryptError::Store(error)) => return Err(error),
-                result => results.push(result),
-            }
-        }
-        batch.commit().await?;
-        Ok(results)
-    }
-
-    /// The session that an encrypted event asks for.
-    #[must_use]
-    pub fn session_id_of(event: &Raw<AnySyncTimelineEvent>) -> Option<String> {
-        let content = event
-            .get_field::<Map<String, Value>>("content")
-            .ok()
-            .flatten()?;
-        content
-            .get("session_id")
-            .and_then(Value::as_str)
-            .map(str::to_owned)
-    }
-}
-
-async fn decrypt(
-    machine: &Machine,
-    batch: &mut Batch<'_>,
-    room_id: &RoomId,
-    event: &Raw<AnySyncTimelineEvent>,
-) -> Result<DecryptedEvent, DecryptError> {
-    let event: EncryptedEvent =
-        serde_json::from_str(event.json().get()).map_err(|_| DecryptError::Malformed)?;
-    let text = |name: &str| event.content.get(name).and_then(Value::as_str);
-    if event.kind != "m.room.encrypted" {
-        return Err(DecryptError::Malformed);
-    }
-    if text("algorithm") != Some(MEGOLM) {
-        return Err(DecryptError::UnsupportedAlgorithm);
-    }
-    let session_id = text("session_id").ok_or(DecryptError::Malformed)?;
-    let ciphertext = text("ciphertext").ok_or(DecryptError::Malformed)?;
-    let message = MegolmMessage::from_base64(ciphertext).map_err(|_| DecryptError::Malformed)?;
-
-    let wanted = (session_id, message.message_index());
-    let session = session_of(batch, room_id, wanted, &event.sender).await?;
-    let (owner, plaintext, index) = open(session, &message)?;
-    let plaintext = parse(&plaintext)?;
-    if plaintext.room_id != room_id {
-        return Err(DecryptError::MismatchedRoom {
-            encrypted_for: plaintext.room_id,
-        });
-    }
-    claim_index(batch, room_id, session_id, index, &event).await?;
-
-    let mut content = plaintext.content;
-    // The relation stands outside, for the server; it is not authenticated.
-    if let Some(relation) = event.content.get("m.relates_to") {
-        content
-            .entry("m.relates_to")
-            .or_insert_with(|| relation.clone());
-    }
-    let sender = upgraded(batch, machine.user_id(), owner).await?;
-    if !machine.trust_requirement().is_met_by(sender.trust) {
-        let name = session_partition(room_id, session_id);
-        batch.put(Table::Held, &sender.curve25519, &name, &true)?;
-        let sender = Box::new(sender);
-        return Err(DecryptError::UntrustedSender { sender });
-    }
-    let session_id = session_id.to_owned();
-    Ok(DecryptedEvent {
-        kind: plaintext.kind,
-        content,
-        sender,
-        session_id,
-        message_index: index,
-    })
-}
-
-/// Has the events looked at again that were not shown because of their sender's device.
-pub(crate) async fn release_held(
-    batch: &mut Batch<'_>,
-    curve25519: &str,
-) -> Result<(), StoreError> {
-    for (name, _) in batch.list::<bool>(Table::Held, curve25519).await? {
-        batch.delete(Table::Held, curve25519, &name);
-        if let Some((room_id, session_id)) = split(&name) {
-            let key = RoomKeyInfo {
-                room_id,
-                session_id,
-            };
-            add_to_inbox(batch, &InboxItem::RoomKey(key)).await?;
-        }
-    }
-    Ok(())
-}
-
-/// The session as it was given to us by the sender of the event.
-async fn session_of(
-    batch: &Batch<'_>,
-    room_id: &RoomId,
-    (session_id, index): (&str, u32),
-    sender: &OwnedUserId,
-) -> Result<InboundSession, DecryptError> {
-    let mut sessions = InboundSession::load_all(batch, room_id, session_id).await?;
-    let owned = |session: &InboundSession| session.owner.user_id == *sender;
-    let imported = |session: &InboundSession| session.owner.trust == SenderTrust::Imported;
-    let opens = |session: &InboundSession| session.megolm.first_known_index() <= index;
-    // Two devices of one user may have given the key; the one that opens more is the better. One
-    // that was imported serves where there is no better; the server alone says whose it is.
-    sessions.sort_by_key(|session| {
-        (
-            !(owned(session) || imported(session)),
-            !opens(session),
-            !owned(session),
-            session.megolm.first_known_index(),
-        )
-    });
-    match sessions.into_iter().next() {
-        Some(session) if owned(&session) => Ok(session),
-        Some(mut session) if imported(&session) => {
-            session.owner.user_id.clone_from(sender);
-            Ok(session)
-        }
-        Some(session) => Err(DecryptError::MismatchedSender {
-            owner: session.owner.user_id,
-        }),
-        None => {
-            let partition = session_partition(room_id, session_id);
-            let withheld: Option<WithheldCode> = batch
-                .get(Table::Withheld, &partition, sender.as_str())
-                .await?;
-            Err(DecryptError::MissingRoomKey { withheld })
-        }
-    }
-}
-
-fn open(
-    mut session: InboundSession,
-    message: &MegolmMessage,
-) -> Result<(SenderData, Vec<u8>, u32), DecryptError> {
-    match session.megolm.decrypt(message) {
-        Ok(decrypted) => Ok((session.owner, decrypted.plaintext, decrypted.message_index)),
-        Err(DecryptionError::UnknownMessageIndex(first_known_index, index)) => {
-            Err(DecryptError::RoomKeyTooNew {
-                first_known_index,
-                index,
-            })
-        }
-        Err(_) => Err(DecryptError::Invalid),
-    }
-}
-
-fn parse(plaintext: &[u8]) -> Result<Plaintext, DecryptError> {
-    let text = std::str::from_utf8(plaintext).map_err(|_| DecryptError::Malformed)?;
-    serde_json::from_str(text).map_err(|_| DecryptError::Malformed)
-}
-
-/// Notes which event used the index. The same event may be decrypted again, no other may.
-async fn claim_index(
-    batch: &mut Batch<'_>,
-    room_id: &RoomId,
-    session_id: &str,
-    index: u32,
-    event: &EncryptedEvent,
-) -> Result<(), DecryptError> {
-    let partition = session_partition(room_id, session_id);
-    let id = index.to_string();
-    let used = UsedIndex {
-        event_id: event.event_id.clone(),
-        origin_server_ts: event.origin_server_ts,
-    };
-    match batch
-        .get::<UsedIndex>(Table::MessageIndices, &partition, &id)
-        .await?
-    {
-        Some(before) if before != used => Err(DecryptError::Replay),
-        Some(_) => Ok(()),
-        None => Ok(batch.put(Table::MessageIndices, &partition, &id, &used)?),
-    }
-}
-
-/// What is known about the owner by now: the device list may have arrived after the key, and the
-/// identity of the user may be verified by now. What was known when the key came is not forgotten.
-async fn upgraded(
-    batch: &Batch<'_>,
-    own_id: &UserId,
-    mut owner: SenderData,
-) -> Result<SenderData, StoreError> {
-    if owner.trust == SenderTrust::OwnDevice || owner.trust == SenderTrust::Imported {
-        return Ok(owner);
-    }
-    let device =
-        devices::load_device_by_curve25519(batch, &owner.user_id, &owner.curve25519).await?;
-    if let Some(device) = device.filter(|device| device.ed25519 == owner.ed25519) {
-        let now = identity::trust_of(batch, own_id, &device).await?;
-        owner.device_id = Some(device.device_id);
-        owner.trust = owner.trust.max(now);
-    }
-    Ok(owner)
 }

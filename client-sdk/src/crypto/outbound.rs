@@ -9,13 +9,14 @@ use vodozemac::megolm::{GroupSession, GroupSessionPickle, InboundGroupSession, S
 
 use super::{
     error::{EncryptError, MachineError},
+    history,
     keys::MEGOLM,
     machine::Machine,
     megolm::{InboundSession, session_partition},
     to_device::{Outgoing, Purpose, RoomChange},
     trust::{SenderData, SenderTrust},
 };
-use crate::store::{Batch, Changes, StoreError, Table};
+use crate::store::{self, Batch, Changes, StoreError, Table};
 
 const HOUR_MS: u64 = 60 * 60 * 1000;
 const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
@@ -81,6 +82,8 @@ pub(crate) struct OutboundSession {
     pub(crate) megolm: Box<GroupSession>,
     created_at: u64,
     discarded: bool,
+    /// People who come later may get it.
+    pub(crate) shared_history: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -88,6 +91,8 @@ struct Row {
     pickle: GroupSessionPickle,
     created_at: u64,
     discarded: bool,
+    #[serde(default)]
+    shared_history: bool,
 }
 
 /// A device that has got the key of an outbound session.
@@ -106,11 +111,20 @@ impl OutboundSession {
         let row: Option<Row> = batch
             .get(Table::OutboundSessions, "", room_id.as_str())
             .await?;
-        Ok(row.map(|row| Self {
+        Ok(row.map(Self::from_row))
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+        store::decode(Table::OutboundSessions, bytes).map(Self::from_row)
+    }
+
+    fn from_row(row: Row) -> Self {
+        Self {
             megolm: Box::new(GroupSession::from_pickle(row.pickle)),
             created_at: row.created_at,
             discarded: row.discarded,
-        }))
+            shared_history: row.shared_history,
+        }
     }
 
     pub(crate) fn save(&self, batch: &mut Batch<'_>, room_id: &RoomId) -> Result<(), StoreError> {
@@ -118,6 +132,7 @@ impl OutboundSession {
             pickle: self.megolm.pickle(),
             created_at: self.created_at,
             discarded: self.discarded,
+            shared_history: self.shared_history,
         };
         batch.put(Table::OutboundSessions, "", room_id.as_str(), &row)
     }
@@ -167,6 +182,9 @@ pub(crate) async fn take_room_changes(
                 set_encryption(batch, room_id, content).await?;
             }
             RoomChange::Departed(room_id) => discard(batch, room_id).await?,
+            RoomChange::History(room_id, sharing) => {
+                history::set_sharing(batch, room_id, *sharing).await?;
+            }
         }
     }
     Ok(())
@@ -202,13 +220,15 @@ impl Machine {
         kind: &str,
         mut content: Map<String, Value>,
     ) -> Result<Map<String, Value>, EncryptError> {
-        let _guard = self.lock().await;
+        let mut volatile = self.lock().await;
         let mut batch = self.batch();
         let encryption = RoomEncryption::load(&batch, room_id).await?;
-        let session = OutboundSession::load(&batch, room_id).await?;
-        let (Some(encryption), Some(mut session)) = (encryption, session) else {
+        let row = (Table::OutboundSessions, "", room_id.as_str());
+        let bytes = batch.bytes(row.0, row.1, row.2).await?;
+        let (Some(encryption), Some(bytes)) = (encryption, bytes) else {
             return Err(EncryptError::NotShared);
         };
+        let mut session = volatile.cache.outbound(room_id, &bytes)?;
         let undelivered = is_undelivered(&batch, &session.megolm.session_id()).await?;
         if undelivered || !encryption.supported || !session.is_usable(&encryption, self.now()) {
             return Err(EncryptError::NotShared);
@@ -218,12 +238,17 @@ impl Machine {
         let plaintext = zeroize::Zeroizing::new(plaintext.to_string());
         let ciphertext = session.megolm.encrypt(plaintext.as_bytes()).to_base64();
         session.save(&mut batch, room_id)?;
+        let bytes = batch.bytes(row.0, row.1, row.2).await?;
         batch.commit().await?;
+        let session_id = session.megolm.session_id();
+        if let Some(bytes) = bytes {
+            volatile.cache.keep_outbound(room_id, bytes, session);
+        }
         let mut encrypted = Map::new();
         let mut put = |name: &str, value: Value| encrypted.insert(name.to_owned(), value);
         put("algorithm", MEGOLM.into());
         put("ciphertext", ciphertext.into());
-        put("session_id", session.megolm.session_id().into());
+        put("session_id", session_id.into());
         // Deprecated, and not looked at by us, but older clients find the session by them.
         put("sender_key", self.curve25519_key().to_base64().into());
         put("device_id", self.device_id().as_str().into());
@@ -272,16 +297,20 @@ impl Machine {
             curve25519: self.curve25519_key().to_base64(),
             ed25519: self.ed25519_key().to_base64(),
             trust: SenderTrust::OwnDevice,
+            forwarded_by: None,
         };
+        let shared_history = history::is_shared(batch, room_id).await?;
         let inbound = InboundSession {
             megolm: Box::new(InboundGroupSession::from(&*megolm)),
             owner,
+            shared_history,
         };
         inbound.add(batch, room_id).await?;
         let session = OutboundSession {
             megolm,
             created_at: self.now(),
             discarded: false,
+            shared_history,
         };
         session.save(batch, room_id)?;
         Ok(session)

@@ -13,12 +13,12 @@ use ruma::{
 use serde_json::Value;
 
 use super::{
+    decrypt,
     devices::{self, Device, TrackedUser},
     error::MachineError,
     identity::Identity,
     keys::{self, DeviceKeys},
     machine::{self, Asked, InFlight, Machine, Volatile},
-    megolm,
     requests::{Alarm, OutgoingRequest, Request},
 };
 use crate::{
@@ -139,6 +139,7 @@ impl Machine {
                 tracked.outdated = tracked.generation != *generation;
                 tracked.failures = 0;
                 tracked.retry_after = 0;
+                tracked.unanswered = 0;
                 tracked.save(&mut batch, user_id)?;
             }
             taken.push(user_id.clone());
@@ -157,6 +158,10 @@ impl Machine {
         let mut batch = self.batch();
         for user_id in users {
             self.postpone(&mut batch, user_id).await?;
+            if let Some(mut tracked) = TrackedUser::load(&batch, user_id).await? {
+                tracked.unanswered = tracked.unanswered.saturating_add(1);
+                tracked.save(&mut batch, user_id)?;
+            }
         }
         Ok(batch.commit().await?)
     }
@@ -259,7 +264,7 @@ async fn take_device(
         }
     };
     if seen.signed_by.is_some() && device.signed_by.is_none() {
-        megolm::release_held(batch, &device.curve25519).await?;
+        decrypt::release_held(batch, &device.curve25519).await?;
     }
     device.signed_by = seen.signed_by;
     device.object = seen.object;

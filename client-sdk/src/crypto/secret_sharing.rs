@@ -179,7 +179,7 @@ impl Machine {
             return Ok(Err(RejectedMessage::Unsolicited));
         }
         batch.delete(Table::SecretRequests, "keys", &name);
-        key_export::take_keys(batch, vec![key]).await?;
+        key_export::take_keys(batch, vec![key], None).await?;
         Ok(Ok(()))
     }
 

@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use super::{
     devices::{self, Device, TrackedUser},
     error::{MachineError, ShareError},
-    identity,
+    history::SharedHistory,
+    identity::{self, Identity},
     keys::MEGOLM,
     machine::{self, Machine, Volatile},
     megolm::RoomKeyContent,
@@ -35,9 +36,9 @@ pub enum Share {
 
 /// The device lists of the members of a room.
 #[derive(Default)]
-struct Lists {
+pub(crate) struct Lists {
     /// They have to be asked for, with their generations.
-    outdated: Vec<(OwnedUserId, u64)>,
+    pub(crate) outdated: Vec<(OwnedUserId, u64)>,
     /// Some are outdated, whether they can be asked for now or not.
     postponed: bool,
 }
@@ -141,7 +142,7 @@ impl Machine {
     }
 
     /// Looks which device lists have to be asked for first; all are followed from now on.
-    async fn lists_of(
+    pub(crate) async fn lists_of(
         &self,
         batch: &mut Batch<'_>,
         members: &BTreeSet<OwnedUserId>,
@@ -152,7 +153,7 @@ impl Machine {
             let tracked = TrackedUser::load(batch, user_id).await?.unwrap_or_default();
             // A server that does not answer must not keep a room silent: its users get the key
             // on the devices that are known, and on the others when it is back.
-            if tracked.outdated && tracked.retry_after <= self.now() {
+            if tracked.outdated && tracked.may_be_asked(self.now()) {
                 lists
                     .outdated
                     .push((user_id.to_owned(), tracked.generation));
@@ -229,12 +230,15 @@ impl Machine {
             .map(|(user, device, share)| (share_id(&user, device.as_str().into()), share))
             .collect();
         let mut plan = Plan::default();
+        let own = Identity::load(batch, self.user_id()).await?;
         for user_id in self.readers(members) {
+            let identity = Identity::load(batch, user_id).await?;
             for device in devices::load_devices(batch, user_id).await? {
                 if device.deleted || !device.understands_encryption() {
                     continue;
                 }
-                if let Some(refusal) = self.refusal(batch, &device).await? {
+                let refusal = self.refusal_of(&device, identity.as_ref(), own.as_ref());
+                if let Some(refusal) = refusal {
                     plan.refused.push((device, refusal));
                     continue;
                 }
@@ -244,7 +248,7 @@ impl Machine {
                 }
                 if olm::has_session(batch, &device.curve25519).await? {
                     plan.ready.push(device);
-                } else if device.claim_after <= self.now() {
+                } else if device.may_be_claimed(self.now()) {
                     plan.claim.push(device);
                 } else {
                     plan.unreachable.push(device);
@@ -282,6 +286,7 @@ impl Machine {
             room_id: room_id.to_owned(),
             session_id: session.megolm.session_id(),
             session_key: session.megolm.session_key().to_base64(),
+            sharing: SharedHistory::of(session.shared_history),
         };
         let Ok(Value::Object(content)) = serde_json::to_value(content) else {
             return Err(MachineError::Encode);
@@ -375,7 +380,7 @@ impl Machine {
         Ok(true)
     }
 
-    fn claims_for(
+    pub(crate) fn claims_for(
         &self,
         volatile: &mut Volatile,
         devices: &[Device],

@@ -3,10 +3,12 @@
 mod accounts;
 mod backups;
 mod conversations;
+mod coverage;
 mod crashes;
 mod device_lists;
 mod fake;
 mod forwarding;
+mod history;
 mod identities;
 mod interleavings;
 mod megolm;

@@ -19,7 +19,7 @@ use super::{
     account::StoredAccount,
     devices::{self, TrackedUser},
     error::{MachineError, RejectedMessage},
-    identity,
+    history, identity,
     machine::{Machine, Volatile},
     megolm::RoomKeyContent,
     olm::{self, Received},
@@ -119,6 +119,17 @@ pub enum RoomChange {
     Encryption(OwnedRoomId, Map<String, Value>),
     /// Somebody who might have the current key is not a member any more.
     Departed(OwnedRoomId),
+    /// Who comes later may read what is sent from now on, or may not any more.
+    History(OwnedRoomId, HistorySharing),
+}
+
+/// Whether people who come later may read what is sent now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HistorySharing {
+    /// They may: the visibility is `shared` or `world_readable`.
+    Allowed,
+    /// They may not.
+    Forbidden,
 }
 
 /// What the machine made of a sync.
@@ -199,7 +210,7 @@ impl Machine {
         let mut volatile = self.lock().await;
         // Without a token to start from, all lists become outdated below.
         if !changes.is_quiet() || self.sync_token().await?.is_none() {
-            volatile.settled.clear();
+            volatile.devices_changed();
             volatile.backup_idle = false;
         }
         let mut batch = self.batch();
@@ -378,6 +389,7 @@ async fn sender_data(
         curve25519,
         ed25519: payload.ed25519().to_base64(),
         trust: SenderTrust::UnknownDevice,
+        forwarded_by: None,
     };
     if let Some(device) = known
         .iter()
@@ -415,6 +427,10 @@ async fn take_payload(
 ) -> Result<Result<(), RejectedMessage>, MachineError> {
     match payload.kind() {
         "m.room_key" => take_room_key(batch, payload.content(), sender).await,
+        // The second is what clients send that are older than the specification of it.
+        "m.room_key_bundle" | "io.element.msc4268.room_key_bundle" => {
+            history::take_notice(batch, payload.content(), &sender)
+        }
         "m.dummy" => {
             // Their session with us broke, so what we sent over it may be lost.
             let device =

@@ -108,7 +108,7 @@ impl Shield {
 }
 
 /// The owner of a session: whoever sent its key over Olm.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SenderData {
     /// The user, as the Olm payload and the event that carried it both say. For an imported key
     /// the sender that the server names.
@@ -121,6 +121,9 @@ pub struct SenderData {
     pub ed25519: String,
     /// What is known about the device.
     pub trust: SenderTrust,
+    /// The user who gave the key to us when we were invited, in whose word alone the rest stands.
+    #[serde(default)]
+    pub forwarded_by: Option<OwnedUserId>,
 }
 
 impl SenderData {
@@ -134,6 +137,42 @@ impl SenderData {
             SenderTrust::ChangedIdentity => Some(Shield::ChangedIdentity),
             SenderTrust::Imported => Some(Shield::AuthenticityNotGuaranteed),
             SenderTrust::SignedDevice | SenderTrust::Verified | SenderTrust::OwnDevice => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t_tr_1_who_is_shown_under_which_requirement() {
+        use SenderTrust as Trust;
+        // For `Untrusted`, `SignedOrImported`, `Signed` and `Verified`.
+        let table = [
+            (Trust::UnknownDevice, [true, false, false, false]),
+            (Trust::UnsignedDevice, [true, false, false, false]),
+            (Trust::VerificationViolation, [true, false, false, false]),
+            (Trust::ChangedIdentity, [true, true, true, false]),
+            (Trust::Imported, [true, true, false, false]),
+            (Trust::SignedDevice, [true, true, true, false]),
+            (Trust::Verified, [true, true, true, true]),
+            (Trust::OwnDevice, [true, true, true, true]),
+        ];
+        let requirements = [
+            TrustRequirement::Untrusted,
+            TrustRequirement::SignedOrImported,
+            TrustRequirement::Signed,
+            TrustRequirement::Verified,
+        ];
+        for (trust, shown) in table {
+            for (requirement, shown) in requirements.into_iter().zip(shown) {
+                assert_eq!(
+                    requirement.is_met_by(trust),
+                    shown,
+                    "{trust:?} {requirement:?}"
+                );
+            }
         }
     }
 }

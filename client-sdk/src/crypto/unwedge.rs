@@ -174,6 +174,7 @@ impl Machine {
             } else {
                 settle(&mut batch, &device, self.now()).await?;
                 self.note_failed_claim(&mut device);
+                device.claims_unanswered = 0;
                 device.save(&mut batch)?;
             }
         }
@@ -188,6 +189,7 @@ impl Machine {
         for (user_id, device_id) in asked {
             if let Some(mut device) = devices::load_device(&batch, user_id, device_id).await? {
                 self.note_failed_claim(&mut device);
+                device.claims_unanswered = device.claims_unanswered.saturating_add(1);
                 device.save(&mut batch)?;
             }
         }
@@ -206,6 +208,7 @@ impl Machine {
     ) -> Result<(), MachineError> {
         device.claim_failures = 0;
         device.claim_after = 0;
+        device.claims_unanswered = 0;
         device.told_no_olm = false;
         if settle(batch, &device, self.now()).await? {
             // Whatever we sent over the broken session may be lost as well.

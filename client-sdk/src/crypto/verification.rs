@@ -408,7 +408,7 @@ impl Machine {
         if let Some(reason) = self.take_proof(batch, &them, proven).await? {
             return self.cancel(volatile, batch, id, reason).await;
         }
-        volatile.settled.clear();
+        volatile.devices_changed();
         let kind = "m.key.verification.done";
         self.tell(volatile, batch, id, kind, Map::new()).await?;
         if let Some(flow) = volatile.verifications.flows.get_mut(id) {

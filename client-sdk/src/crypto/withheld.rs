@@ -53,23 +53,30 @@ impl Machine {
         batch: &Batch<'_>,
         device: &Device,
     ) -> Result<Option<Refusal>, StoreError> {
-        if device.local_trust == LocalTrust::Blocked {
-            return Ok(Some(Refusal::Blocked));
-        }
-        let policy = self.share_policy();
-        if policy == SharePolicy::AllDevices {
-            return Ok(None);
-        }
         let identity = Identity::load(batch, &device.user_id).await?;
-        let Some(identity) = identity.filter(|identity| identity.vouches_for(device)) else {
-            return Ok(Some(Refusal::Untrusted));
-        };
-        if policy == SharePolicy::VerifiedOnly {
-            let own = Identity::load(batch, self.user_id()).await?;
-            let verified = identity.state(own.as_ref()) == IdentityState::Verified;
-            return Ok((!verified).then_some(Refusal::Untrusted));
+        let own = Identity::load(batch, self.user_id()).await?;
+        Ok(self.refusal_of(device, identity.as_ref(), own.as_ref()))
+    }
+
+    /// As [`Self::refusal`], with the identity of the device's user and the own one.
+    pub(crate) fn refusal_of(
+        &self,
+        device: &Device,
+        identity: Option<&Identity>,
+        own: Option<&Identity>,
+    ) -> Option<Refusal> {
+        if device.local_trust == LocalTrust::Blocked {
+            return Some(Refusal::Blocked);
         }
-        Ok(None)
+        let vouched = identity.filter(|identity| identity.vouches_for(device));
+        let trusted = match self.share_policy() {
+            SharePolicy::AllDevices => true,
+            SharePolicy::SignedDevicesOnly => vouched.is_some(),
+            SharePolicy::VerifiedOnly => {
+                vouched.is_some_and(|identity| identity.state(own) == IdentityState::Verified)
+            }
+        };
+        (!trusted).then_some(Refusal::Untrusted)
     }
 
     /// Refuses to send to users whose identity is not the one that is known.

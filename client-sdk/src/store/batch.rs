@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use super::{Changes, Key, Store, StoreError, Table};
+use super::{Changes, Key, Store, StoreError, Table, Value};
 
 /// Reads through its own writes; nothing reaches the store before [`Batch::commit`].
 ///
@@ -29,15 +29,21 @@ impl<'s> Batch<'s> {
         partition: &str,
         id: &str,
     ) -> Result<Option<T>, StoreError> {
+        let bytes = self.bytes(table, partition, id).await?;
+        bytes.map(|bytes| decode(table, &bytes)).transpose()
+    }
+
+    /// A value as it is stored.
+    pub(crate) async fn bytes(
+        &self,
+        table: Table,
+        partition: &str,
+        id: &str,
+    ) -> Result<Option<Value>, StoreError> {
         let key = Key::new(table, partition, id);
         match self.changes.get(&key) {
-            Some(value) => value.map(|bytes| decode(table, bytes)).transpose(),
-            None => self
-                .store
-                .get(&key)
-                .await?
-                .map(|bytes| decode(table, &bytes))
-                .transpose(),
+            Some(value) => Ok(value.cloned()),
+            None => self.store.get(&key).await,
         }
     }
 
@@ -46,17 +52,28 @@ impl<'s> Batch<'s> {
         table: Table,
         partition: &str,
     ) -> Result<Vec<(String, T)>, StoreError> {
-        let mut rows: BTreeMap<String, T> = BTreeMap::new();
-        for (id, bytes) in self.store.list(table, partition).await? {
-            rows.insert(id, decode(table, &bytes)?);
+        let rows = self.list_bytes(table, partition).await?;
+        rows.into_iter()
+            .map(|(id, bytes)| Ok((id, decode(table, &bytes)?)))
+            .collect()
+    }
+
+    /// The values of a partition as they are stored.
+    pub(crate) async fn list_bytes(
+        &self,
+        table: Table,
+        partition: &str,
+    ) -> Result<Vec<(String, Value)>, StoreError> {
+        let stored = self.store.list(table, partition).await?;
+        let mut changes = self.changes.of_partition(table, partition).peekable();
+        if changes.peek().is_none() {
+            return Ok(stored);
         }
-        for (key, value) in self.changes.iter() {
-            if key.table != table || key.partition != partition {
-                continue;
-            }
+        let mut rows: BTreeMap<String, Value> = stored.into_iter().collect();
+        for (id, value) in changes {
             match value {
-                Some(bytes) => rows.insert(key.id.clone(), decode(table, bytes)?),
-                None => rows.remove(&key.id),
+                Some(bytes) => rows.insert(id.to_owned(), bytes.clone()),
+                None => rows.remove(id),
             };
         }
         Ok(rows.into_iter().collect())
@@ -95,6 +112,7 @@ impl<'s> Batch<'s> {
     }
 }
 
-fn decode<T: DeserializeOwned>(table: Table, bytes: &[u8]) -> Result<T, StoreError> {
+/// Reads a value.
+pub(crate) fn decode<T: DeserializeOwned>(table: Table, bytes: &[u8]) -> Result<T, StoreError> {
     serde_json::from_slice(bytes).map_err(|_| StoreError::Corrupt { table })
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::{Invite, Membership};
 use crate::{
-    crypto::RoomChange,
+    crypto::{HistorySharing, RoomChange},
     room::{MemberRow, RoomRow},
     store::{Batch, StoreError, Table},
 };
@@ -103,7 +103,14 @@ impl<'a> RoomState<'a> {
                 self.row.name = event.text("name").filter(|name| !name.is_empty());
             }
             ("m.room.history_visibility", Some("")) => {
-                self.row.history_visibility = event.text("history_visibility");
+                let visibility = event.text("history_visibility");
+                let sharing = match visibility.as_deref() {
+                    Some("shared" | "world_readable") => HistorySharing::Allowed,
+                    _ => HistorySharing::Forbidden,
+                };
+                self.changes
+                    .push(RoomChange::History(self.room_id.to_owned(), sharing));
+                self.row.history_visibility = visibility;
             }
             _ => {}
         }
@@ -269,6 +276,7 @@ async fn apply_invite(
         match (event.kind.as_str(), event.state_key.as_deref()) {
             ("m.room.member", Some(user_id)) if user_id == own_id.as_str() => {
                 invite.inviter.clone_from(&event.sender);
+                row.invited_by.clone_from(&event.sender);
                 if event.content.get("is_direct") == Some(&Value::Bool(true)) {
                     row.direct_with.clone_from(&event.sender);
                 }

@@ -198,6 +198,11 @@ impl Peer {
         Ok(())
     }
 
+    /// Sends these requests of the machine.
+    pub(crate) async fn answer(&mut self, server: &mut Server, requests: Vec<OutgoingRequest>) {
+        self.send(server, requests).await.unwrap();
+    }
+
     pub(crate) async fn sync(&mut self, server: &mut Server) -> SyncOutcome {
         let outcome = self.receive(server).await;
         self.send_outgoing(server).await;

@@ -339,3 +339,42 @@ async fn t_xs_5_malformed_identities_are_errors() {
         assert_eq!(state(&alice, &carol).await, IdentityState::Unknown);
     }
 }
+
+#[tokio::test]
+async fn t_xs_6_a_server_that_denies_an_identity_gets_no_second_one() {
+    let (mut server, mut alice, _) = two().await;
+    let before = alice.machine.master_key(alice.user()).await.unwrap();
+    for usage in ["master", "self_signing", "user_signing"] {
+        server.identities.remove(&(usage, alice.user().to_owned()));
+    }
+    server.note_change(alice.user());
+    alice.sync(&mut server).await;
+    assert_eq!(alice.alarms, [Alarm::OwnIdentityChanged]);
+    assert!(!alice.bootstrap(&mut server, Bootstrap::IfMissing).await);
+    let after = alice.machine.master_key(alice.user()).await.unwrap();
+    assert_eq!(before, after);
+    assert!(
+        !server
+            .identities
+            .contains_key(&("master", alice.user().to_owned()))
+    );
+}
+
+#[tokio::test]
+async fn t_4s_6_private_keys_of_another_identity_are_refused() {
+    let (mut server, alice, bob) = two().await;
+    let environment = alice.environment.clone();
+    let phone = another(&mut server, ALICE, "PHONE", &environment).await;
+    // What the storage holds is what the server has put there.
+    let foreign = bob.machine.secrets().await.unwrap();
+    let own = alice.machine.secrets().await.unwrap();
+    assert_eq!(phone.machine.take_private_keys(&foreign).await.unwrap(), 0);
+    assert!(!phone.machine.is_cross_signed().await.unwrap());
+    let mut mixed = own.clone();
+    let name = "m.cross_signing.self_signing";
+    mixed.insert(name.to_owned(), foreign[name].clone());
+    assert_eq!(phone.machine.take_private_keys(&mixed).await.unwrap(), 2);
+    assert!(!phone.machine.has_private_keys().await.unwrap());
+    assert_eq!(phone.machine.take_private_keys(&own).await.unwrap(), 3);
+    assert!(phone.machine.has_private_keys().await.unwrap(), "control");
+}

@@ -253,3 +253,51 @@ async fn what_is_settled_is_unsettled_by_any_change_of_devices() {
     carol.sync(&mut server).await;
     assert_eq!(carol.read(&hello).await.unwrap(), "hello");
 }
+
+/// Reports the next requests of a certain kind as failed, once.
+async fn lose(server: &mut Server, alice: &mut Peer, bob: &Peer, lost: fn(&Request) -> bool) {
+    loop {
+        let members = users(&[bob]);
+        let share = alice.machine.share_room_key(room(), &members);
+        let Share::Pending(requests) = share.await.unwrap() else {
+            panic!("there was no such request")
+        };
+        for request in requests {
+            let response = server.handle(&alice.name(), &request.request);
+            if lost(&request.request) {
+                let failed = alice
+                    .machine
+                    .mark_request_as_failed(&request.id, Failure::Temporary);
+                failed.await.unwrap();
+                return;
+            }
+            let sent = alice.machine.mark_request_as_sent(&request.id, &response);
+            sent.await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn t_shr_5_a_lost_answer_costs_nobody_a_message() {
+    let lost: [fn(&Request) -> bool; 2] = [
+        |request| matches!(request, Request::KeysClaim(_)),
+        |request| matches!(request, Request::KeysQuery(_)),
+    ];
+    for lost in lost {
+        let (mut server, mut alice, mut bob) = alice_and_bob().await;
+        lose(&mut server, &mut alice, &bob, lost).await;
+        let hello = alice.say(&mut server, &[&bob], "hello").await;
+        bob.sync(&mut server).await;
+        assert_eq!(bob.read(&hello).await.unwrap(), "hello");
+    }
+}
+
+#[tokio::test]
+async fn t_shr_5_a_server_that_never_answers_a_claim_keeps_nobody_silent() {
+    let (mut server, mut alice, bob) = alice_and_bob().await;
+    for _ in 0..4 {
+        let claim: fn(&Request) -> bool = |request| matches!(request, Request::KeysClaim(_));
+        lose(&mut server, &mut alice, &bob, claim).await;
+    }
+    alice.say(&mut server, &[&bob], "hello").await;
+}
