@@ -1,6 +1,12 @@
 //! The store for programs that are started more than once.
 
-use std::{fmt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    fs::{File, TryLockError},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use sqlx::{
@@ -34,6 +40,8 @@ pub struct SqliteStore {
     pool: SqlitePool,
     seal: Option<Seal>,
     environment: Arc<dyn Environment>,
+    /// Held as long as the store is open; ends with the process, however that ends.
+    _lock: File,
 }
 
 /// How a store is opened.
@@ -66,6 +74,7 @@ impl SqliteStore {
     }
 
     async fn open_with(path: &Path, opening: Opening<'_>) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -90,6 +99,7 @@ impl SqliteStore {
             pool,
             seal,
             environment,
+            _lock: lock,
         };
         store.check_seal().await?;
         Ok(store)
@@ -224,6 +234,23 @@ impl Store for SqliteStore {
     }
 }
 
+/// Takes the lock of a store, a file beside it.
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(name)
+        .map_err(StoreError::Lock)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse),
+        Err(TryLockError::Error(error)) => Err(StoreError::Lock(error)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
@@ -316,6 +343,17 @@ mod tests {
             Err(StoreError::NotAuthentic { .. })
         ));
         assert!(store.get(&other).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn t_sto_3_a_store_is_opened_once_at_a_time() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("store");
+        let store = SqliteStore::open(&path).await.unwrap();
+        let error = SqliteStore::open(&path).await.unwrap_err();
+        assert!(matches!(error, StoreError::InUse));
+        drop(store);
+        SqliteStore::open(&path).await.unwrap();
     }
 
     #[tokio::test]

@@ -226,19 +226,24 @@ async fn a_conversation_survives_restarts_from_disk_between_any_two_steps() {
     };
     let mut events = Vec::new();
     for round in 0..3 {
+        let encryption = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
         let mut alice = open("@alice:example.org", "ALICE").await;
-        alice.encrypt_room(room(), json!({ "algorithm": "m.megolm.v1.aes-sha2" }));
+        alice.encrypt_room(room(), encryption.clone());
         alice.receive(&mut server).await;
+        drop(alice);
         let mut alice = open("@alice:example.org", "ALICE").await;
         alice.send_outgoing(&mut server).await;
+        drop(alice);
         let mut bob = open("@bob:example.org", "BOB").await;
-        bob.encrypt_room(room(), json!({ "algorithm": "m.megolm.v1.aes-sha2" }));
+        bob.encrypt_room(room(), encryption);
         bob.receive(&mut server).await;
+        drop(bob);
         let mut bob = open("@bob:example.org", "BOB").await;
         bob.send_outgoing(&mut server).await;
 
         let mut alice = open("@alice:example.org", "ALICE").await;
         alice.share(&mut server, room(), &[&bob]).await;
+        drop((alice, bob));
         let alice = open("@alice:example.org", "ALICE").await;
         let content = alice
             .encrypt(room(), &format!("round {round}"))
@@ -247,6 +252,7 @@ async fn a_conversation_survives_restarts_from_disk_between_any_two_steps() {
         events.push(server.event(alice.user(), &content));
         let mut bob = open("@bob:example.org", "BOB").await;
         bob.receive(&mut server).await;
+        drop(bob);
         let bob = open("@bob:example.org", "BOB").await;
         all_is_read(&events, &bob).await;
     }
