@@ -1,7 +1,9 @@
 //! Our own clients on our own server.
 
 mod bots;
+mod examples;
 mod files;
+mod history;
 mod trust;
 
 use std::{path::Path, time::Duration};
