@@ -1,11 +1,14 @@
 //! A small program to chat with in a terminal: rooms, encrypted messages, verification, recovery.
 //!
-//! The account is taken from `SOTTO_HOMESERVER`, `SOTTO_USER` and `SOTTO_PASSWORD`; the keys are
-//! kept in the file `SOTTO_STORE` or `./sotto-chat.sqlite`.
+//! The account is taken from `SOTTO_HOMESERVER`, `SOTTO_USER` and `SOTTO_PASSWORD`, or asked for;
+//! the keys are kept in the file `SOTTO_STORE` or `./sotto-chat.sqlite`. With `--register` a new
+//! account is made, with `--register TOKEN` where the server wants a token for that.
+
+mod login;
+mod words;
 
 use std::{
     collections::BTreeMap,
-    env,
     error::Error,
     io::{BufRead as _, Write as _},
     pin::pin,
@@ -16,7 +19,7 @@ use ruma::{OwnedRoomId, OwnedUserId};
 use sotto_client::{
     Client,
     client::RoomOptions,
-    crypto::{Secret, VerificationPhase},
+    crypto::{Secret, SenderTrust, VerificationPhase},
     sync::SyncUpdate,
     timeline::{Protection, TimelineEvent},
 };
@@ -24,9 +27,12 @@ use tokio::sync::mpsc;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
+/// What is shown of a room when it is chosen.
+const LAST: u32 = 10;
 const HELP: &str = "\
 /rooms              the rooms, by number       /new NAME       make an encrypted room
 /go NUMBER          choose a room              /join ROOM      join a room
+/last NUMBER        what was said last         /leave          leave the room
 /invite USER        invite to the room         /members        who is here
 /verify USER        verify somebody            /ok             accept, begin, or confirm
 /no                 the emoji differ           /accept USER    accept a changed identity
@@ -35,9 +41,10 @@ const HELP: &str = "\
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
-    let client = log_in().await?;
+    let client = login::log_in().await?;
     let mut chat = Chat::new(client.clone());
     chat.say(&format!("You are {}. /help helps.", chat.name()))?;
+    chat.list_rooms().await?;
     let (lines, mut typed) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
@@ -52,32 +59,17 @@ async fn main() -> Result<(), Failure> {
             line = typed.recv() => match line.as_deref().map(str::trim) {
                 None | Some("/quit") => return Ok(()),
                 Some("") => {}
-                Some(line) => if let Err(error) = chat.take_line(line).await {
-                    chat.say(&format!("! {error}"))?;
+                Some(line) => if let Err(error) = Box::pin(chat.take_line(line)).await {
+                    chat.say(&format!("! {}", words::error(&*error)))?;
                 },
             },
             update = updates.next() => match update {
                 None => return Ok(()),
-                Some(Ok(update)) => chat.show(update).await?,
-                Some(Err(error)) => chat.say(&format!("! {error}"))?,
+                Some(Ok(update)) => Box::pin(chat.show(update)).await?,
+                Some(Err(error)) => chat.say(&format!("! {}", words::error(&error)))?,
             },
         }
     }
-}
-
-async fn log_in() -> Result<Client, Failure> {
-    let variable = |name: &str| env::var(name).map_err(|_| format!("{name} is not set"));
-    let store = env::var("SOTTO_STORE").unwrap_or_else(|_| "./sotto-chat.sqlite".to_owned());
-    let client = Client::builder()
-        .homeserver(variable("SOTTO_HOMESERVER")?)
-        .store(store.as_str())
-        .build()
-        .await?;
-    if !client.restore().await? {
-        let (user, password) = (variable("SOTTO_USER")?, variable("SOTTO_PASSWORD")?);
-        client.login_password(&user, &password).await?;
-    }
-    Ok(client)
 }
 
 struct Chat {
@@ -120,6 +112,13 @@ impl Chat {
                     .get(argument.parse::<usize>()?)
                     .ok_or("no such room")?;
                 self.room = Some(room.id().to_owned());
+                self.say(&format!("You are in {}.", self.room_name(room.id()).await?))?;
+                self.show_last(LAST).await?;
+            }
+            "/last" => self.show_last(argument.parse().unwrap_or(LAST)).await?,
+            "/leave" => {
+                self.current()?.leave().await?;
+                self.room = None;
             }
             "/new" => {
                 let options = RoomOptions {
@@ -140,7 +139,8 @@ impl Chat {
                 for member in self.current()?.members().await? {
                     let state = self.client.identity_state(&member.user_id).await?;
                     let (user_id, membership) = (&member.user_id, &member.membership);
-                    self.say(&format!("  {user_id} ({membership}, {state:?})"))?;
+                    let state = words::identity(state);
+                    self.say(&format!("  {user_id} ({membership}, {state})"))?;
                 }
             }
             "/recovery" => {
@@ -212,8 +212,7 @@ impl Chat {
 
     async fn list_rooms(&self) -> Result<(), Failure> {
         for (number, room) in self.client.rooms().await?.iter().enumerate() {
-            let name = room.name().await?;
-            let name = name.unwrap_or_else(|| room.id().to_string());
+            let name = self.room_name(room.id()).await?;
             self.say(&format!("  {number}: {name}"))?;
         }
         Ok(())
@@ -221,20 +220,28 @@ impl Chat {
 
     async fn show(&mut self, update: SyncUpdate) -> Result<(), Failure> {
         for alarm in &update.alarms {
-            self.say(&format!("!! {alarm:?}"))?;
+            self.say(&format!("!! {}", words::alarm(alarm)))?;
         }
         for invite in &update.invites {
             let inviter = invite.inviter.as_ref().map(ToString::to_string);
             let inviter = inviter.unwrap_or_default();
             self.say(&format!("{inviter} invites you: /join {}", invite.room_id))?;
         }
-        for room in &update.rooms {
-            for event in &room.timeline {
-                self.show_event(event)?;
+        let new = update.rooms.iter().flat_map(|room| {
+            let events = room.timeline.iter();
+            events.map(move |event| (&room.room_id, event))
+        });
+        let late = update.decrypted_late.iter().map(|(id, event)| (id, event));
+        for (room_id, event) in new.chain(late) {
+            // What was typed here stands here.
+            if words::trust(event) == Some(SenderTrust::OwnDevice) && !update.initial {
+                continue;
             }
-        }
-        for (_, event) in &update.decrypted_late {
-            self.show_event(event)?;
+            let place = match &self.room {
+                Some(current) if current == room_id => String::new(),
+                _ => format!("[{}] ", self.room_name(room_id).await?),
+            };
+            self.show_event(&place, event)?;
         }
         for verification in self.client.verifications().await? {
             let before = self
@@ -251,26 +258,39 @@ impl Chat {
                     let names = short.emoji.map(|emoji| emoji.name).join(", ");
                     format!("sees {emoji} ({names}), or not: /ok or /no")
                 }
-                other => format!("verification: {other:?}"),
+                phase => words::phase(phase).to_owned(),
             };
             self.say(&format!("* {} {text}", verification.user_id))?;
         }
         Ok(())
     }
 
-    fn show_event(&self, event: &TimelineEvent) -> Result<(), Failure> {
+    async fn room_name(&self, room_id: &ruma::RoomId) -> Result<String, Failure> {
+        let name = self.client.room(room_id).name().await?;
+        Ok(name.unwrap_or_else(|| room_id.to_string()))
+    }
+
+    async fn show_last(&self, count: u32) -> Result<(), Failure> {
+        let history = self.current()?.messages(None, count).await?;
+        for event in history.events.iter().rev() {
+            self.show_event("", event)?;
+        }
+        Ok(())
+    }
+
+    fn show_event(&self, place: &str, event: &TimelineEvent) -> Result<(), Failure> {
+        let sender = &event.sender;
         let mark = match &event.protection {
             Protection::Clear => "(not encrypted) ".to_owned(),
-            Protection::Encrypted(sender) => sender
-                .shield()
-                .map_or_else(String::new, |shield| format!("({shield:?}) ")),
+            Protection::Encrypted(sender) => words::marks(sender),
             Protection::Undecryptable(reason) => {
-                return self.say(&format!("{}: cannot be read: {reason:?}", event.sender));
+                let reason = words::reason(reason);
+                return self.say(&format!("{place}{sender}: cannot be read: {reason}"));
             }
             _ => String::new(),
         };
         match event.body() {
-            Some(body) => self.say(&format!("{mark}{}: {body}", event.sender)),
+            Some(body) => self.say(&format!("{place}{mark}{sender}: {body}")),
             None => Ok(()),
         }
     }
