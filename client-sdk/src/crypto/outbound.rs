@@ -6,6 +6,7 @@ use ruma::{OwnedUserId, RoomId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use vodozemac::megolm::{GroupSession, GroupSessionPickle, InboundGroupSession, SessionConfig};
+use zeroize::Zeroizing;
 
 use super::{
     error::{EncryptError, MachineError},
@@ -21,6 +22,8 @@ use crate::store::{self, Batch, Changes, StoreError, Table};
 const HOUR_MS: u64 = 60 * 60 * 1000;
 const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
 const DEFAULT_MESSAGES: u64 = 100;
+/// The lengths that payloads have, in bytes. Longer ones are rare, and have the length they have.
+const LENGTHS: [usize; 8] = [256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768];
 
 /// The encryption of a room. There is no way to remove it: a room that was encrypted once is
 /// never again sent to in the clear, whatever its state says later.
@@ -235,7 +238,7 @@ impl Machine {
         }
         let relation = content.remove("m.relates_to");
         let plaintext = json!({ "type": kind, "content": content, "room_id": room_id });
-        let plaintext = zeroize::Zeroizing::new(plaintext.to_string());
+        let plaintext = padded(Zeroizing::new(plaintext.to_string()));
         let ciphertext = session.megolm.encrypt(plaintext.as_bytes()).to_base64();
         session.save(&mut batch, room_id)?;
         let bytes = batch.bytes(row.0, row.1, row.2).await?;
@@ -315,6 +318,25 @@ impl Machine {
         session.save(batch, room_id)?;
         Ok(session)
     }
+}
+
+/// Makes the text of an object as long as many others, by a field that nobody looks at: the length
+/// of a ciphertext would tell much about what is in it.
+fn padded(mut text: Zeroizing<String>) -> Zeroizing<String> {
+    const OPENING: &str = ",\"org.sotto.pad\":\"";
+    const END: &str = "\"}";
+    // The last brace goes and comes again.
+    let least = text.len() - 1 + OPENING.len() + END.len();
+    let Some(length) = LENGTHS.into_iter().find(|length| *length >= least) else {
+        return text;
+    };
+    let mut long = Zeroizing::new(String::with_capacity(length));
+    text.pop();
+    long.push_str(&text);
+    long.push_str(OPENING);
+    long.extend(std::iter::repeat_n(' ', length - least));
+    long.push_str(END);
+    long
 }
 
 /// Whether messages with the key of a session still wait to be sent.

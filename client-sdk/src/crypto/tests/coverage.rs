@@ -53,6 +53,7 @@ const PROMISES: &[(&str, &str, u32)] = &[
     ("key files can be exchanged", "t_exp", 1),
     ("attachments hide everything", "t_att", 3),
     ("the store shows nothing and is opened once", "t_sto", 3),
+    ("the length of a message tells little", "t_pad", 1),
     ("senders are trusted as far as is known", "t_tr", 1),
 ];
 

@@ -327,3 +327,29 @@ async fn t_wh_1_a_reason_explains_and_does_nothing_else() {
     bob.sync(&mut server).await;
     assert_eq!(bob.read(&hello).await.unwrap(), "hello");
 }
+
+#[tokio::test]
+async fn t_pad_1_the_length_of_a_message_tells_little() {
+    let (mut server, mut alice, mut bob) = alice_and_bob().await;
+    let mut lengths = std::collections::BTreeMap::new();
+    for size in [0, 1, 20, 100, 150, 350, 700, 1500, 3000, 60_000, 60_001] {
+        let text = "x".repeat(size);
+        let event = alice.say(&mut server, &[&bob], &text).await;
+        bob.sync(&mut server).await;
+        let read = bob.decrypt_in(room(), &event).await.unwrap();
+        let content = json!({ "msgtype": "m.text", "body": text });
+        assert_eq!(Value::Object(read.content), content);
+        let length = event["content"]["ciphertext"].as_str().unwrap().len();
+        lengths.insert(size, length);
+    }
+    for (one, other) in [(0, 1), (1, 20), (20, 100)] {
+        assert_eq!(lengths[&one], lengths[&other]);
+    }
+    for (one, other) in [(100, 350), (350, 700), (700, 1500), (1500, 3000)] {
+        assert!(lengths[&one] < lengths[&other]);
+    }
+    assert!(
+        lengths[&60_000] <= 81_000,
+        "nothing is added to the longest"
+    );
+}
