@@ -145,6 +145,29 @@ impl FederationClient {
         typed(answer.read(limits.answer).await?)
     }
 
+    /// [`FederationClient::send_within`] for an answer that is read as it comes: a large one should
+    /// not be in memory as a whole. Who reads it minds the bound.
+    pub async fn open<R>(
+        &self,
+        destination: &ServerName,
+        request: R,
+        limits: Limits,
+    ) -> Result<Answer, ClientError>
+    where
+        R: OutgoingRequest<EndpointError = MatrixError>,
+        R::PathBuilder: for<'a> PathBuilder<Input<'a> = ()>,
+    {
+        let request = to_http(request)?;
+        let answer = self
+            .send_raw(destination, request, Signature::Ours, limits.request)
+            .await?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let refused: Result<R::IncomingResponse, _> = typed(answer.read(limits.answer).await?);
+        Err(refused.err().unwrap_or(ClientError::MalformedAnswer))
+    }
+
     /// Signs and sends a request, and gives the answer as it comes: for media.
     ///
     /// Only the path and query of the request's URI count. Nothing is said about the status.

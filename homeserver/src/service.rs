@@ -28,6 +28,8 @@ pub(crate) mod notifications;
 pub(crate) mod old_sync;
 pub(crate) mod outside;
 pub(crate) mod own_data;
+pub(crate) mod parallel;
+pub(crate) mod policy_servers;
 pub(crate) mod presence;
 pub(crate) mod previews;
 pub(crate) mod profiles;

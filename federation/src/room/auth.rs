@@ -101,6 +101,16 @@ impl Judged {
         self.pdu
     }
 
+    /// The event with the signatures that it has got since. They say nothing about the verdict.
+    #[must_use]
+    pub fn with_signatures(self, signed: Verified) -> Self {
+        if signed.pdu().event_id() == self.pdu.event_id() {
+            Self::new(signed.into_pdu(), self.verdict)
+        } else {
+            self
+        }
+    }
+
     /// Soft-fails an accepted event that the room's policy server did not sign (step 7 of
     /// [the checks](https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu)).
     #[must_use]

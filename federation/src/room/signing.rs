@@ -12,7 +12,10 @@ use ruma::{
 };
 use serde::Deserialize;
 
-pub use self::key::{KeyError, SigningKey};
+pub use self::{
+    key::{KeyError, SigningKey},
+    policy::{PolicyServer, ROOM_POLICY},
+};
 pub use ruma::signatures::PublicKeyMap;
 
 use super::{
@@ -21,6 +24,7 @@ use super::{
 };
 
 mod key;
+mod policy;
 
 /// The id under which policy servers sign. Their key is in the room's state, not published by
 /// their server, so it proves nothing about who sent an event

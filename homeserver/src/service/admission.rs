@@ -6,12 +6,13 @@
 
 mod invite;
 mod told_state;
+mod welcome;
 
-pub(crate) use self::invite::Invite;
+pub(crate) use self::{invite::Invite, welcome::Members};
 use std::sync::Arc;
 
 use ruma::{
-    EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId,
+    EventId, OwnedEventId, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId,
     events::{StateEventType, TimelineEventType, room::member::MembershipState},
     room_version_rules::RoomVersionRules,
 };
@@ -143,14 +144,6 @@ pub(crate) struct Signed<'a> {
     pub(crate) event_id: &'a EventId,
     pub(crate) pdu: &'a RawValue,
     pub(crate) membership: MembershipState,
-}
-
-/// What a server that joins gets.
-pub(crate) struct Welcome {
-    pub(crate) state: Vec<Arc<StoredEvent>>,
-    pub(crate) auth_chain: Vec<Arc<StoredEvent>>,
-    pub(crate) event: Box<RawValue>,
-    pub(crate) servers: Vec<OwnedServerName>,
 }
 
 impl Admission {
@@ -296,27 +289,6 @@ impl Admission {
         let stored = self.0.timeline.events.by_id(signed.event_id).await?;
         let accepted = stored.filter(|event| event.is_accepted() && event.state.is_some());
         accepted.ok_or(AdmissionError::Forbidden)
-    }
-
-    /// What the server of somebody who has just joined needs.
-    pub(crate) async fn welcome(&self, join: &StoredEvent) -> Result<Welcome, AdmissionError> {
-        let state = join.state.ok_or(AdmissionError::Forbidden)?;
-        let (state, auth_chain) = self.0.history.snapshot(state.before).await?;
-        let mut servers: Vec<_> = self
-            .0
-            .storage
-            .log()
-            .roster()
-            .remote_servers(join.pdu.room_id())
-            .into_iter()
-            .collect();
-        servers.push(self.0.timeline.server_name.clone());
-        Ok(Welcome {
-            state,
-            auth_chain,
-            event: join.pdu.json().to_owned(),
-            servers,
-        })
     }
 
     /// What those may know who are not in the room yet

@@ -144,6 +144,20 @@ impl Federation {
         self.client.send_within(destination, request, limits).await
     }
 
+    /// As [`Federation::send_within`], for an answer that is read as it comes.
+    pub(crate) async fn open<R>(
+        &self,
+        destination: &ServerName,
+        request: R,
+        limits: Limits,
+    ) -> Result<client::Answer, ClientError>
+    where
+        R: OutgoingRequest<EndpointError = client::MatrixError>,
+        R::PathBuilder: for<'a> PathBuilder<Input<'a> = ()>,
+    {
+        self.client.open(destination, request, limits).await
+    }
+
     /// A request of this server has come, so it is there: whoever waits to send to it need not wait.
     pub(crate) fn heard_from(&self, server: &ServerName) {
         if let Some(notify) = self.awaited().get(server) {

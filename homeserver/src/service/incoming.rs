@@ -32,14 +32,17 @@ use serde_json::value::RawValue;
 use sotto_federation::room::{
     auth::Rejection,
     pdu::{Pdu, PduError, Unverified},
-    signing::{self, SignatureError},
+    signing::{self, PublicKeyMap, SignatureError},
     version,
 };
 use tokio::sync::Mutex;
 
 pub(crate) use self::{remote::Remote, source::Source};
-use super::{server_acl::ServerAcls, timeline::Timeline};
+use super::{parallel::parallel, server_acl::ServerAcls, timeline::Timeline};
 use crate::storage::{Storage, StorageError, rooms::Room};
+
+/// So many signatures are checked at once. More are checked beside the threads that answer others.
+const FEW: usize = 4;
 
 /// Takes in events of other servers.
 #[derive(Clone)]
@@ -318,22 +321,27 @@ impl Incoming {
             .collect();
         let ask = required.iter().filter_map(|keys| keys.as_ref().ok());
         let mut keys = self.0.source.keys(ask.cloned().collect()).await.into_iter();
-        let mut verified = Vec::with_capacity(unverified.len());
-        for (index, (pdu, required)) in unverified.into_iter().zip(required).enumerate() {
-            let event_id = pdu.event_id().to_owned();
-            let outcome = match required {
-                Err(error) => Err(error.into()),
-                Ok(_) => signing::verify(pdu, &keys.next().unwrap_or_default(), rules)
-                    .map(|verified| verified.pdu().clone())
-                    .map_err(Refused::from),
-            };
-            verified.push((event_id, outcome));
-            if index % 64 == 63 {
-                // Thousands of signatures take a while; others want to be answered meanwhile.
-                tokio::task::yield_now().await;
+        let mut signed = Vec::with_capacity(unverified.len());
+        let mut outcomes = Vec::with_capacity(unverified.len());
+        for (pdu, required) in unverified.into_iter().zip(required) {
+            match required {
+                Ok(_) => signed.push((pdu, keys.next().unwrap_or_default())),
+                Err(error) => outcomes.push((pdu.event_id().to_owned(), Err(error.into()))),
             }
         }
-        verified
+        let rules = rules.clone();
+        let verify = move |(pdu, keys): (Unverified, PublicKeyMap)| {
+            let event_id = pdu.event_id().to_owned();
+            let verified = signing::verify(pdu, &keys, &rules);
+            let verified = verified.map(|verified| verified.pdu().clone());
+            (event_id, verified.map_err(Refused::from))
+        };
+        if signed.len() <= FEW {
+            outcomes.extend(signed.into_iter().map(verify));
+        } else if let Ok(verified) = parallel(signed, verify).await {
+            outcomes.extend(verified);
+        }
+        outcomes
     }
 
     async fn id_of(&self, room_id: &RoomId, pdu: &RawValue) -> Option<OwnedEventId> {

@@ -16,6 +16,7 @@ use sotto_federation::room::{
     builder::{BuildError, Template},
     version,
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::remote::Wish;
 pub(crate) use self::remote::{AnswerError, Remote, RemoteError};
@@ -34,6 +35,8 @@ pub(crate) struct Membership {
     remote: Remote,
     doors: Doors,
     succession: Succession,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
 }
 
 /// A change that one user makes to the membership of another, or to their own.
@@ -84,6 +87,8 @@ impl Membership {
         remote: Remote,
         doors: Doors,
         succession: Succession,
+        tasks: TaskTracker,
+        stopping: CancellationToken,
     ) -> Self {
         Self {
             storage,
@@ -91,6 +96,8 @@ impl Membership {
             remote,
             doors,
             succession,
+            tasks,
+            stopping,
         }
     }
 
@@ -111,9 +118,34 @@ impl Membership {
         said: Map<String, Value>,
     ) -> Result<(), MembershipError> {
         self.admit(user_id, room_id).await?;
-        self.enter(user_id, room_id, via, said).await?;
+        if self.is_resident(room_id).await? {
+            self.enter(user_id, room_id, via, said).await?;
+        } else {
+            self.enter_apart(user_id, room_id, via, said).await?;
+        }
         self.succession.follow(user_id, room_id).await;
         Ok(())
+    }
+
+    /// Goes on with the join of a large room when the client has lost patience: asked once more, it waits
+    /// for the same join.
+    async fn enter_apart(
+        &self,
+        user_id: &UserId,
+        room_id: &RoomId,
+        via: Vec<OwnedServerName>,
+        said: Map<String, Value>,
+    ) -> Result<(), MembershipError> {
+        let (this, stopping) = (self.clone(), self.stopping.clone());
+        let (user_id, room_id) = (user_id.to_owned(), room_id.to_owned());
+        let work = async move {
+            tokio::select! {
+                entered = this.enter(&user_id, &room_id, via, said) => entered,
+                () = stopping.cancelled() => Err(StorageError::Stopped.into()),
+            }
+        };
+        let entered = self.tasks.spawn(work).await;
+        entered.unwrap_or(Err(StorageError::Stopped.into()))
     }
 
     async fn enter(

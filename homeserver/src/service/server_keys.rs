@@ -6,7 +6,7 @@
 
 mod notary;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, stream};
 use quick_cache::sync::Cache;
@@ -33,8 +33,10 @@ use crate::{
 const OWN_VALIDITY_MS: u32 = 24 * 60 * 60 * 1000;
 /// How long one server has time to tell its keys.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long all servers together have before a notary is asked about those that have not answered.
+const GRACE: Duration = Duration::from_secs(2);
 /// How many servers are asked at the same time.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 64;
 /// A server that answered, but not with the key that is sought, is not asked again before.
 const PAUSE_AFTER_ANSWER: Duration = Duration::from_mins(1);
 /// A server that did not answer is asked again at the latest after this.
@@ -71,6 +73,15 @@ impl KnownKeys {
     /// The keys for one of the events, for [`sotto_federation::room::signing::verify`].
     pub(crate) fn key_map(&self, required: &RequiredKeys) -> PublicKeyMap {
         server_keys::select(required, |server| self.0.get(server).cloned()).keys
+    }
+
+    /// What the server itself said goes before what is said about it.
+    fn add(&mut self, server: OwnedServerName, keys: &Arc<server_keys::ServerKeys>) {
+        let keys = match self.0.get(&server) {
+            Some(earlier) => Arc::new(server_keys::ServerKeys::clone(keys).with_earlier(earlier)),
+            None => keys.clone(),
+        };
+        self.0.insert(server, keys);
     }
 
     fn missing(
@@ -149,15 +160,30 @@ impl ServerKeys {
             let keys = self.of_server(&server, &wants).await?;
             Ok::<_, StorageError>(keys.map(|keys| (server, keys)))
         });
-        let found: Vec<_> = stream::iter(lookups)
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
+        let mut lookups = pin!(stream::iter(lookups).buffer_unordered(AT_ONCE));
         let mut known = KnownKeys::default();
-        for found in found {
-            known.0.extend(found?);
+        let mut late = false;
+        if !notaries.is_empty() {
+            // One server of a hundred that is gone must not hold up a join.
+            let in_time = async {
+                while let Some(found) = lookups.next().await {
+                    known.0.extend(found?);
+                }
+                Ok::<_, StorageError>(())
+            };
+            match tokio::time::timeout(GRACE, in_time).await {
+                Ok(found) => found?,
+                Err(_) => late = true,
+            }
+            self.ask_notaries(required, notaries, &mut known).await;
         }
-        self.ask_notaries(required, notaries, &mut known).await;
+        if notaries.is_empty() || late && !known.missing(required).is_empty() {
+            while let Some(found) = lookups.next().await {
+                if let Some((server, keys)) = found? {
+                    known.add(server, &keys);
+                }
+            }
+        }
         Ok(known)
     }
 

@@ -64,14 +64,17 @@ impl SharedHistory {
         origin: &ServerName,
         room_id: &RoomId,
     ) -> Result<Room, ShareError> {
+        let roster = self.storage.log().roster();
+        if roster.local_members(room_id).is_empty() {
+            return Err(ShareError::UnknownRoom);
+        }
+        self.known(origin, room_id).await
+    }
+
+    /// A room of which we have something, if its access control list lets the server in.
+    async fn known(&self, origin: &ServerName, room_id: &RoomId) -> Result<Room, ShareError> {
         let room = self.timeline.heads.room(room_id).await?;
-        let here = !self
-            .storage
-            .log()
-            .roster()
-            .local_members(room_id)
-            .is_empty();
-        let room = room.filter(|room| here && room.head.is_some());
+        let room = room.filter(|room| room.head.is_some());
         let room = room.ok_or(ShareError::UnknownRoom)?;
         if !self.acls.allows(&room, origin).await? {
             return Err(ShareError::NotInRoom);
@@ -79,9 +82,10 @@ impl SharedHistory {
         Ok(room)
     }
 
-    /// As [`SharedHistory::open`], for a server that has somebody in the room.
+    /// What was said in a room while we took part, for a server that has somebody in it. Also after the last
+    /// of us left: nobody else may have the events before that leave, without which it cannot be placed.
     async fn shared(&self, origin: &ServerName, room_id: &RoomId) -> Result<Room, ShareError> {
-        let room = self.open(origin, room_id).await?;
+        let room = self.known(origin, room_id).await?;
         let servers = self.storage.log().roster().remote_servers(room_id);
         if servers.contains(origin) {
             Ok(room)
@@ -303,7 +307,8 @@ impl SharedHistory {
         event.ok_or(ShareError::UnknownEvent)
     }
 
-    async fn auth_chain(
+    /// The auth chain of events.
+    pub(crate) async fn auth_chain(
         &self,
         from: &[Arc<StoredEvent>],
     ) -> Result<Vec<Arc<StoredEvent>>, StorageError> {

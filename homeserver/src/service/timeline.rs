@@ -10,13 +10,13 @@ use std::sync::Arc;
 use ruma::{
     OwnedEventId, OwnedServerName, RoomId, UserId,
     api::error::ErrorKind,
-    events::{StateEventType, TimelineEventType},
+    events::{StateEventType, TimelineEventType, room::member::MembershipState},
 };
 use serde_json::{Map, Value, value::RawValue};
 use sotto_federation::room::{
     auth::Rejection,
     builder::{BuildError, Template},
-    signing::SigningKey,
+    signing::{PolicyServer, SigningKey},
 };
 
 pub(crate) use self::{
@@ -24,7 +24,13 @@ pub(crate) use self::{
     proposal::Proposal,
     read::{Direction, Page, PageAsk, PageToken, ReadError},
 };
-use super::{accounts::Requester, events::Events, heads::Heads, visibility::Visibility};
+use super::{
+    accounts::Requester,
+    events::Events,
+    heads::Heads,
+    policy_servers::{PolicyError, PolicyServers},
+    visibility::Visibility,
+};
 use crate::{
     clock::Clock,
     storage::{
@@ -44,6 +50,7 @@ pub(crate) struct Timeline {
     pub(crate) heads: Heads,
     pub(crate) events: Events,
     pub(crate) visibility: Visibility,
+    pub(crate) policy_servers: PolicyServers,
     clock: Clock,
     pub(crate) server_name: OwnedServerName,
     key: Arc<SigningKey>,
@@ -76,6 +83,9 @@ pub(crate) enum SendError {
     /// The event belongs to somebody else.
     #[error("the room does not allow to redact this event")]
     MayNotRedact,
+    /// The policy server of the room does not recommend it.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// Others appended all the time.
     #[error("the room is too busy")]
     Busy,
@@ -115,6 +125,10 @@ impl SendError {
                 "The event to redact is in another room",
             ),
             Self::NothingToRedact => (ErrorKind::NotFound, "There is no such event"),
+            Self::Policy(_) => (
+                ErrorKind::Forbidden,
+                "The policy server of the room does not recommend this",
+            ),
             Self::Repeated(_) | Self::Busy | Self::Storage(_) => {
                 (ErrorKind::Unknown, "The server could not do this now")
             }
@@ -126,6 +140,7 @@ impl Timeline {
     pub(crate) fn new(
         storage: Storage,
         events: Events,
+        policy_servers: PolicyServers,
         clock: Clock,
         server_name: OwnedServerName,
         key: Arc<SigningKey>,
@@ -137,6 +152,7 @@ impl Timeline {
             heads,
             events,
             visibility,
+            policy_servers,
             clock,
             server_name,
             key,
@@ -234,17 +250,44 @@ impl Timeline {
         txn: Option<Txn>,
     ) -> Result<OwnedEventId, SendError> {
         for _ in 0..ATTEMPTS {
-            let slot = self.heads.hold(room_id).await?;
-            let draft = slot.room().and_then(Draft::of);
-            let mut draft = draft.ok_or(SendError::UnknownRoom)?;
+            let mut slot = self.heads.hold(room_id).await?;
+            let room = slot.room().ok_or(SendError::UnknownRoom)?;
+            let mut draft = Draft::of(room).ok_or(SendError::UnknownRoom)?;
+            let (policy, version) = (self.policy_servers.of(room).await?, room.head_version);
             let event_id = self
                 .draft_event(&mut draft, sender, copy(&template), txn.clone())
                 .await?;
+            if let Some(policy) = policy {
+                // Nobody waits for the room while another server thinks.
+                drop(slot);
+                self.recommended(&mut draft, &policy).await?;
+                slot = self.heads.hold(room_id).await?;
+                if slot.room().map(|room| room.head_version) != Some(version) {
+                    continue;
+                }
+            }
             if slot.append(draft.finish()?).await?.is_some() {
                 return Ok(event_id);
             }
         }
         Err(SendError::Busy)
+    }
+
+    /// Has the newest event of a draft signed by the policy server of the room, if that has a say.
+    async fn recommended(&self, draft: &mut Draft, policy: &PolicyServer) -> Result<(), SendError> {
+        let rules = draft.rules()?;
+        let newest = draft.newest().filter(|pdu| PolicyServer::judges(pdu));
+        let Some(pdu) = newest else {
+            return Ok(());
+        };
+        match self.policy_servers.sign(policy, pdu, &rules).await {
+            Ok(signed) => draft.sign_newest(signed),
+            // Nobody is kept in a room.
+            Err(_)
+                if membership(pdu) == Some((pdu.sender().to_owned(), MembershipState::Leave)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 }
 

@@ -34,6 +34,7 @@ use crate::{
         moderation::Moderation,
         notifications::Notifications,
         old_sync::OldSync,
+        policy_servers::PolicyServers,
         presence::Presence,
         previews::Previews,
         profiles::{self, Profiles},
@@ -140,9 +141,15 @@ pub(super) fn services(
     tasks.spawn(refreshing);
     let to_device = ToDevice::new(storage.clone(), clock.clone(), server_name.clone());
     let events = Events::new(storage.clone());
+    let policy_servers = PolicyServers::new(
+        storage.clone(),
+        events.clone(),
+        Arc::new(federation.clone()),
+    );
     let timeline = Timeline::new(
         storage.clone(),
         events.clone(),
+        policy_servers,
         clock.clone(),
         server_name.clone(),
         key.clone(),
@@ -215,7 +222,15 @@ pub(super) fn services(
         clock.clone(),
         key.clone(),
     );
-    let membership = Membership::new(storage.clone(), timeline.clone(), remote, doors, succession);
+    let membership = Membership::new(
+        storage.clone(),
+        timeline.clone(),
+        remote,
+        doors,
+        succession,
+        tasks.clone(),
+        stopping.clone(),
+    );
     let third_party_invites = ThirdPartyInvites::new(
         timeline.clone(),
         membership.clone(),

@@ -12,11 +12,11 @@ use ruma::{
             unban_user,
         },
     },
-    api::error::ErrorKind,
+    api::error::{ErrorBody, ErrorKind},
     events::room::member::MembershipState,
 };
 use serde_json::{Map, Value};
-use sotto_federation::client::ClientError;
+use sotto_federation::client::{self, ClientError};
 
 use crate::{
     api::{
@@ -29,6 +29,7 @@ use crate::{
         aliases::Aliases,
         identity::Invitee,
         membership::{AnswerError, Change, Membership, MembershipError, RemoteError},
+        policy_servers::PolicyError,
         third_party_invites::ThirdPartyInvites,
     },
 };
@@ -70,7 +71,9 @@ impl From<RemoteError> for MatrixError {
     fn from(error: RemoteError) -> Self {
         match error {
             RemoteError::NoServer => Self::not_found("No server is known that is in this room"),
-            RemoteError::Client(error) => error.into(),
+            RemoteError::Client(error) | RemoteError::Answer(AnswerError::Client(error)) => {
+                error.into()
+            }
             RemoteError::UnsupportedVersion(_) => Self::bad_request(
                 ErrorKind::UnsupportedRoomVersion,
                 "The room has a version that this server does not support",
@@ -82,6 +85,7 @@ impl From<RemoteError> for MatrixError {
                 AnswerError::Unsigned
                 | AnswerError::NoCreateEvent
                 | AnswerError::Ambiguous
+                | AnswerError::Malformed
                 | AnswerError::Stopped,
             ) => Self::new(
                 http::StatusCode::BAD_GATEWAY,
@@ -103,10 +107,8 @@ impl From<RemoteError> for MatrixError {
 /// What another server refused is refused with its errcode; what it could not do, is not done.
 impl From<ClientError> for MatrixError {
     fn from(error: ClientError) -> Self {
-        let refused = error
-            .matrix()
-            .filter(|error| error.status_code.is_client_error());
-        match refused.and_then(|error| Some((error.status_code, error.error_kind()?.clone()))) {
+        let refused = error.matrix().and_then(refusal);
+        match refused {
             Some((status, kind)) => Self::new(status, kind, "The other server refuses"),
             None => Self::new(
                 http::StatusCode::BAD_GATEWAY,
@@ -114,6 +116,43 @@ impl From<ClientError> for MatrixError {
                 "The other server could not be asked",
             ),
         }
+    }
+}
+
+/// What another server says to a user of ours, in its own words, but for what only we may say to one: a
+/// client that hears that its token is not known logs out, and throws away its keys.
+fn refusal(error: &client::MatrixError) -> Option<(http::StatusCode, ErrorKind)> {
+    let (status, kind) = (error.status_code, error.error_kind()?);
+    let about_account = matches!(
+        kind,
+        ErrorKind::MissingToken
+            | ErrorKind::Unauthorized
+            | ErrorKind::UnknownToken(_)
+            | ErrorKind::UserDeactivated
+            | ErrorKind::UserLocked
+            | ErrorKind::UserSuspended
+    );
+    let may_say = status.is_client_error() && status != http::StatusCode::UNAUTHORIZED;
+    (may_say && !about_account).then(|| (status, kind.clone()))
+}
+
+impl From<PolicyError> for MatrixError {
+    fn from(error: PolicyError) -> Self {
+        /// The most characters of what the policy server says.
+        const MOST: usize = 500;
+        if let PolicyError::Client(error) = &error
+            && let Some(error) = error.matrix()
+            && let Some((status, kind)) = refusal(error)
+            && let ErrorBody::Standard(body) = &error.body
+        {
+            let message: String = body.message.chars().take(MOST).collect();
+            return Self::new(status, kind, message);
+        }
+        Self::new(
+            http::StatusCode::BAD_GATEWAY,
+            ErrorKind::Unknown,
+            "The policy server of the room did not recommend this",
+        )
     }
 }
 

@@ -54,6 +54,7 @@ impl From<SendError> for MatrixError {
             SendError::Malformed(_) | SendError::RedactsElsewhere | SendError::ReplacesItself => {
                 Self::bad_request(kind, message)
             }
+            SendError::Policy(error) => error.into(),
             SendError::Busy | SendError::Repeated(_) => Self::new(
                 http::StatusCode::SERVICE_UNAVAILABLE,
                 ErrorKind::Unknown,

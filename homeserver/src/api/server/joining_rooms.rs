@@ -19,7 +19,7 @@ use super::authentication::Signed;
 use crate::{
     api::{Routes, error::MatrixError, extract::Matrix},
     service::{
-        admission::{Admission, AdmissionError, Asked, Signed as SignedEvent},
+        admission::{Admission, AdmissionError, Asked, Members, Signed as SignedEvent},
         incoming::Refused,
         shared_history::pdus,
     },
@@ -152,11 +152,17 @@ pub(super) async fn create_join_event(
         membership: MembershipState::Join,
     };
     let join = admission.send(signed).await?;
-    let welcome = admission.welcome(&join).await?;
+    let members = if body.omit_members {
+        Members::MayBeOmitted
+    } else {
+        Members::All
+    };
+    let welcome = admission.welcome(&join, members).await?;
     let mut state = create_join_event::v2::RoomState::new();
     state.auth_chain = pdus(&welcome.auth_chain);
     state.state = pdus(&welcome.state);
     state.event = Some(welcome.event);
+    state.members_omitted = welcome.members_omitted;
     let servers = welcome.servers.iter().map(ToString::to_string);
     state.servers_in_room = Some(servers.collect());
     Ok(Matrix(create_join_event::v2::Response::new(state)))

@@ -7,10 +7,14 @@ use serde_json::value::RawValue;
 use sotto_federation::room::{
     auth::create_event_id,
     pdu::{Pdu, Unverified},
+    signing::PolicyServer,
 };
 
 use super::{Errand, Incoming, source::StateIds};
-use crate::storage::{StorageError, rooms::Room};
+use crate::{
+    service::policy_servers::PolicyError,
+    storage::{StorageError, rooms::Room},
+};
 
 /// How often a server is asked for events before those that it sent.
 const ROUNDS: usize = 8;
@@ -27,6 +31,9 @@ const WHOLE_STATE: usize = 16;
 /// For how many events of a batch the auth chain is fetched.
 const MOST_CHAINS: usize = 16;
 
+/// How many events the policy server of a room is asked about at the same time.
+const JUDGED_AT_ONCE: usize = 8;
+
 /// Verified events that are to be stored, and what is known about their places.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
@@ -36,6 +43,8 @@ pub(super) struct Gathered {
     pub(super) outliers: BTreeMap<OwnedEventId, Pdu>,
     /// The states before events whose previous events are missing.
     pub(super) states: BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
+    /// Events that the policy server of the room does not recommend.
+    pub(super) unwanted: BTreeSet<OwnedEventId>,
 }
 
 impl Gathered {
@@ -83,7 +92,57 @@ impl Incoming {
             }
         }
         self.auth_chains(origin, room, rules, &mut gathered).await?;
+        if errand != Errand::History {
+            self.recommendations(room, rules, &mut gathered).await?;
+        }
         Ok(gathered)
+    }
+
+    /// Has what the policy server of the room did not sign judged by it
+    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#validating-policy-server-signatures)).
+    async fn recommendations(
+        &self,
+        room: &Room,
+        rules: &RoomVersionRules,
+        gathered: &mut Gathered,
+    ) -> Result<(), StorageError> {
+        let policy_servers = &self.0.timeline.policy_servers;
+        let Some(policy) = policy_servers.of(room).await? else {
+            return Ok(());
+        };
+        let events = gathered.events.values();
+        let unsigned: Vec<_> = events
+            .filter(|pdu| PolicyServer::judges(pdu) && !policy.has_signed(pdu, rules))
+            .cloned()
+            .collect();
+        for (index, events) in unsigned.chunks(JUDGED_AT_ONCE).enumerate() {
+            let asked = events
+                .iter()
+                .map(|pdu| policy_servers.sign(&policy, pdu, rules));
+            let mut answers = false;
+            for (pdu, signed) in events
+                .iter()
+                .zip(futures_util::future::join_all(asked).await)
+            {
+                let event_id = pdu.event_id().to_owned();
+                answers |= signed.as_ref().err().is_none_or(PolicyError::is_answer);
+                match signed {
+                    Ok(signed) => drop(gathered.events.insert(event_id, signed.pdu().clone())),
+                    Err(error) => {
+                        tracing::debug!(%event_id, %error, "an event is not recommended");
+                        gathered.unwanted.insert(event_id);
+                    }
+                }
+            }
+            if !answers {
+                // It is not there. The others do not wait for it as well.
+                let rest = unsigned.iter().skip((index + 1) * JUDGED_AT_ONCE);
+                let rest = rest.map(|pdu| pdu.event_id().to_owned());
+                gathered.unwanted.extend(rest);
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Walks backwards from what arrived to what is known.

@@ -232,6 +232,9 @@ impl<'a> Placing<'a> {
             auth::judge(verified, &at_hand, before, now, self.rules)
         };
         let mut judged = judge(verified);
+        if gathered.unwanted.contains(pdu.event_id()) && !self.is_past(pdu) {
+            judged = judged.refused_by_policy_server();
+        }
         let outcome = match judged.verdict() {
             Verdict::Rejected(rejection) => Err(Refused::Rejected(rejection.clone())),
             Verdict::Accepted | Verdict::SoftFailed(_) => Ok(()),

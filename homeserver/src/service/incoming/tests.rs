@@ -27,7 +27,12 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    service::{events::Events, server_acl::ServerAcls, timeline::Draft, timeline::Timeline},
+    service::{
+        events::Events,
+        policy_servers::{Ask, PolicyServers},
+        server_acl::ServerAcls,
+        timeline::{Draft, Timeline},
+    },
     storage::Storage,
 };
 
@@ -89,6 +94,18 @@ impl Source for Fake {
     }
 }
 
+struct NoPolicyServer;
+
+impl Ask for NoPolicyServer {
+    fn signature<'a>(
+        &'a self,
+        _: &'a ServerName,
+        _: Box<RawValue>,
+    ) -> BoxFuture<'a, Result<Option<String>, ClientError>> {
+        Box::pin(async { Err(ClientError::NotFound) })
+    }
+}
+
 struct Place {
     timeline: Timeline,
     incoming: Incoming,
@@ -119,7 +136,9 @@ impl Place {
         let events = Events::new(storage.clone());
         let own = Arc::new(SigningKey::generate().unwrap());
         let clock = Clock::system();
-        let timeline = Timeline::new(storage.clone(), events.clone(), clock, name, own);
+        let nobody = Arc::new(NoPolicyServer);
+        let policy = PolicyServers::new(storage.clone(), events.clone(), nobody);
+        let timeline = Timeline::new(storage.clone(), events.clone(), policy, clock, name, own);
         let key = Arc::new(SigningKey::generate().unwrap());
         let missing = Arc::default();
         let fake = Fake {

@@ -8,6 +8,7 @@ mod invite;
 mod join;
 mod knock;
 mod leave;
+mod splitter;
 
 use std::sync::Arc;
 

@@ -14,7 +14,9 @@ use sotto_federation::room::{
     auth::{self, Judged, Verdict},
     builder::{self, Basis, BuildError, Hashes, Template},
     pdu::Pdu,
-    redaction, version,
+    redaction,
+    signing::Verified,
+    version,
 };
 
 use super::{SendError, Timeline};
@@ -125,6 +127,14 @@ impl Draft {
     /// The event that was drafted last.
     pub(super) fn newest(&self) -> Option<&Pdu> {
         self.events.last().map(|event| event.judged.pdu())
+    }
+
+    /// The event that was drafted last has got signatures.
+    pub(super) fn sign_newest(&mut self, signed: Verified) {
+        if let Some(mut event) = self.events.pop() {
+            event.judged = event.judged.with_signatures(signed);
+            self.events.push(event);
+        }
     }
 
     pub(crate) fn rules(&self) -> Result<RoomVersionRules, SendError> {

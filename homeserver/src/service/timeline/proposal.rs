@@ -78,6 +78,13 @@ impl Timeline {
         proposal: Proposal,
         signed: Verified,
     ) -> Result<Option<OwnedEventId>, SendError> {
+        let mut signed = signed;
+        if let Some(room) = self.heads.room(room_id).await?
+            && let Some(policy) = self.policy_servers.of(&room).await?
+        {
+            let (pdu, rules) = (signed.pdu(), &proposal.rules);
+            signed = self.policy_servers.sign(&policy, pdu, rules).await?;
+        }
         let slot = self.heads.hold(room_id).await?;
         let Some(room) = slot
             .room()

@@ -13,14 +13,25 @@ use ruma::{
     room_version_rules::RoomVersionRules,
 };
 use serde_json::value::RawValue;
-use sotto_federation::room::{
-    auth::{self, Judged, JudgedOutlier, Rejection, Verdict},
-    pdu::{Pdu, Unverified},
-    signing::{self, PublicKeyMap, Verified},
-    state::StateMap,
+use sotto_federation::{
+    client::{Answer, ClientError},
+    room::{
+        auth::{self, Judged, JudgedOutlier, Rejection, Verdict},
+        pdu::{Pdu, Unverified},
+        signing::{self, Verified},
+        state::StateMap,
+    },
+};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::splitter::{List, SplitError, Splitter};
+use crate::{
+    service::{parallel::parallel, server_keys::ServerKeys},
+    storage::StorageError,
 };
 
-use crate::{service::server_keys::ServerKeys, storage::StorageError};
+/// How many events are parsed at a time, while others are on their way.
+const PIECE: usize = 256;
 
 /// Whom was asked what.
 #[derive(Clone, Debug)]
@@ -29,6 +40,15 @@ pub(super) struct Question {
     pub(super) room_id: OwnedRoomId,
     pub(super) version: RoomVersionId,
     pub(super) rules: RoomVersionRules,
+}
+
+/// What a server answered to `send_join`, parsed.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    pub(super) state: Vec<Unverified>,
+    pub(super) auth_chain: Vec<Unverified>,
+    /// Our event as the server has it.
+    pub(super) event: Option<Box<RawValue>>,
 }
 
 /// A room as another server told it, and our event on top of it.
@@ -56,6 +76,12 @@ pub(crate) enum AnswerError {
     /// By what the server tells, our user may not join.
     #[error("the state does not allow the join: {0}")]
     NotAllowed(Rejection),
+    /// There is no end to what the server tells, or no sense in it.
+    #[error("the answer is malformed")]
+    Malformed,
+    /// The answer did not come as a whole.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// The check was cut short by the end of the server.
     #[error("the check was not completed")]
     Stopped,
@@ -65,7 +91,73 @@ pub(crate) enum AnswerError {
 }
 
 impl Question {
-    /// Checks format, signatures, hashes and authorization of everything.
+    /// Reads an answer of at most `most` bytes, and parses its events while it comes.
+    pub(super) async fn hear(&self, mut answer: Answer, most: usize) -> Result<Heard, AnswerError> {
+        let mut splitter = Splitter::default();
+        let (mut bytes, mut waiting) = (0_usize, Vec::new());
+        let mut parsing = Vec::new();
+        while let Some(chunk) = answer.chunk().await? {
+            bytes = bytes.saturating_add(chunk.len());
+            if bytes > most {
+                return Err(ClientError::TooLarge.into());
+            }
+            splitter.read(&chunk)?;
+            waiting.append(&mut splitter.items());
+            if waiting.len() >= PIECE {
+                parsing.push(self.parse(std::mem::take(&mut waiting)));
+            }
+        }
+        waiting.append(&mut splitter.items());
+        parsing.push(self.parse(waiting));
+        let mut heard = Heard {
+            event: splitter.finish()?.remove("event"),
+            ..Heard::default()
+        };
+        for parsed in parsing {
+            for (list, pdu) in parsed.await.map_err(|_| AnswerError::Stopped)? {
+                match list {
+                    List::State => heard.state.push(pdu),
+                    List::AuthChain => heard.auth_chain.push(pdu),
+                }
+            }
+        }
+        Ok(heard)
+    }
+
+    /// Parses an answer that came as a whole.
+    pub(super) async fn heard(&self, told: RoomState) -> Result<Heard, AnswerError> {
+        let lists = [
+            (List::State, told.state),
+            (List::AuthChain, told.auth_chain),
+        ];
+        let items = lists
+            .into_iter()
+            .flat_map(|(list, events)| events.into_iter().map(move |event| (list, event)));
+        let parsed = self.parse(items.collect()).await;
+        let (state, auth_chain): (Vec<_>, Vec<_>) = parsed
+            .map_err(|_| AnswerError::Stopped)?
+            .into_iter()
+            .partition(|(list, _)| *list == List::State);
+        let pdus = |list: Vec<(List, Unverified)>| list.into_iter().map(|(_, pdu)| pdu).collect();
+        Ok(Heard {
+            state: pdus(state),
+            auth_chain: pdus(auth_chain),
+            event: told.event,
+        })
+    }
+
+    /// Parses events, beside the threads that answer others. What is none of the room's is left out.
+    fn parse(&self, items: Vec<(List, Box<RawValue>)>) -> JoinHandle<Vec<(List, Unverified)>> {
+        let (rules, room_id) = (self.rules.clone(), self.room_id.clone());
+        spawn_blocking(move || {
+            let parsed = items
+                .iter()
+                .filter_map(|(list, json)| Some((*list, Pdu::parse(json, &rules).ok()?)));
+            parsed.filter(|(_, pdu)| pdu.room_id() == room_id).collect()
+        })
+    }
+
+    /// Checks signatures, hashes and authorization of everything.
     ///
     /// An event that fails is left out; what depends on it is then left out as well. The create event and
     /// what allows the join must remain.
@@ -73,20 +165,15 @@ impl Question {
         &self,
         server_keys: &ServerKeys,
         join: Verified,
-        told: RoomState,
+        heard: Heard,
     ) -> Result<Told, AnswerError> {
-        let this = self.clone();
-        let parsed = blocking(move || {
-            let state = this.parse(&told.state);
-            let chain = this.parse(&told.auth_chain);
-            (state, chain)
-        });
-        let (state, chain) = parsed.await?;
+        let Heard {
+            state, auth_chain, ..
+        } = heard;
         let state_ids: Vec<_> = state.iter().map(|pdu| pdu.event_id().to_owned()).collect();
-
-        let mut signed = Vec::with_capacity(state.len() + chain.len());
+        let mut signed = Vec::with_capacity(state.len() + auth_chain.len());
         let mut seen = BTreeSet::new();
-        for pdu in state.into_iter().chain(chain) {
+        for pdu in state.into_iter().chain(auth_chain) {
             if seen.insert(pdu.event_id().to_owned())
                 && let Ok(required) = signing::required_keys(&pdu, &self.rules)
             {
@@ -98,36 +185,29 @@ impl Question {
             .map(|(_, required)| required.clone())
             .collect();
         let notaries = [self.server.clone()];
-        let keys = server_keys.known(&required, &notaries).await?;
-        let signed: Vec<_> = signed
-            .into_iter()
-            .map(|(pdu, required)| (pdu, keys.key_map(&required)))
-            .collect();
+        let keys = Arc::new(server_keys.known(&required, &notaries).await?);
+        let rules = self.rules.clone();
+        let verify = move |(pdu, required)| signing::verify(pdu, &keys.key_map(&required), &rules);
+        let verified = parallel(signed, verify).await;
+        let mut right = BTreeMap::new();
+        for verified in verified.map_err(|_| AnswerError::Stopped)? {
+            match verified {
+                Ok(pdu) => drop(right.insert(pdu.pdu().event_id().to_owned(), pdu)),
+                Err(error) => tracing::debug!(%error, "an event of a room's state is left out"),
+            }
+        }
         let this = self.clone();
-        blocking(move || this.judge(join, &state_ids, signed)).await?
-    }
-
-    fn parse(&self, events: &[Box<RawValue>]) -> Vec<Unverified> {
-        let parsed = events
-            .iter()
-            .filter_map(|json| Pdu::parse(json, &self.rules).ok());
-        parsed.filter(|pdu| pdu.room_id() == self.room_id).collect()
+        let judged = spawn_blocking(move || this.judge(join, &state_ids, right));
+        judged.await.map_err(|_| AnswerError::Stopped)?
     }
 
     fn judge(
         &self,
         join: Verified,
         state_ids: &[OwnedEventId],
-        signed: Vec<(Unverified, PublicKeyMap)>,
+        mut verified: BTreeMap<OwnedEventId, Verified>,
     ) -> Result<Told, AnswerError> {
         let rules = &self.rules;
-        let mut verified = BTreeMap::new();
-        for (pdu, keys) in signed {
-            match signing::verify(pdu, &keys, rules) {
-                Ok(pdu) => drop(verified.insert(pdu.pdu().event_id().to_owned(), pdu)),
-                Err(error) => tracing::debug!(%error, "an event of a room's state is left out"),
-            }
-        }
         let mut found: BTreeMap<OwnedEventId, Arc<Pdu>> = BTreeMap::new();
         let mut events = Vec::with_capacity(verified.len());
         for event_id in self.in_order(&verified) {
@@ -237,11 +317,11 @@ fn first_version() -> RoomVersionId {
     RoomVersionId::V1
 }
 
-/// Thousands of signatures are checked beside the threads that answer others.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, AnswerError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| AnswerError::Stopped)
+impl From<SplitError> for AnswerError {
+    fn from(error: SplitError) -> Self {
+        match error {
+            SplitError::Malformed => Self::Malformed,
+            SplitError::TooLarge => ClientError::TooLarge.into(),
+        }
+    }
 }

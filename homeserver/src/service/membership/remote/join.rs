@@ -130,21 +130,24 @@ impl Remote {
         let event_id = join.pdu().event_id().to_owned();
         let json = join.pdu().json().to_owned();
         let request = create_join_event::Request::new(room_id.to_owned(), event_id, json);
-        let room_state = match self.federation.send_within(server, request, LIMITS).await {
-            Ok(sent) => Some(sent.room_state),
-            Err(error) if error.is_unknown_endpoint() => None,
+        let question = Question {
+            server: server.to_owned(),
+            room_id: room_id.to_owned(),
+            version,
+            rules,
+        };
+        let heard = match self.federation.open(server, request, LIMITS).await {
+            Ok(answer) => question.hear(answer, LIMITS.answer).await?,
+            Err(error) if error.is_unknown_endpoint() => {
+                let place = as_before::Place::SendJoin;
+                let told = self.send_as_before(server, place, join.pdu(), None, LIMITS);
+                question.heard(told.await?).await?
+            }
             Err(error) => return Err(error.into()),
         };
-        let room_state = if let Some(room_state) = room_state {
-            room_state
-        } else {
-            let place = as_before::Place::SendJoin;
-            self.send_as_before(server, place, join.pdu(), None, LIMITS)
-                .await?
-        };
-        let join = match &room_state.event {
+        let join = match &heard.event {
             Some(event) if needs_second_signature(join.pdu()) => {
-                self.signed_by_both(server, join.pdu(), event, &rules)
+                self.signed_by_both(server, join.pdu(), event, &question.rules)
                     .await?
             }
             None if needs_second_signature(join.pdu()) => return Err(AnswerError::Unsigned.into()),
@@ -153,13 +156,7 @@ impl Remote {
         if entry == Entry::Resident {
             return self.take_in(server, room_id, join.pdu()).await;
         }
-        let question = Question {
-            server: server.to_owned(),
-            room_id: room_id.to_owned(),
-            version,
-            rules,
-        };
-        let told = question.check(&self.server_keys, join, room_state).await?;
+        let told = question.check(&self.server_keys, join, heard).await?;
         self.arrive(question, told).await
     }
 
