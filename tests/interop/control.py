@@ -6,7 +6,7 @@ import subprocess
 from servers import Server
 
 UNLIMITED = {"per_second": 1_000_000, "burst_count": 1_000_000}
-LIMITS = ["rc_message", "rc_registration", "rc_key_requests", "rc_presence", "rc_room_creation"]
+LIMITS = ["rc_message", "rc_registration", "rc_key_requests", "rc_room_creation"]
 
 
 class Synapse(Server):
@@ -51,13 +51,14 @@ class Synapse(Server):
             },
             "allow_public_rooms_over_federation": True,
             "room_list_publication_rules": [{"action": "allow"}],
-            "presence": {"enabled": False},
+            "presence": {"enabled": True},
             # Who asks twice wants to know what is new.
             "caches": {"sync_response_cache_duration": "0s"},
             "enable_registration": True,
             "enable_registration_without_verification": True,
             **dict.fromkeys(LIMITS, UNLIMITED),
             "rc_login": dict.fromkeys(["address", "account", "failed_attempts"], UNLIMITED),
+            "rc_presence": {"per_user": UNLIMITED},
             "rc_joins": dict.fromkeys(["local", "remote"], UNLIMITED),
             "rc_invites": dict.fromkeys(["per_room", "per_user", "per_issuer"], UNLIMITED),
         }

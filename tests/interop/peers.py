@@ -4,6 +4,7 @@ import asyncio
 import base64
 import secrets
 
+from gatherings import Gatherings
 from nacl.signing import SigningKey
 from people import Person, Refused, quote, until
 from signedjson.sign import sign_json
@@ -34,6 +35,7 @@ class Peers:
         for version in versions:
             for here, there in self.both_ways():
                 await self.meet(version, here, there)
+        await self.gather(versions)
         newest = versions[-1]
         for here, there in self.both_ways():
             await self.around_the_room(newest, here, there)
@@ -41,6 +43,15 @@ class Peers:
             await self.check(f"{way}: the history before the join", self.backfill(newest, here, there))
         for index, server in enumerate(self.servers):
             await self.absence(server, self.people[1 - index], self.people[index])
+            kind = type(server).__name__
+            await self.gather(versions, f" after {kind} was away")
+
+    async def gather(self, versions, when=""):
+        """Rooms with doors, of every version and from both sides."""
+        gatherings = Gatherings(self.check)
+        for version in versions:
+            for here, there in self.both_ways():
+                await gatherings.run(version, versions[-1], here, there, when)
 
     def both_ways(self):
         """Each of the two as the one who begins."""
