@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sotto_tests::{TestServer, User, escape};
 
 /// Endpoints that wait for a body that never comes, or answer anything: none.
-fn methods(method: &str) -> Vec<Method> {
+pub(crate) fn methods(method: &str) -> Vec<Method> {
     match method {
         "*" => vec![Method::GET, Method::PUT, Method::POST, Method::DELETE],
         method => vec![method.parse().unwrap()],
@@ -16,7 +16,7 @@ fn methods(method: &str) -> Vec<Method> {
 }
 
 /// Things to put where a path has a parameter.
-fn parameter(random: &mut StdRng, name: &str, known: &[(&str, String)]) -> String {
+pub(crate) fn parameter(random: &mut StdRng, name: &str, known: &[(&str, String)]) -> String {
     let real = known
         .iter()
         .find(|(key, _)| *key == name)
@@ -102,7 +102,7 @@ fn value(random: &mut StdRng, depth: usize) -> Value {
     }
 }
 
-fn body(random: &mut StdRng) -> Vec<u8> {
+pub(crate) fn body(random: &mut StdRng) -> Vec<u8> {
     match random.random_range(0..10) {
         0 => Vec::new(),
         1 => b"{".to_vec(),
@@ -173,7 +173,7 @@ async fn storm(alice: &User, random: &mut StdRng, known: &[(&str, String)], roun
 
 /// From now on, where in our own code something panicked. That the edge turns a panic into an answer does not make it
 /// right.
-fn our_panics() -> Arc<Mutex<Vec<String>>> {
+pub(crate) fn our_panics() -> Arc<Mutex<Vec<String>>> {
     let panics = Arc::new(Mutex::new(Vec::new()));
     let (before, seen) = (std::panic::take_hook(), panics.clone());
     std::panic::set_hook(Box::new(move |info| {

@@ -1,22 +1,25 @@
 //! A server that is not ours: it has one room, and says about it what a test wants.
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use axum::{
     Router,
-    extract::{Path as UrlPath, State},
+    body::Body,
+    extract::{Path as UrlPath, Request, State},
     http::StatusCode,
-    routing::{get, put},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
 };
+use futures_util::stream;
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId,
-    UserId, events::TimelineEventType, room_version_rules::RoomVersionRules,
+    UserId, canonical_json::redact, events::TimelineEventType,
+    room_version_rules::RoomVersionRules,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde_json::{Value, json, value::to_raw_value};
 use sotto_federation::{
     room::{
@@ -25,13 +28,9 @@ use sotto_federation::{
     },
     server_keys::own_response,
 };
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::JoinHandle,
-};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio::task::JoinHandle;
 
-use crate::{Draft, Made, Peer, TestServer};
+use crate::{Draft, Made, Peer, TestServer, tls::Tls};
 
 /// What the server does that it should not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +51,14 @@ pub enum Lie {
     RefuseTransactions,
     /// Does not tell of its users' devices.
     RefuseDevices,
+    /// Says of its keys that they were valid until long ago.
+    OldKeys,
+    /// Never ends what it says, whatever is asked.
+    Endless,
+    /// As a policy server, recommends nothing.
+    RefuseToSign,
+    /// Says of whoever wants to join that they are not logged in.
+    NotLoggedIn,
 }
 
 /// A running server. It ends when this is dropped.
@@ -65,6 +72,8 @@ pub struct FakeServer {
 struct Shared {
     name: OwnedServerName,
     key: Arc<SigningKey>,
+    /// With which it signs as a policy server.
+    policy_key: SigningKey,
     rules: RoomVersionRules,
     version: RoomVersionId,
     room_id: OwnedRoomId,
@@ -75,6 +84,8 @@ struct Shared {
     joins: Mutex<Vec<Value>>,
     /// The events and the other units of the transactions that came.
     received: Mutex<Vec<Value>>,
+    /// How much of an endless answer was taken.
+    endless: Arc<AtomicUsize>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -98,6 +109,7 @@ impl FakeServer {
         let shared = Arc::new(Shared {
             name: name.clone(),
             key,
+            policy_key: policy_key(),
             rules,
             version,
             room_id,
@@ -105,6 +117,7 @@ impl FakeServer {
             lie: Mutex::new(Lie::None),
             joins: Mutex::default(),
             received: Mutex::default(),
+            endless: Arc::default(),
         });
         let router = Router::new()
             .route("/_matrix/key/v2/server", get(keys))
@@ -118,6 +131,8 @@ impl FakeServer {
             )
             .route("/_matrix/federation/v1/send/{txn}", put(transaction))
             .route("/_matrix/federation/v1/user/devices/{user}", get(devices))
+            .route("/_matrix/policy/v1/sign", post(sign))
+            .layer(middleware::from_fn_with_state(shared.clone(), endless))
             .with_state(shared.clone());
         let tls = Tls::bind(
             server.federation_address(),
@@ -181,6 +196,18 @@ impl FakeServer {
             &shared.room_id,
             self.peer.build(&draft, &basis, &shared.rules),
         )
+    }
+
+    /// How many bytes of endless answers were taken.
+    #[must_use]
+    pub fn endless(&self) -> usize {
+        self.shared.endless.load(Ordering::Relaxed)
+    }
+
+    /// The key by which a room knows it as its policy server.
+    #[must_use]
+    pub fn policy_key(&self) -> String {
+        self.shared.policy_key.public_key_base64()
     }
 
     /// Begins to lie.
@@ -278,16 +305,58 @@ fn make_room(
 }
 
 async fn keys(State(shared): State<Arc<Shared>>) -> String {
-    let until = MilliSecondsSinceUnixEpoch(4_000_000_000_000_u64.try_into().expect("a time"));
+    let until: u64 = match *lock(&shared.lie) {
+        Lie::OldKeys => 1_600_000_000_000,
+        _ => 4_000_000_000_000,
+    };
+    let until = MilliSecondsSinceUnixEpoch(until.try_into().expect("a time"));
     let response = own_response(&shared.name, &shared.key, &[], until).expect("keys");
     serde_json::to_string(&response).expect("JSON")
+}
+
+/// Answers without end, if that is the lie.
+async fn endless(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    const PIECE: &[u8] = &[b' '; 64 * 1024];
+    if *lock(&shared.lie) != Lie::Endless {
+        return next.run(request).await;
+    }
+    let taken = shared.endless.clone();
+    let pieces = stream::repeat_with(move || {
+        taken.fetch_add(PIECE.len(), Ordering::Relaxed);
+        Ok::<_, std::convert::Infallible>(PIECE)
+    });
+    Body::from_stream(pieces).into_response()
+}
+
+/// The id of the key of a policy server is always the same.
+fn policy_key() -> SigningKey {
+    let seed = SigningKey::generate().expect("a key").to_seed();
+    SigningKey::from_seed("policy_server", &seed).expect("a key")
+}
+
+async fn sign(State(shared): State<Arc<Shared>>, event: String) -> (StatusCode, String) {
+    if *lock(&shared.lie) == Lie::RefuseToSign {
+        let error = json!({ "errcode": "M_FORBIDDEN", "error": "This looks like spam" });
+        return (StatusCode::BAD_REQUEST, error.to_string());
+    }
+    let event = serde_json::from_str(&event).expect("JSON");
+    let mut signed = redact(event, &shared.rules.redaction, None).expect("an event");
+    signed.remove("signatures");
+    let key = &shared.policy_key;
+    key.sign_json(&mut signed, &shared.name).expect("JSON");
+    let signatures = serde_json::to_string(&signed["signatures"]).expect("JSON");
+    (StatusCode::OK, signatures)
 }
 
 async fn make_join(
     State(shared): State<Arc<Shared>>,
     UrlPath((room, user)): UrlPath<(String, String)>,
-) -> String {
+) -> (StatusCode, String) {
     let lie = *lock(&shared.lie);
+    if lie == Lie::NotLoggedIn {
+        let error = json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "Who are you?" });
+        return (StatusCode::UNAUTHORIZED, error.to_string());
+    }
     let hashed = shared.rules.authorization.room_create_event_id_as_room_id;
     let id = |index: usize| shared.state.get(index).map(|event| event.id.clone());
     let auth = [0, 2, 3]
@@ -317,7 +386,8 @@ async fn make_join(
     } else {
         shared.version.clone()
     };
-    json!({ "room_version": version, "event": event }).to_string()
+    let made = json!({ "room_version": version, "event": event });
+    (StatusCode::OK, made.to_string())
 }
 
 async fn send_join(State(shared): State<Arc<Shared>>, join: String) -> String {
@@ -381,51 +451,4 @@ async fn transaction(State(shared): State<Arc<Shared>>, body: String) -> (Status
         lock(&shared.received).extend(units);
     }
     (StatusCode::OK, json!({ "pdus": {} }).to_string())
-}
-
-/// A listener with TLS.
-pub(crate) struct Tls {
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-}
-
-impl Tls {
-    pub(crate) async fn bind(address: SocketAddr, directory: &Path, name: &str) -> Self {
-        let file = |end: &str| directory.join(format!("{name}.{end}"));
-        let certificates = CertificateDer::pem_file_iter(file("crt")).expect("a certificate");
-        let chain = certificates
-            .collect::<Result<Vec<_>, _>>()
-            .expect("a certificate");
-        let key = PrivateKeyDer::from_pem_file(file("key")).expect("a key");
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("TLS")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("the certificate fits");
-        Self {
-            listener: TcpListener::bind(address).await.expect("the port is free"),
-            acceptor: TlsAcceptor::from(Arc::new(config)),
-        }
-    }
-}
-
-impl axum::serve::Listener for Tls {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        loop {
-            if let Ok((stream, address)) = self.listener.accept().await
-                && let Ok(stream) = self.acceptor.accept(stream).await
-            {
-                return (stream, address);
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.listener.local_addr()
-    }
 }

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use sotto_federation::room::signing::SigningKey;
 use tokio::task::JoinHandle;
 
-use crate::{TestServer, fake::Tls};
+use crate::{TestServer, tls::Tls};
 
 /// The token that the server asks for.
 pub const ID_ACCESS_TOKEN: &str = "identity";

@@ -13,6 +13,7 @@
     reason = "test support: a panic is a failed test"
 )]
 
+mod crowd;
 mod database;
 mod fake;
 mod gateway;
@@ -20,8 +21,10 @@ mod identity;
 mod links;
 mod peer;
 mod server;
+mod tls;
 mod user;
 
+pub use crowd::{Crowd, Size};
 pub use database::Database;
 pub use fake::{FakeServer, Lie};
 pub use gateway::Gateway;

@@ -79,10 +79,8 @@ impl Setup {
                 (ServerName::parse(name).expect("a name"), *address)
             })
             .collect();
-        certificates(
-            directory.path(),
-            servers.iter().map(|(name, _)| name.as_str()),
-        );
+        let names: Vec<_> = servers.iter().map(|(name, _)| [name.as_str()]).collect();
+        certificates(directory.path(), names.iter().map(<[_; 1]>::as_slice));
         let mut started = Vec::new();
         for (index, (name, address)) in servers.iter().enumerate() {
             let mut config = Config::new(name.clone());
@@ -253,8 +251,8 @@ fn free_port() -> SocketAddr {
     listener.local_addr().expect("its number")
 }
 
-/// Writes a certificate authority and a certificate for each name.
-fn certificates<'a>(directory: &Path, names: impl Iterator<Item = &'a str>) {
+/// Writes a certificate authority, and certificates for one or more names each, called after the first.
+pub(crate) fn certificates<'a>(directory: &Path, servers: impl Iterator<Item = &'a [&'a str]>) {
     let write = |file: String, text: String| {
         std::fs::write(directory.join(file), text).expect("the directory can be written");
     };
@@ -263,9 +261,11 @@ fn certificates<'a>(directory: &Path, names: impl Iterator<Item = &'a str>) {
     let key = KeyPair::generate().expect("a key");
     let ca = CertifiedIssuer::self_signed(params, key).expect("a certificate authority");
     write("ca.crt".to_owned(), ca.pem());
-    for name in names {
+    for names in servers {
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let name = names[0];
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let params = CertificateParams::new(names).expect("names");
         let certificate = params.signed_by(&key, &ca).expect("a certificate");
         write(format!("{name}.crt"), certificate.pem());
         write(format!("{name}.key"), key.serialize_pem());

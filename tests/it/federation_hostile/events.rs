@@ -51,6 +51,14 @@ async fn an_event_from_before_a_ban_that_comes_late_is_not_shown() {
     }
 }
 
+/// How many rejected events lie between two good ones; `SOTTO_HOSTILE_TESTS=full` for many more.
+fn rejected() -> usize {
+    match std::env::var("SOTTO_HOSTILE_TESTS").as_deref() {
+        Ok("full") => 10_000,
+        _ => 500,
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rejected_events_change_nothing_and_hide_nothing() {
     let mut scene = Scene::new().await;
@@ -79,16 +87,19 @@ async fn rejected_events_change_nothing_and_hide_nothing() {
         (404, "M_NOT_FOUND")
     );
     // Many of them do not end anybody's reading.
-    let mut many = Vec::new();
-    for number in 0..45 {
-        let levels = json!({ "users": { MALLORY: 100 }, "number": number });
-        let grab = Draft::state(MALLORY, "m.room.power_levels", "", levels);
-        many.push(scene.fake.peer().make_after(&scene.seat, &tip, &grab));
+    for part in 0..rejected() / 50 {
+        let mut many = Vec::new();
+        for number in 0..50 {
+            let levels = json!({ "users": { MALLORY: 100 }, "number": 50 * part + number });
+            let grab = Draft::state(MALLORY, "m.room.power_levels", "", levels);
+            many.push(scene.fake.peer().make_after(&scene.seat, &tip, &grab));
+        }
+        let pdus: Vec<_> = many.iter().collect();
+        scene.fake.peer().send(&scene.ours, &pdus, &[]).await.ok();
+        let path = format!("event/{}", escape(many[0].id.as_str()));
+        let shown = scene.alice.get(&room(scene.room_id(), &path)).await;
+        assert_eq!(shown.status.as_u16(), 404);
     }
-    let pdus: Vec<_> = many.iter().collect();
-    let answer = scene.fake.peer().send(&scene.ours, &pdus, &[]).await.ok();
-    let results = answer["pdus"].as_object().unwrap().values();
-    assert_eq!(results.filter(|result| **result == json!({})).count(), 45);
     let last = scene.make(&Draft::text(MALLORY, "last"));
     assert_eq!(scene.deliver(&last).await, None);
     assert_eq!(scene.bodies().await, ["last", "first"]);

@@ -72,7 +72,7 @@ async fn what_a_server_may_not_see_it_gets_redacted() {
 }
 
 /// The requests that the specification keeps from servers that a room keeps out.
-fn requests(scene: &Scene) -> Vec<(Method, String, Option<Value>)> {
+pub(super) fn requests(scene: &Scene) -> Vec<(Method, String, Option<Value>)> {
     let room_id = escape(scene.room_id());
     let mallory = escape(MALLORY);
     let event = escape(scene.seat.tip[0].as_str());

@@ -1,0 +1,59 @@
+//! One who talks all the time does not keep others from talking.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::json;
+use sotto_tests::{Draft, User};
+use tokio::time::Instant;
+
+use super::{MALLORY, Scene};
+
+/// The slowest but one of some sends.
+async fn slowest(user: &User, room_id: &str) -> Duration {
+    let mut times = Vec::new();
+    for number in 0..40 {
+        let start = Instant::now();
+        user.send(room_id, &number.to_string()).await;
+        times.push(start.elapsed());
+    }
+    times.sort();
+    times[times.len() - 2]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_is_flooded_does_not_slow_the_others_down() {
+    let mut scene = Scene::new().await;
+    let elsewhere = scene.alice.create_room(&json!({})).await;
+    let idle = slowest(&scene.alice, &elsewhere).await;
+
+    let made: Vec<_> = (0..2_000)
+        .map(|number| scene.make(&Draft::text(MALLORY, &format!("flood {number}"))))
+        .collect();
+    let (done, sent) = (Arc::new(AtomicBool::new(false)), AtomicUsize::new(0));
+    let flood = async {
+        for pdus in made.chunks(50) {
+            if done.load(Ordering::Relaxed) {
+                break;
+            }
+            let pdus: Vec<_> = pdus.iter().collect();
+            scene.fake.peer().send(&scene.ours, &pdus, &[]).await.ok();
+            sent.fetch_add(pdus.len(), Ordering::Relaxed);
+        }
+    };
+    let measure = async {
+        let slowest = slowest(&scene.alice, &elsewhere).await;
+        done.store(true, Ordering::Relaxed);
+        slowest
+    };
+    let (flooded, ()) = tokio::join!(measure, flood);
+    assert!(sent.load(Ordering::Relaxed) > 100, "there was a flood");
+    // On a machine that does other things as well times are coarse.
+    let bound = (3 * idle).max(Duration::from_millis(500));
+    assert!(flooded <= bound, "{flooded:?}, {idle:?} when idle");
+}

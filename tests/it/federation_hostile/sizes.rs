@@ -1,0 +1,73 @@
+//! More than anybody should have to take.
+
+use std::time::Duration;
+
+use http::Method;
+use ruma::RoomVersionId;
+use serde_json::json;
+use sotto_tests::{FakeServer, Lie, TestServer, escape};
+
+use super::{MALLORY, Scene};
+
+/// What a server may be made to read of an answer without an end.
+const MOST: usize = 80 * 1024 * 1024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_without_end_are_not_read_to_the_end() {
+    let (ours, mut other) = TestServer::pair().await;
+    other.stop().await;
+    let fake = FakeServer::replace(&other, RoomVersionId::V11).await;
+    let alice = ours.register("alice").await;
+    fake.lie(Lie::Endless);
+    // Keys, which any stranger makes us fetch.
+    let path = "/_matrix/federation/v1/version/strange";
+    let path = format!(
+        "/_matrix/federation/v1/query/profile?user_id={}",
+        escape(path)
+    );
+    let answer = fake.peer().get(&ours, &path).await;
+    assert_eq!(answer.status.as_u16(), 401);
+    let keys = fake.endless();
+    assert!((1..4 * 1024 * 1024).contains(&keys), "{keys} bytes of keys");
+    // What users make us fetch.
+    let profile = format!("/_matrix/client/v3/profile/{}", escape(MALLORY));
+    let asked = alice.get(&profile);
+    let answer = tokio::time::timeout(Duration::from_mins(1), asked).await;
+    assert!(answer.unwrap().status.as_u16() >= 400);
+    let joining = alice.join_via(fake.room_id().as_str(), "b.test");
+    let answer = tokio::time::timeout(Duration::from_mins(1), joining).await;
+    assert!(answer.unwrap().status.as_u16() >= 400);
+    let all = fake.endless();
+    assert!(all > keys && all < 2 * MOST, "{all} bytes");
+    // Afterwards it is a server like others.
+    fake.lie(Lie::None);
+    ours.clock().advance(10 * 60 * 1_000);
+    alice.join_via(fake.room_id().as_str(), "b.test").await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_requests_are_refused_and_compressed_ones_are_not_unpacked() {
+    let mut scene = Scene::new().await;
+    let peer = scene.fake.peer().clone();
+    let path = "/_matrix/federation/v1/send/large";
+    let padding = " ".repeat(64 * 1024 * 1024);
+    let body = format!("{{\"origin\":\"b.test\",\"pdus\":[],\"x\":\"{padding}\"}}");
+    let answer = peer
+        .try_ask(
+            peer.name(),
+            &scene.ours,
+            Method::PUT,
+            path,
+            Some(body.into_bytes()),
+        )
+        .await;
+    // Refused, or the connection ended while it was sent.
+    assert!(answer.is_none_or(|answer| matches!(answer.status.as_u16(), 400 | 413)));
+    let path = "/_matrix/federation/v1/send/small";
+    let body = json!({ "origin": "b.test", "origin_server_ts": 1, "pdus": [] });
+    peer.ask(&scene.ours, Method::PUT, path, Some(&body))
+        .await
+        .ok();
+    let said = scene.make(&sotto_tests::Draft::text(MALLORY, "still there"));
+    assert_eq!(scene.deliver(&said).await, None);
+}
