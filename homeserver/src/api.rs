@@ -29,7 +29,9 @@ use tower_http::{
 use self::error::MatrixError;
 pub(crate) use self::legacy::with_deprecated_requests;
 pub(crate) use self::routes::Routes;
-use crate::service::{notifications::Notifications, pushers::Pushers, unread::Unread};
+use crate::service::{
+    notifications::Notifications, pushers::Pushers, search::Search, unread::Unread,
+};
 use crate::{
     clock::Clock,
     service::{
@@ -100,6 +102,7 @@ services! {
     registration: Registration,
     relations: Relations,
     rooms: Rooms,
+    search: Search,
     server_keys: ServerKeys,
     shared_history: SharedHistory,
     shared_secret: SharedSecret,

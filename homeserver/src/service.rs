@@ -41,6 +41,7 @@ pub(crate) mod registration;
 pub(crate) mod relations;
 pub(crate) mod room_summaries;
 pub(crate) mod rooms;
+pub(crate) mod search;
 pub(crate) mod server_acl;
 pub(crate) mod server_keys;
 pub(crate) mod shared_history;

@@ -28,6 +28,7 @@ use crate::{
         federation_sender::FederationSender,
         profile_repeater::ProfileRepeater,
         push::{self, PushSender},
+        search::SearchIndexer,
         user_directory::UserDirectoryWorker,
     },
 };
@@ -215,4 +216,6 @@ fn follow(
     let directory = edge.user_directory.clone();
     let directory = UserDirectoryWorker::new(storage.clone(), directory, stopping.clone());
     tasks.spawn(directory.run());
+    let indexer = SearchIndexer::new(storage.clone(), edge.search.clone(), stopping.clone());
+    tasks.spawn(indexer.run());
 }

@@ -38,6 +38,7 @@ pub(crate) mod relations;
 pub(crate) mod reports;
 pub(crate) mod rooms;
 pub(crate) mod roster;
+pub(crate) mod search_words;
 pub(crate) mod server_keys;
 pub(crate) mod state_map;
 pub(crate) mod state_nodes;
@@ -395,6 +396,9 @@ pub(crate) trait Families {
     }
     fn rooms(&mut self) -> rooms::Rooms<'_> {
         rooms::Rooms(self.connection())
+    }
+    fn search_words(&mut self) -> search_words::SearchWords<'_> {
+        search_words::SearchWords(self.connection())
     }
     fn server_keys(&mut self) -> server_keys::ServerKeys<'_> {
         server_keys::ServerKeys(self.connection())

@@ -213,3 +213,27 @@ async fn who_is_not_in_a_room_may_watch_it_if_anybody_may() {
     let news = eve.get(&format!("{watch}&from={from}")).await.ok();
     assert_eq!(news["chunk"][0]["content"]["body"], "hello");
 }
+
+#[tokio::test]
+async fn an_event_may_be_asked_for_without_its_room() {
+    let server = TestServer::start().await;
+    let (alice, room) = room(&server).await;
+    let (bob, nobody) = (server.register("bob").await, alice.with_token(""));
+    let sent = alice.send(&room, "hello").await;
+    let path = format!("/_matrix/client/v3/events/{}", sotto_tests::escape(&sent));
+    let event = alice.get(&path).await.ok();
+    assert_eq!(event["event_id"], sent.as_str());
+    assert_eq!(
+        (&event["room_id"], &event["user_id"]),
+        (&json!(room), &json!(alice.user_id))
+    );
+    assert_eq!(event["content"]["body"], "hello");
+    assert_eq!(bob.get(&path).await.refused(), (404, "M_NOT_FOUND"));
+    assert_eq!(nobody.get(&path).await.refused(), (401, "M_MISSING_TOKEN"));
+    for unknown in ["$nothing", "nothing", "%00"] {
+        let answer = alice
+            .get(&format!("/_matrix/client/v3/events/{unknown}"))
+            .await;
+        assert!([400, 404].contains(&answer.refused().0), "{unknown}");
+    }
+}

@@ -42,6 +42,7 @@ mod rate_limits;
 mod relations;
 mod restore;
 mod sdk;
+mod search;
 mod shared_secret;
 mod sign_on;
 mod sliding;

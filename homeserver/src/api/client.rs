@@ -27,6 +27,7 @@ mod reporting_content;
 mod room_creation;
 mod room_state;
 mod room_upgrades;
+mod search;
 mod send_to_device;
 mod sending;
 mod server_administration;
@@ -75,6 +76,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         room_creation::routes,
         room_state::routes,
         room_upgrades::routes,
+        search::routes,
         sending::routes,
         server_side_key_backups::routes,
         server_administration::routes,

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use ruma::{
-    RoomId, UInt, UserId,
+    EventId, RoomId, UInt, UserId,
     api::client::{
         filter::{FilterDefinition, RoomEventFilter},
         sync::sync_events::v3::{JoinedRoom, LeftRoom, Response, State, Timeline as Shown},
@@ -428,6 +428,24 @@ fn ephemeral<'a>(
 
 fn json_of<T>(raw: &Raw<T>) -> Value {
     serde_json::from_str(raw.json().get()).unwrap_or_default()
+}
+
+impl OldSync {
+    /// A single event of any room that the user may see
+    /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3eventseventid)).
+    pub(crate) async fn event(
+        &self,
+        requester: &Requester,
+        event_id: &EventId,
+    ) -> Result<Option<Value>, StorageError> {
+        let event = self.timeline.visible_anywhere(&requester.user_id, event_id);
+        let Some(event) = event.await? else {
+            return Ok(None);
+        };
+        let events = &self.timeline.events;
+        let shown = events.for_client_with_room::<()>(&event, requester).await?;
+        Ok(Some(in_room(&shown, event.pdu.room_id())))
+    }
 }
 
 /// An event in the form of that time: it names its room, its sender twice, and says at the top what now is

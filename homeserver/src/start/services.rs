@@ -46,6 +46,7 @@ use crate::{
         relations::Relations,
         room_summaries::RoomSummaries,
         rooms::Rooms,
+        search::Search,
         server_acl::ServerAcls,
         server_keys::ServerKeys,
         shared_history::SharedHistory,
@@ -205,6 +206,7 @@ pub(super) fn services(
         push_rules.clone(),
     );
     let relations = Relations::new(storage.clone(), timeline.clone());
+    let search = Search::new(storage.clone(), timeline.clone(), relations.clone());
     let thread_subscriptions = ThreadSubscriptions::new(storage.clone(), timeline.clone());
     let rooms = Rooms::new(
         storage.clone(),
@@ -381,6 +383,7 @@ pub(super) fn services(
         registration,
         relations,
         rooms,
+        search,
         server_keys,
         shared_history,
         shared_secret,

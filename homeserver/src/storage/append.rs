@@ -24,6 +24,7 @@ use super::{
     relations,
     rooms::{self, Head, RoomNid},
     roster::{Membership, Place},
+    search_words,
     state_map::{EventNid, Node, NodeId, StateKeyId},
     writer::Tx,
 };
@@ -361,6 +362,7 @@ impl Rows {
             query.execute(&mut *tx.connection).await?;
         }
         for redaction in &self.redactions {
+            search_words::forget(&mut tx.connection, redaction.target).await?;
             events::rows::redact(&mut tx.connection, redaction).await?;
             relations::forget(&mut tx.connection, redaction.target).await?;
         }

@@ -52,6 +52,11 @@ impl Counters {
         -self.past.next()
     }
 
+    /// The earliest place that was given out; the transaction that uses it may not be committed yet.
+    pub(crate) fn past(&self) -> i64 {
+        -self.past.last.load(Ordering::Acquire)
+    }
+
     /// The last place that was given out.
     pub(super) fn position(&self) -> StreamPosition {
         StreamPosition(self.position.last.load(Ordering::Acquire))

@@ -42,7 +42,8 @@ impl Dialect {
     }
 
     /// The tables as this database wants them: on SQLite only an `INTEGER PRIMARY KEY` is the table
-    /// itself, every other key is an index beside it, written with every row.
+    /// itself, every other key is an index beside it, written with every row, unless the table says
+    /// `WITHOUT ROWID`.
     pub(super) fn migrator(self) -> Migrator {
         let mut migrator = sqlx::migrate!("./migrations");
         if self == Self::Sqlite {
@@ -52,6 +53,7 @@ impl Dialect {
                     "BIGINT NOT NULL PRIMARY KEY",
                     "INTEGER NOT NULL PRIMARY KEY",
                 );
+                let text = text.replace("/* WITHOUT ROWID */", "WITHOUT ROWID");
                 migration.sql = AssertSqlSafe(text).into_sql_str();
             }
         }

@@ -121,6 +121,11 @@ impl Relation {
         let content = pdu.content_as::<Content>().ok();
         content.map(|content| content.relates_to)
     }
+
+    /// Whether it puts new content in the place of another event's.
+    pub(crate) fn is_edit(&self) -> bool {
+        self.rel_type == "m.replace"
+    }
 }
 
 /// The states around an event.
@@ -353,6 +358,24 @@ impl Events<'_> {
             }
         }
         Ok(found)
+    }
+
+    /// Events that were fetched from the past, from before a (negative) position on, in the order in which they
+    /// came.
+    pub(crate) async fn past(
+        &mut self,
+        before: i64,
+        limit: i64,
+    ) -> Result<Vec<StoredEvent>, StorageError> {
+        let sql = format!(
+            "SELECT {COLUMNS} {FROM} WHERE events.position < $1 ORDER BY events.position DESC LIMIT $2"
+        );
+        let rows = dialect::query(sql).bind(before).bind(limit);
+        rows.fetch_all(&mut *self.0)
+            .await?
+            .iter()
+            .map(read)
+            .collect()
     }
 
     /// Events of the whole log after a position, oldest first: for workers that read forward.

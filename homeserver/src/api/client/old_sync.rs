@@ -5,7 +5,7 @@
 use std::{str::FromStr, time::Duration};
 
 use axum::{extract::State, routing::get};
-use ruma::RoomId;
+use ruma::{EventId, RoomId};
 use serde_json::json;
 
 use crate::{
@@ -33,6 +33,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
             get(room_initial_sync),
         )
         .raw("/_matrix/client/v3/events", get(events))
+        .raw("/_matrix/client/v3/events/{event_id}", get(event))
 }
 
 /// `GET /_matrix/client/v3/initialSync`
@@ -78,6 +79,15 @@ async fn events(State(old): State<OldSync>, request: Untyped) -> Result<Plain, M
         }
     };
     Ok(Plain(json!({ "start": start, "end": end, "chunk": chunk })))
+}
+
+/// `GET /_matrix/client/v3/events/{eventId}`
+async fn event(State(old): State<OldSync>, request: Untyped) -> Result<Plain, MatrixError> {
+    let missing = || MatrixError::not_found("There is no such event");
+    let event_id = request.path.first().and_then(|id| EventId::parse(id).ok());
+    let event_id = event_id.ok_or_else(missing)?;
+    let event = old.event(&request.requester, &event_id).await?;
+    event.map(Plain).ok_or_else(missing)
 }
 
 fn parameter<T: FromStr>(request: &Untyped, name: &str) -> Result<Option<T>, MatrixError> {

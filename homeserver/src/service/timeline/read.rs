@@ -308,10 +308,19 @@ impl Timeline {
         room_id: &RoomId,
         event_id: &ruma::EventId,
     ) -> Result<Option<Arc<StoredEvent>>, ReadError> {
-        let event = self.events.by_id(event_id).await?;
-        let Some(event) = event.filter(|event| event.pdu.room_id() == room_id) else {
-            return Ok(None);
-        };
-        Ok(self.visibility.view(user_id, event).await?)
+        let event = self.visible_anywhere(user_id, event_id).await?;
+        Ok(event.filter(|event| event.pdu.room_id() == room_id))
+    }
+
+    /// An event of any room, if the user may see it.
+    pub(crate) async fn visible_anywhere(
+        &self,
+        user_id: &UserId,
+        event_id: &ruma::EventId,
+    ) -> Result<Option<Arc<StoredEvent>>, StorageError> {
+        match self.events.by_id(event_id).await? {
+            Some(event) => self.visibility.view(user_id, event).await,
+            None => Ok(None),
+        }
     }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use ruma::UserId;
 
+use crate::storage::search_words::text::is_unspaced;
+
 /// How many words of a name count.
 const MOST_WORDS: usize = 32;
 /// How many words are searched for at once.
@@ -49,11 +51,6 @@ fn words(text: &str) -> impl Iterator<Item = String> + '_ {
     parts
         .filter(|part| !part.is_empty())
         .map(|part| fold(part).chars().take(LONGEST).collect())
-}
-
-/// Chinese, Japanese, Korean, Thai, Lao, Khmer.
-fn is_unspaced(c: char) -> bool {
-    matches!(u32::from(c), 0x0e00..=0x0eff | 0x1780..=0x17ff | 0x2e80..=0x9fff | 0xac00..=0xd7ff | 0xf900..=0xfaff | 0x2_0000..=0x3_ffff)
 }
 
 #[cfg(test)]
