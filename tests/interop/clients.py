@@ -17,12 +17,14 @@ class Refused(Exception):
 class Client:
     """One person's client: a process that can end and come again with the same store.
 
-    A client that `may_be_killed` promises to lose nothing without having been asked to quit.
+    A client that `may_be_killed` promises to lose nothing without having been asked to quit; `can` says what not
+    every library can.
     """
 
-    def __init__(self, name, command, server, folder, may_be_killed=False):
+    def __init__(self, name, command, server, folder, may_be_killed=False, can=()):
         self.name = name
         self.may_be_killed = may_be_killed
+        self.can = can
         self.command = command
         self.server = server
         self.store = folder / f"store-{name}"

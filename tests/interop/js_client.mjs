@@ -15,6 +15,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Attachment, EncryptedAttachment } from "@matrix-org/matrix-sdk-crypto-wasm";
 import { createClient, RoomEvent } from "matrix-js-sdk";
 
+import { JsRooms, until } from "./js_rooms.mjs";
 import { load, save } from "./js_store.mjs";
 
 const ENCRYPTION = {
@@ -25,10 +26,8 @@ const ENCRYPTION = {
 const POLL_MS = 100;
 const FIRST_SYNC_SECONDS = 60;
 
-class JsClient {
-    client = null;
+class JsClient extends JsRooms {
     databases = null;
-    events = new Map();
 
     /** Logs in as a new device and keeps the session in `store` for a later `restore`. */
     async login({ homeserver, user, password, store }) {
@@ -145,7 +144,7 @@ class JsClient {
         });
         await this.client.initRustCrypto({ cryptoDatabasePrefix: "interop" });
         this.client.on(RoomEvent.Timeline, (event) => this.events.set(event.getId(), event));
-        await this.client.startClient({ initialSyncLimit: 50 });
+        await this.client.startClient({ initialSyncLimit: 50, threadSupport: true });
         await until(FIRST_SYNC_SECONDS, () => "no first sync", () => this.client.isInitialSyncComplete());
         return { user_id: session.user_id, device_id: session.device_id };
     }
@@ -169,14 +168,6 @@ class JsClient {
         const ciphertext = new Uint8Array(await response.arrayBuffer());
         const plaintext = Attachment.decrypt(new EncryptedAttachment(ciphertext, JSON.stringify(keys)));
         return { ...description, data: Buffer.from(plaintext).toString("base64") };
-    }
-}
-
-async function until(timeout, failure, condition) {
-    const deadline = Date.now() + timeout * 1000;
-    while (!condition()) {
-        if (Date.now() > deadline) throw new Error(failure());
-        await sleep(POLL_MS);
     }
 }
 

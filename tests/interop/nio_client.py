@@ -15,7 +15,6 @@ from pathlib import Path
 from nio import (
     AsyncClient,
     AsyncClientConfig,
-    ErrorResponse,
     Event,
     MegolmEvent,
     RoomEncryptedFile,
@@ -23,34 +22,22 @@ from nio import (
 )
 from nio.crypto.attachments import decrypt_attachment
 from nio.exceptions import EncryptionError
+from nio_rooms import POLL_SECONDS, NioRooms, Refused, checked
 
 ENCRYPTION = {
     "type": "m.room.encryption",
     "state_key": "",
     "content": {"algorithm": "m.megolm.v1.aes-sha2"},
 }
-POLL_SECONDS = 0.1
 SYNC_TIMEOUT_MS = 10_000
 
 
-class Refused(Exception):
-    """The server, or the library, answered with an error."""
-
-
-def checked(response):
-    """Passes a good response on, raises a bad one."""
-    if isinstance(response, ErrorResponse):
-        raise Refused(str(response))
-    return response
-
-
-class NioClient:
+class NioClient(NioRooms):
     """One logged-in matrix-nio client and everything it has seen in its timelines."""
 
     def __init__(self):
-        self.client = None
+        super().__init__()
         self.syncing = None
-        self.events = {}
 
     async def login(self, homeserver, user, password, store):
         """Logs in as a new device and keeps the session in `store` for a later `restore`."""
@@ -194,13 +181,6 @@ class NioClient:
             data = base64.b64encode(plaintext).decode()
             return {**description, "body": event.body, "data": data}
         raise Refused(f"neither a text nor an encrypted file: {type(event).__name__}")
-
-    async def _until(self, timeout, failure, condition):
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() > deadline:
-                raise Refused(failure())
-            await asyncio.sleep(POLL_SECONDS)
 
 
 async def answer(client, request):

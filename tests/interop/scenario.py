@@ -30,7 +30,6 @@ class Scenario:
 
     async def run(self, brief=False):
         """All of it; `brief` leaves the files out and restarts only the servers."""
-        await asyncio.gather(*(self.log_in(person) for person in self.people))
         if any(person.session is None for person in self.people):
             return
         for creator in self.creators():
@@ -46,6 +45,10 @@ class Scenario:
         await self.restart_servers()
         await self.chat("after the restart of the servers")
         await self.look_back()
+
+    async def log_in_all(self):
+        """Everybody gets an account."""
+        await asyncio.gather(*(self.log_in(person) for person in self.people))
 
     def creators(self):
         """One room is made by each kind of client."""
