@@ -4,7 +4,10 @@
 //! can read the database may administer it, and nobody else. So everything goes through the services of the
 //! server that runs, with its caches and its log; nothing is ever written beside it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::Subcommand;
 use ruma::{OwnedMxcUri, OwnedRoomId, OwnedServerName};
@@ -209,6 +212,9 @@ pub enum AskError {
         /// Why.
         source: reqwest::Error,
     },
+    /// No HTTP.
+    #[error("no HTTP client can be made: {0}")]
+    Http(#[from] rustls::Error),
     /// The server said no.
     #[error("{0}")]
     Refused(String),
@@ -227,7 +233,15 @@ pub async fn ask(data_dir: &Path, ask: &Ask) -> Result<Value, AskError> {
         path: path.clone(),
         source,
     };
+    // There is no TLS on a socket, but reqwest makes no client without.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
     let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .no_proxy()
         .unix_socket(path.clone())
         .build()
         .map_err(failed)?;
@@ -240,4 +254,21 @@ pub async fn ask(data_dir: &Path, ask: &Ask) -> Result<Value, AskError> {
     }
     let said = answer.get("error").and_then(Value::as_str);
     Err(AskError::Refused(said.unwrap_or_default().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a process where nobody else has set anything up for TLS.
+    #[tokio::test]
+    async fn where_no_server_runs_nobody_answers() {
+        let command = Command::Tokens(Tokens::List);
+        let asked = Ask {
+            command,
+            password: None,
+        };
+        let answer = ask(Path::new("/nonexistent"), &asked).await;
+        assert!(matches!(answer, Err(AskError::NotRunning { .. })));
+    }
 }

@@ -11,7 +11,7 @@ async fn ask(server: &TestServer, command: Value) -> Result<Value, String> {
     let answer = admin::ask(server.data_dir(), &ask).await;
     answer.map_err(|error| match error {
         AskError::Refused(reason) => reason,
-        AskError::NotRunning { .. } => panic!("{error}"),
+        AskError::NotRunning { .. } | AskError::Http(_) => panic!("{error}"),
     })
 }
 

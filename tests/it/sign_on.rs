@@ -7,7 +7,7 @@ use sotto_homeserver::config::{Cas, Jwt, Secret};
 use sotto_tests::{Setup, TestServer, User, escape};
 
 const LOGIN: &str = "/_matrix/client/v3/login";
-const CLIENT: &str = "https://client.example/app?a=b&loginToken=old";
+const CLIENT: &str = "https://client.example?a=b&loginToken=old";
 
 async fn login(server: &TestServer, body: Value) -> sotto_tests::Answer {
     User::anonymous(server.url()).post(LOGIN, &body).await
@@ -308,7 +308,7 @@ async fn accounts_are_not_taken_over() {
     let (status, to, _) = come_back(&server, &back, "alice").await;
     assert_eq!(status, 302);
     assert!(
-        to.starts_with("https://client.example/app?a=b&loginToken="),
+        to.starts_with("https://client.example/?a=b&loginToken="),
         "{to}"
     );
     let body = json!({ "type": "m.login.token", "token": login_token(&to) });

@@ -56,8 +56,8 @@ pub(crate) struct Parts<'a> {
 
 /// Where somebody comes back to who was sent to the CAS server.
 pub(crate) enum Return {
-    /// To a client, to log in there.
-    Client(Url),
+    /// To a client, to log in there; its address as it was given, for the CAS server compares.
+    Client(String),
     /// To a session of user-interactive authentication.
     Session(String),
 }
@@ -136,11 +136,12 @@ impl SignOn {
 
     /// Where a browser goes so that its user can log in for a client.
     pub(crate) fn begin(&self, client: &str) -> Result<Url, SignOnError> {
-        self.send(&Return::Client(self.client(client)?))
+        self.client(client)?;
+        self.send(&Return::Client(client.to_owned()))
     }
 
     /// The address of a client to which a browser may go.
-    pub(crate) fn client(&self, address: &str) -> Result<Url, SignOnError> {
+    fn client(&self, address: &str) -> Result<Url, SignOnError> {
         if self.0.cas.is_none() {
             return Err(SignOnError::Disabled);
         }
@@ -164,7 +165,7 @@ impl SignOn {
     fn service(&self, back: &Return) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         match back {
-            Return::Client(url) => query.append_pair("redirectUrl", url.as_str()),
+            Return::Client(address) => query.append_pair("redirectUrl", address),
             Return::Session(session) => query.append_pair("session", session),
         };
         let base = self.0.accounts.public_base_url().trim_end_matches('/');
@@ -177,12 +178,15 @@ impl SignOn {
     /// Somebody has come back with a ticket of the CAS server.
     pub(crate) async fn come_back(&self, back: Return, ticket: &str) -> Result<Next, SignOnError> {
         let cas = self.0.cas.as_ref().ok_or(SignOnError::Disabled)?;
+        if let Return::Client(address) = &back {
+            self.client(address)?;
+        }
         let service = self.service(&back);
         let external_id = cas::validate(cas, &self.0.client, &service, ticket).await?;
         let user_id = self.cas_account(cas, external_id).await?;
         self.0.accounts.may_log_in(&user_id).await?;
         let mut to = match back {
-            Return::Client(url) => url,
+            Return::Client(address) => self.client(&address)?,
             Return::Session(session) => {
                 let proved = self.0.uia.prove_sso(&session, &user_id).await?;
                 return proved.then_some(Next::Done).ok_or(SignOnError::OtherUser);

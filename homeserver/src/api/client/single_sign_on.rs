@@ -107,8 +107,7 @@ async fn cas_ticket(State(sign_on): State<SignOn>, uri: Uri) -> Result<Response,
     let back = if let Some(session) = parameter(&uri, "session") {
         Return::Session(session)
     } else {
-        let client = parameter(&uri, "redirectUrl").unwrap_or_default();
-        Return::Client(sign_on.client(&client)?)
+        Return::Client(parameter(&uri, "redirectUrl").unwrap_or_default())
     };
     Ok(match sign_on.come_back(back, &ticket).await? {
         Next::Go(to) => found(to.as_str()),
