@@ -169,7 +169,7 @@ async fn a_proof_counts_for_one_thing() {
     assert_eq!(answer.refused(), (403, "M_FORBIDDEN"));
     let other = password(&alice, "the password of alice", None);
     let answer = delete(&bob, device(&bob), other).await;
-    assert_eq!(answer.refused(), (401, "M_FORBIDDEN"));
+    assert_eq!(answer.refused(), (403, "M_FORBIDDEN"));
     delete(&alice, device(&one), right.clone()).await.ok();
     assert_eq!(one.get(WHOAMI).await.refused(), (401, "M_UNKNOWN_TOKEN"));
     two.get(WHOAMI).await.ok();

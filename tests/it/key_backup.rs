@@ -131,7 +131,7 @@ async fn the_better_copy_of_a_key_is_kept() {
     }
     // What is in it is for the clients to understand.
     let opaque = json!({ "first_message_index": 0, "forwarded_count": 0, "is_verified": true, "session_data": "opaque" });
-    let other = format!("{path}2");
+    let other = of_session("s/2", &version);
     alice.put(&other, &opaque).await.ok();
     assert_eq!(alice.get(&other).await.ok(), opaque);
     let mut large = key(0, 0, true);

@@ -51,7 +51,7 @@ async fn cross_signing() {
     let query = json!({ "device_keys": { &alice.user_id: [] } });
     let found = bob.post(QUERY, &query).await.ok();
     assert_eq!(found["master_keys"][&alice.user_id], body["master_key"]);
-    assert_eq!(found["user_signing_keys"], Value::Null);
+    assert_eq!(found["user_signing_keys"], json!({}));
     let found = alice.post(QUERY, &query).await.ok();
     assert_eq!(
         found["user_signing_keys"][&alice.user_id],
