@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use sotto_tests::{TestServer, User, escape};
+use sqlx::{AnyConnection, Connection, Row};
 
 const VERSION: &str = "/_matrix/client/v3/room_keys/version";
 const KEYS: &str = "/_matrix/client/v3/room_keys/keys";
@@ -188,4 +189,27 @@ async fn keys_by_room_and_session() {
     }
     assert_eq!(alice.get(VERSION).await.ok()["count"], 0);
     alice.get(&of_session("a", &old)).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_go_with_the_account() {
+    let server = TestServer::start().await;
+    let alice = server.register("alice").await;
+    create(&alice).await;
+    sqlx::any::install_default_drivers();
+    let connection = AnyConnection::connect(&server.database_url()).await;
+    let mut connection = connection.unwrap();
+    let mut versions = async || {
+        let count = sqlx::query("SELECT COUNT(*) FROM key_backup_versions");
+        let row = count.fetch_one(&mut connection).await.unwrap();
+        row.get::<i64, _>(0)
+    };
+    assert_eq!(versions().await, 1);
+    let identifier = json!({ "type": "m.id.user", "user": alice.user_id });
+    let auth = json!({
+        "type": "m.login.password", "identifier": identifier, "password": "the password of alice",
+    });
+    let deactivate = "/_matrix/client/v3/account/deactivate";
+    alice.post(deactivate, &json!({ "auth": auth })).await.ok();
+    assert_eq!(versions().await, 0);
 }

@@ -294,6 +294,8 @@ async fn receipts_are_told_to_those_who_may_know() {
 #[tokio::test(flavor = "multi_thread")]
 async fn typing_is_seen_and_ends() {
     let server = TestServer::start().await;
+    let carol = server.register("carol").await;
+    let before = next(&carol.sync(None, 0).await);
     let (alice, bob, room_id) = two(&server).await;
     let mut since = Some(next(&alice.sync(None, 0).await));
     let path = room(&room_id, &format!("typing/{}", escape(&bob.user_id)));
@@ -312,6 +314,10 @@ async fn typing_is_seen_and_ends() {
     );
     bob.put(&path, &json!({ "typing": false })).await.ok();
     assert_eq!(alice.sync_until(&mut since, typing).await, json!([]));
+    // Also with a token from before the room was there: the client may know more than it says.
+    carol.join(&room_id).await.ok();
+    assert_eq!(typing(&carol.sync(Some(&before), 0).await), Some(json!([])));
+    assert_eq!(typing(&carol.sync(None, 0).await), None);
     // Without an end it ends when its time is up.
     bob.put(&path, &begin).await.ok();
     alice.sync_until(&mut since, typing).await;

@@ -58,6 +58,7 @@ impl Deactivation {
                 tx.cross_signing().delete_of_user(&owner).await?;
                 tx.tokens().delete_short_of_user(&owner).await?;
                 tx.threepids().delete_of_user(&owner).await?;
+                tx.key_backup().delete_of_user(&owner).await?;
                 tx.accounts().deactivate(&owner, erase).await
             }
             .boxed()

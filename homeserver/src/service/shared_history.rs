@@ -278,7 +278,8 @@ impl SharedHistory {
         Ok(redacted.json().to_owned())
     }
 
-    /// A server that is in the room may see what one of its users may see, and what the room is now
+    /// A server that is in the room may see what one of its users may see, but for what erased users said,
+    /// and what the room is now
     /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#room-history-visibility)).
     async fn visible(
         &self,
@@ -293,6 +294,9 @@ impl SharedHistory {
             if current.await? == Some(event.nid) {
                 return Ok(true);
             }
+        }
+        if self.storage.is_erased(event.pdu.sender()) {
+            return Ok(false);
         }
         self.timeline.visibility.allows_server(origin, event).await
     }

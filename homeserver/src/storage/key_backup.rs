@@ -143,6 +143,20 @@ impl KeyBackup<'_> {
         Ok(())
     }
 
+    /// Deletes everything that a user has backed up.
+    pub(crate) async fn delete_of_user(&mut self, user_id: &UserId) -> Result<(), StorageError> {
+        for sql in [
+            "DELETE FROM key_backup_sessions WHERE user_id = $1",
+            "DELETE FROM key_backup_versions WHERE user_id = $1",
+        ] {
+            sqlx::query(sql)
+                .bind(user_id.as_str())
+                .execute(&mut *self.0)
+                .await?;
+        }
+        Ok(())
+    }
+
     /// Says that the keys of a version changed.
     pub(crate) async fn raise_etag(
         &mut self,

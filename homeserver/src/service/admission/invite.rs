@@ -64,7 +64,7 @@ impl Admission {
         let mut reader = self.0.storage.read().await?;
         let account = reader.accounts().by_id(user_id).await?;
         drop(reader);
-        if account.is_none() {
+        if account.is_none() && !resident {
             return Err(AdmissionError::UnknownUser);
         }
         if let Some(known) = &known

@@ -45,7 +45,9 @@ impl EphemeralNews {
             }
             if let Some((position, users)) = sync.typing.in_room(room_id) {
                 let changed = position > look.since && position <= look.until;
-                if (is_new && !users.is_empty()) || (!is_new && changed) {
+                // Of a room that is new to a client of long standing it may know more than it says.
+                let anybody = is_new && !users.is_empty();
+                if anybody || (changed && !look.is_first()) {
                     found.typing.insert(room_id.clone(), users);
                 }
             }
