@@ -156,7 +156,7 @@ impl PushSender {
         }
         if pending.is_empty() && work.read {
             let badge = self.badge(&id.user_id).await?;
-            if pusher.progress.badge != Some(badge) {
+            if pusher.progress.badge.unwrap_or(0) != badge {
                 let notice = notice::badge(&pusher, badge);
                 let position = pusher.progress.position;
                 return self.send(&mut pusher, &notice, badge, position).await;
