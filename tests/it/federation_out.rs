@@ -239,3 +239,18 @@ async fn a_stale_device_list_is_fetched_until_it_is_right() {
         0
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_is_not_sent_what_was_before() {
+    let (ours, _other, fake, alice) = with_fake(RoomVersionId::V11).await;
+    let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    for _ in 0..5 {
+        alice.send(&room_id, "before").await;
+    }
+    fake.peer().join(&ours, &room_id, "@mallory:b.test").await;
+    alice.send(&room_id, "after").await;
+    arrived(&fake, "after").await;
+    let received = fake.received();
+    let before = |event: &&Value| event["content"]["body"] == "before";
+    assert_eq!(received.iter().filter(before).count(), 0, "{received:?}");
+}

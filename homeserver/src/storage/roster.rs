@@ -71,6 +71,8 @@ struct Inner {
 struct Room {
     local: BTreeSet<OwnedUserId>,
     remote: BTreeMap<OwnedServerName, BTreeSet<OwnedUserId>>,
+    /// Since when each other server has had somebody there.
+    came: BTreeMap<OwnedServerName, StreamPosition>,
     invited: BTreeSet<OwnedUserId>,
 }
 
@@ -152,6 +154,20 @@ impl Roster {
     #[must_use]
     pub(crate) fn remote_servers(&self, room_id: &RoomId) -> BTreeSet<OwnedServerName> {
         self.read(|inner| Some(inner.rooms.get(room_id)?.remote.keys().cloned().collect()))
+    }
+
+    /// The other servers that have a joined member in a room, and had one before a position.
+    #[must_use]
+    pub(crate) fn remote_servers_before(
+        &self,
+        room_id: &RoomId,
+        position: StreamPosition,
+    ) -> BTreeSet<OwnedServerName> {
+        self.read(|inner| {
+            let came = inner.rooms.get(room_id)?.came.iter();
+            let before = came.filter(|(_, since)| **since < position);
+            Some(before.map(|(server, _)| server.clone()).collect())
+        })
     }
 
     /// Whether another server has a joined member in the room.
@@ -365,6 +381,8 @@ impl Inner {
         } else if joined {
             let rooms = self.servers.entry(home.to_owned()).or_default();
             rooms.insert(room_id);
+            let came = room.came.entry(home.to_owned()).or_insert(place.since);
+            *came = (*came).min(place.since);
             room.remote
                 .entry(home.to_owned())
                 .or_default()
@@ -373,6 +391,7 @@ impl Inner {
             members.remove(&user_id);
             if members.is_empty() {
                 room.remote.remove(home);
+                room.came.remove(home);
                 if let Some(rooms) = self.servers.get_mut(home) {
                     rooms.remove(&room_id);
                     if rooms.is_empty() {

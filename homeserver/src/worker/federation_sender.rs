@@ -229,7 +229,7 @@ impl FederationSender {
 
     /// Puts an event into the queues of the servers that must get it; whether there are any.
     fn route(&self, event: &Arc<StoredEvent>, position: StreamPosition) -> bool {
-        let servers = self.audience(event);
+        let servers = self.audience(event, position);
         let sent = !servers.is_empty();
         for server in servers {
             if self.0.queues.push(&server, event, position) {
@@ -240,14 +240,14 @@ impl FederationSender {
     }
 
     /// The servers that must get an event: those in the room, and that of somebody who was just put out
-    /// of it.
-    fn audience(&self, event: &StoredEvent) -> Vec<OwnedServerName> {
+    /// of it. One that came later must not: what was before may be none of its business.
+    fn audience(&self, event: &StoredEvent, position: StreamPosition) -> Vec<OwnedServerName> {
         let own = self.0.federation.server_name();
         if !event.is_ours_to_send(own) {
             return Vec::new();
         }
         let roster = self.0.storage.log().roster();
-        let mut servers = roster.remote_servers(event.pdu.room_id());
+        let mut servers = roster.remote_servers_before(event.pdu.room_id(), position);
         if let Some((user_id, MembershipState::Leave | MembershipState::Ban)) =
             membership(&event.pdu)
         {
