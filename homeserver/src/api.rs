@@ -7,6 +7,7 @@ pub(crate) mod error;
 pub(crate) mod extract;
 mod leftover;
 mod legacy;
+mod masquerade;
 mod rate_limits;
 pub(crate) mod routes;
 pub(crate) mod server;
@@ -36,17 +37,17 @@ use crate::{
     clock::Clock,
     service::{
         account_data::AccountData, accounts::Accounts, administration::Administration,
-        admission::Admission, aliases::Aliases, backfill::Backfill, calls::Calls,
-        deactivation::Deactivation, devices::Devices, directory::Directory, e2e_keys::E2eKeys,
-        filter::Filters, key_backup::KeyBackup, media::Media, membership::Membership,
-        moderation::Moderation, old_sync::OldSync, presence::Presence, previews::Previews,
-        profiles::Profiles, push_rules::PushRules, rate_limits::RateLimits, receipts::Receipts,
-        registration::Registration, relations::Relations, rooms::Rooms, server_keys::ServerKeys,
-        shared_history::SharedHistory, shared_secret::SharedSecret, sign_on::SignOn,
-        spaces::Spaces, support::Support, sync::Sync, third_party_invites::ThirdPartyInvites,
-        thread_subscriptions::ThreadSubscriptions, threepids::Threepids, timeline::Timeline,
-        to_device::ToDevice, transactions::Transactions, typing::Typing, uia::Uia,
-        user_directory::UserDirectory,
+        admission::Admission, aliases::Aliases, appservices::Appservices, backfill::Backfill,
+        calls::Calls, deactivation::Deactivation, devices::Devices, directory::Directory,
+        e2e_keys::E2eKeys, filter::Filters, key_backup::KeyBackup, media::Media,
+        membership::Membership, moderation::Moderation, old_sync::OldSync, presence::Presence,
+        previews::Previews, profiles::Profiles, push_rules::PushRules, rate_limits::RateLimits,
+        receipts::Receipts, registration::Registration, relations::Relations, rooms::Rooms,
+        server_keys::ServerKeys, shared_history::SharedHistory, shared_secret::SharedSecret,
+        sign_on::SignOn, spaces::Spaces, support::Support, sync::Sync,
+        third_party_invites::ThirdPartyInvites, thread_subscriptions::ThreadSubscriptions,
+        threepids::Threepids, timeline::Timeline, to_device::ToDevice, transactions::Transactions,
+        typing::Typing, uia::Uia, user_directory::UserDirectory,
     },
 };
 
@@ -77,6 +78,7 @@ services! {
     administration: Administration,
     admission: Admission,
     aliases: Aliases,
+    appservices: Appservices,
     calls: Calls,
     clock: Clock,
     backfill: Backfill,
@@ -150,7 +152,7 @@ pub(crate) fn router(edge: Edge) -> Router {
         .method_not_allowed_fallback(async || MatrixError::method_not_allowed())
         .layer(CatchPanicLayer::custom(panicked))
         .layer(axum::middleware::from_fn_with_state(
-            edge.rate_limits.clone(),
+            edge.clone(),
             rate_limits::by_address,
         ))
         .layer(axum::middleware::from_fn(leftover::read))

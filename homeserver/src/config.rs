@@ -77,6 +77,9 @@ pub struct Config {
     /// Terms that whoever registers must agree to.
     #[serde(default)]
     pub terms: Option<Terms>,
+    /// The registration files of application services (bridges, bots), YAML as they write it themselves.
+    #[serde(default)]
+    pub appservices: Vec<PathBuf>,
     /// How to send e-mail. Without it, addresses are not checked and forgotten passwords stay forgotten.
     #[serde(default)]
     pub email: Option<Email>,
@@ -238,6 +241,7 @@ impl Config {
             guests: false,
             captcha: None,
             terms: None,
+            appservices: Vec::new(),
             email: None,
             cas: None,
             jwt: None,

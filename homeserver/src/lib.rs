@@ -16,6 +16,8 @@ mod worker;
 
 pub use api::endpoints;
 pub use listen::ListenTlsError;
-pub use service::{federation::FederationError, sign_on::JwtKeyError};
+pub use service::{
+    appservices::registration::AppserviceError, federation::FederationError, sign_on::JwtKeyError,
+};
 pub use start::{Homeserver, StartError};
 pub use storage::{StorageError, inspect};

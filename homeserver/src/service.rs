@@ -5,6 +5,7 @@ pub(crate) mod accounts;
 pub(crate) mod administration;
 pub(crate) mod admission;
 pub(crate) mod aliases;
+pub(crate) mod appservices;
 pub(crate) mod backfill;
 pub(crate) mod calls;
 pub(crate) mod deactivation;

@@ -19,12 +19,14 @@ use crate::{
     config::Config,
     listen::{self, ListenTlsError, PATIENCE},
     service::{
+        appservices::registration::AppserviceError,
         events::Events,
         federation::{Federation, FederationError},
         sign_on::JwtKeyError,
     },
     storage::{Storage, StorageError},
     worker::{
+        appservices::{self, AppserviceSender},
         federation_sender::FederationSender,
         profile_repeater::ProfileRepeater,
         push::{self, PushSender},
@@ -81,6 +83,9 @@ pub enum StartError {
     /// The certificate for other servers cannot be used.
     #[error(transparent)]
     ListenTls(#[from] ListenTlsError),
+    /// The registration of an application service cannot be used.
+    #[error(transparent)]
+    Appservice(#[from] AppserviceError),
     /// Other servers cannot be spoken to as the configuration says.
     #[error(transparent)]
     Federation(#[from] FederationError),
@@ -120,6 +125,7 @@ impl Homeserver {
             &stopping,
             &tasks,
         )?;
+        edge.accounts.make_senders().await?;
         follow(&edge, &storage, federation, &stopping, &tasks);
         let first_token = edge.accounts.first_registration_token().await?;
         listen_admin(
@@ -210,6 +216,21 @@ fn follow(
         stopping.clone(),
     );
     tasks.spawn(sender.run());
+    for service in edge.appservices.all() {
+        if service.url.is_some() {
+            let parts = appservices::Parts {
+                storage: storage.clone(),
+                clock: edge.clock.clone(),
+                services: edge.appservices.clone(),
+                events: Events::new(storage.clone()),
+                keys: edge.e2e_keys.clone(),
+                presence: edge.presence.clone(),
+                typing: edge.typing.clone(),
+                stopping: stopping.clone(),
+            };
+            tasks.spawn(AppserviceSender::new(parts, service.clone()).run());
+        }
+    }
     let profiles = edge.profiles.clone();
     let repeater = ProfileRepeater::new(storage.clone(), profiles, stopping.clone());
     tasks.spawn(repeater.run());

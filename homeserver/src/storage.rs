@@ -7,6 +7,7 @@
 pub(crate) mod account_data;
 pub(crate) mod accounts;
 pub(crate) mod append;
+pub(crate) mod appservices;
 pub(crate) mod counters;
 pub(crate) mod cross_signing;
 pub(crate) mod destinations;
@@ -327,6 +328,9 @@ pub(crate) trait Families {
     }
     fn accounts(&mut self) -> accounts::Accounts<'_> {
         accounts::Accounts(self.connection())
+    }
+    fn appservices(&mut self) -> appservices::Appservices<'_> {
+        appservices::Appservices(self.connection())
     }
     fn destinations(&mut self) -> destinations::Destinations<'_> {
         destinations::Destinations(self.connection())

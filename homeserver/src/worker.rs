@@ -1,6 +1,7 @@
 //! What happens behind a request: each worker reads the log forward from its own durable place, does its
 //! work more than once without harm, and ends when the server stops.
 
+pub(crate) mod appservices;
 pub(crate) mod federation_sender;
 pub(crate) mod guests;
 pub(crate) mod profile_repeater;

@@ -10,6 +10,7 @@
 mod accounts;
 mod addresses;
 mod admin;
+mod appservices;
 mod chat;
 mod client_habits;
 mod crash;

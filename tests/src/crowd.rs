@@ -307,6 +307,7 @@ fn sign(
         content: to_raw_value(&draft.content).expect("JSON"),
         state_key: draft.state_key.map(ToOwned::to_owned),
         redacts: None,
+        origin_server_ts: None,
     };
     let sender = <&UserId>::try_from(draft.sender).expect("a user id");
     let server = sender.server_name();

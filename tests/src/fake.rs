@@ -290,6 +290,7 @@ fn make_room(
             content: to_raw_value(&content).expect("JSON"),
             state_key: Some(state_key.to_owned()),
             redacts: None,
+            origin_server_ts: None,
         };
         let now = MilliSecondsSinceUnixEpoch(1_700_000_000_000_u64.try_into().expect("a time"));
         let server = user.server_name();

@@ -13,6 +13,7 @@
     reason = "test support: a panic is a failed test"
 )]
 
+mod bridge;
 mod crowd;
 mod database;
 mod fake;
@@ -24,6 +25,7 @@ mod server;
 mod tls;
 mod user;
 
+pub use bridge::Bridge;
 pub use crowd::{Crowd, Size};
 pub use database::Database;
 pub use fake::{FakeServer, Lie};

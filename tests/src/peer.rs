@@ -334,6 +334,7 @@ impl Peer {
             content: to_raw_value(&draft.content).expect("JSON"),
             state_key: draft.state_key.map(ToOwned::to_owned),
             redacts: None,
+            origin_server_ts: None,
         };
         let sender = <&UserId>::try_from(draft.sender).expect("a user id");
         let now = MilliSecondsSinceUnixEpoch::now();

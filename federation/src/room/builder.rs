@@ -51,6 +51,8 @@ pub struct Template {
     pub state_key: Option<String>,
     /// What a redaction redacts. It is put where the room version wants it.
     pub redacts: Option<OwnedEventId>,
+    /// When it was sent, if not now.
+    pub origin_server_ts: Option<MilliSecondsSinceUnixEpoch>,
 }
 
 /// Where in the graph of a room an event is to stand.

@@ -100,6 +100,7 @@ impl Room {
             content: to_raw_value(content).unwrap(),
             state_key: state_key.map(str::to_owned),
             redacts: None,
+            origin_server_ts: None,
         }
     }
 

@@ -3,6 +3,7 @@
 mod account_management;
 mod administrative_contacts;
 mod aliases;
+mod application_services;
 mod capabilities;
 mod client_config;
 mod devices;
@@ -37,6 +38,7 @@ mod single_sign_on;
 mod spaces;
 mod sync;
 mod tagging;
+mod third_party_networks;
 mod thread_subscriptions;
 mod typing;
 mod user_directory;
@@ -53,6 +55,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         aliases::routes,
         account_management::routes,
         administrative_contacts::routes,
+        application_services::routes,
         capabilities::routes,
         client_config::routes,
         devices::routes,
@@ -86,6 +89,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         spaces::routes,
         sync::routes,
         tagging::routes,
+        third_party_networks::routes,
         thread_subscriptions::routes,
         typing::routes,
         user_directory::routes,

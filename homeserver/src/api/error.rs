@@ -74,6 +74,11 @@ impl MatrixError {
         )
     }
 
+    /// 400 `M_EXCLUSIVE`
+    pub(crate) fn exclusive(message: impl Into<String>) -> Self {
+        Self::bad_request(ErrorKind::Exclusive, message)
+    }
+
     /// 401 `M_UNKNOWN_TOKEN`
     pub(crate) fn unknown_token() -> Self {
         let kind = ErrorKind::UnknownToken(UnknownTokenErrorData::new());

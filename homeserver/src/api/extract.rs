@@ -16,7 +16,7 @@ use ruma::api::{
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-use super::{error::MatrixError, legacy, rate_limits, standing};
+use super::{error::MatrixError, legacy, masquerade::Mask, rate_limits, standing};
 use crate::service::accounts::{Accounts, Requester, sessions::Bearer};
 
 /// The largest body of a request that is not an upload, in bytes: a federation transaction of fifty
@@ -166,6 +166,7 @@ where
 /// A request by a user for which ruma has no type, or one that is stricter than clients are.
 pub(crate) struct Untyped {
     pub(crate) requester: Requester,
+    pub(crate) method: http::Method,
     /// The parameters of the path, in order.
     pub(crate) path: Vec<String>,
     query: Vec<(String, String)>,
@@ -178,6 +179,12 @@ impl Untyped {
     pub(crate) fn query(&self, name: &str) -> Option<&str> {
         let found = self.query.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str())
+    }
+
+    /// All parameters of the query.
+    pub(crate) fn all_of_query(&self) -> impl Iterator<Item = (&str, &str)> {
+        let pairs = self.query.iter();
+        pairs.map(|(name, value)| (name.as_str(), value.as_str()))
     }
 }
 
@@ -195,6 +202,7 @@ where
         let query = form_urlencoded::parse(query.as_bytes()).into_owned();
         Ok(Self {
             requester,
+            method: request.method().clone(),
             path,
             query: query.collect(),
             body: object(request.body())?,
@@ -245,8 +253,12 @@ where
     let accounts = Accounts::from_ref(state);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let token = bearer(request).map(Zeroizing::new);
+    let mask = Mask::of(request.uri());
     async move {
         let token = token?;
+        if let Some(service) = accounts.appservices().by_token(&token) {
+            return mask.requester(&accounts, &service, &method, &path).await;
+        }
         match accounts.authenticate(&token).await? {
             Bearer::Known(known) => {
                 standing::check(&known, &method, &path)?;

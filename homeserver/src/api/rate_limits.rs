@@ -15,7 +15,9 @@ use ruma::{
 };
 
 use super::{
+    Edge,
     error::MatrixError,
+    masquerade::calling_service,
     standing::{after_version, listed},
 };
 use crate::{
@@ -89,13 +91,11 @@ impl From<TooOften> for MatrixError {
 }
 
 /// Counts what is asked for without an account.
-pub(super) async fn by_address(
-    State(limits): State<RateLimits>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(super) async fn by_address(State(edge): State<Edge>, request: Request, next: Next) -> Response {
+    let limits = &edge.rate_limits;
     if let Some(action) = action(BY_ADDRESS, request.method(), request.uri().path())
         && let Some(address) = address(&request)
+        && calling_service(&edge.appservices, request.headers()).is_none()
         && let Err(error) = limits.take(action, Asker::at(address))
     {
         return MatrixError::from(error).into_response();

@@ -1,5 +1,6 @@
 //! Accounts: registration, login, and who an access token speaks for.
 
+mod masquerade;
 pub(crate) mod passwords;
 pub(crate) mod sessions;
 
@@ -9,21 +10,27 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::{FutureExt, future::BoxFuture};
 use quick_cache::sync::Cache;
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedServerName, OwnedUserId, ServerName, UserId,
-    events::room::member::MembershipState,
+    DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedServerName, OwnedUserId, ServerName,
+    UserId, events::room::member::MembershipState,
 };
 
-pub(crate) use self::sessions::{AccessToken, NewDevice, Session};
+pub(crate) use self::{
+    masquerade::MasqueradeError,
+    sessions::{AccessToken, NewDevice, Session},
+};
 use self::{
     passwords::{Hashed, Passwords},
     sessions::Known,
 };
 use crate::{
     clock::Clock,
-    service::rate_limits::{Action, Asker, RateLimits, TooOften},
+    service::{
+        appservices::{Appservices, ServiceId},
+        rate_limits::{Action, Asker, RateLimits, TooOften},
+    },
     storage::{
         Families, Storage, StorageError,
-        accounts::{Account, Flag, Kind, TokenHash},
+        accounts::{Account, Flag, Kind, Standing, TokenHash},
         registration_tokens::RegistrationToken,
         tokens::Generation,
         writer::Tx,
@@ -34,7 +41,31 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Requester {
     pub(crate) user_id: OwnedUserId,
+    /// Empty for an application service that names none.
     pub(crate) device_id: OwnedDeviceId,
+    /// The application service that speaks for the user.
+    pub(crate) service: Option<ServiceId>,
+}
+
+impl Requester {
+    /// A device of a user, which speaks for itself.
+    pub(crate) fn new(user_id: OwnedUserId, device_id: OwnedDeviceId) -> Self {
+        Self {
+            user_id,
+            device_id,
+            service: None,
+        }
+    }
+
+    /// The device, if there is one.
+    pub(crate) fn device(&self) -> Option<&DeviceId> {
+        Some(&*self.device_id).filter(|device_id| !device_id.as_str().is_empty())
+    }
+
+    /// Whether it is the same device of the same user, no matter who speaks for it.
+    pub(crate) fn is_same_device(&self, other: &Self) -> bool {
+        self.device_id == other.device_id && self.user_id == other.user_id
+    }
 }
 
 /// Accounts.
@@ -48,9 +79,12 @@ struct Inner {
     public_base_url: String,
     passwords: Passwords,
     limits: RateLimits,
+    appservices: Appservices,
     /// Tokens that were good. Every way to make a token worthless goes through
     /// [`Accounts::forget_device`] or [`Accounts::forget_user`].
     tokens: Cache<TokenHash, Known>,
+    /// What those may do for whom application services spoke; forgotten with the tokens.
+    masks: Cache<Requester, Standing>,
     /// How often something was forgotten.
     forgotten: AtomicU64,
 }
@@ -73,6 +107,9 @@ pub(crate) enum RegisterError {
     InvalidName,
     #[error("the name is taken")]
     NameTaken,
+    /// An application service has the name for itself, or the name is not one of its own.
+    #[error("the name is reserved")]
+    Exclusive,
     #[error("the registration token is not valid")]
     BadToken,
     #[error("somebody has the address")]
@@ -149,8 +186,9 @@ impl Accounts {
         server_name: OwnedServerName,
         public_base_url: String,
         limits: RateLimits,
+        appservices: Appservices,
     ) -> Self {
-        let tokens = Cache::new(100_000);
+        let (tokens, masks) = (Cache::new(100_000), Cache::new(100_000));
         Self(Arc::new(Inner {
             storage,
             clock,
@@ -158,7 +196,9 @@ impl Accounts {
             public_base_url,
             passwords: Passwords::new(),
             limits,
+            appservices,
             tokens,
+            masks,
             forgotten: AtomicU64::new(0),
         }))
     }
@@ -173,9 +213,18 @@ impl Accounts {
         &self.0.server_name
     }
 
-    /// The user id for a localpart, or for a full id of this server, as a new account may have it
-    /// ([spec](https://spec.matrix.org/v1.19/appendices/#user-identifiers)).
+    /// The user id for a localpart, or for a full id of this server, as somebody's new account may have it.
     pub(crate) fn new_user_id(&self, name: &str) -> Result<OwnedUserId, RegisterError> {
+        let user_id = self.proper_user_id(name)?;
+        if self.0.appservices.reserve_user(&user_id, None) {
+            return Err(RegisterError::Exclusive);
+        }
+        Ok(user_id)
+    }
+
+    /// As [`Accounts::new_user_id`], whoever has the name for themselves
+    /// ([spec](https://spec.matrix.org/v1.19/appendices/#user-identifiers)).
+    fn proper_user_id(&self, name: &str) -> Result<OwnedUserId, RegisterError> {
         let user_id = self.user_id(name).ok_or(RegisterError::InvalidName)?;
         let good = user_id.server_name() == self.0.server_name
             && !user_id.localpart().is_empty()
@@ -200,6 +249,16 @@ impl Accounts {
             None => Ok(()),
             Some(_) => Err(RegisterError::NameTaken),
         }
+    }
+
+    /// Who speaks for many.
+    pub(crate) fn appservices(&self) -> &Appservices {
+        &self.0.appservices
+    }
+
+    /// The time.
+    pub(crate) fn clock(&self) -> MilliSecondsSinceUnixEpoch {
+        self.0.clock.now()
     }
 
     /// How often people may ask for things.

@@ -176,6 +176,7 @@ impl Admission {
             content: to_raw_value(&content).map_err(|_| AdmissionError::Forbidden)?,
             state_key: Some(asked.user_id.to_string()),
             redacts: None,
+            origin_server_ts: None,
         };
         let event = self.outline(&room, &rules, &asked, &template).await?;
         Ok((room.version, event))

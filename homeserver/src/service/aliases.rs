@@ -13,11 +13,13 @@ use serde_json::{
 use sotto_federation::room::builder::BuildError;
 
 use super::{
+    accounts::Requester,
+    appservices::Appservices,
     federation::Federation,
     room_summaries::RoomSummaries,
-    timeline::{SendError, Timeline},
+    timeline::{SendError, StatePart, Timeline},
 };
-use crate::storage::{Families, Storage, StorageError};
+use crate::storage::{Families, Storage, StorageError, directory::Alias, log::Change};
 
 /// How many servers are named through which a room can be joined.
 const MOST_SERVERS: usize = 50;
@@ -29,6 +31,7 @@ pub(crate) struct Aliases {
     timeline: Timeline,
     summaries: RoomSummaries,
     federation: Federation,
+    appservices: Appservices,
 }
 
 /// Why an alias was not made or removed.
@@ -43,6 +46,8 @@ pub(crate) enum AliasError {
     Unknown,
     #[error("the user may not do this to the alias")]
     Forbidden,
+    #[error("the alias is for an application service alone, or for another one")]
+    Exclusive,
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
@@ -66,13 +71,22 @@ impl Aliases {
         timeline: Timeline,
         summaries: RoomSummaries,
         federation: Federation,
+        appservices: Appservices,
     ) -> Self {
         Self {
             storage,
             timeline,
             summaries,
             federation,
+            appservices,
         }
+    }
+
+    /// Whether somebody may give an alias to a room, or take it: those of application services are theirs,
+    /// and a service has no others
+    /// ([spec](https://spec.matrix.org/v1.19/application-service-api/#server-admin-style-permissions)).
+    pub(crate) fn may_name(&self, requester: &Requester, alias: &RoomAliasId) -> bool {
+        self.appservices.may_name(alias, requester.service.as_ref())
     }
 
     /// The room that an alias names, and servers to join it through. Its own server is asked about an
@@ -101,14 +115,26 @@ impl Aliases {
         }
     }
 
+    async fn found(&self, alias: &RoomAliasId) -> Result<Option<Alias>, StorageError> {
+        self.storage.read().await?.directory().alias(alias).await
+    }
+
+    /// Whether an alias is free, as far as this server knows by itself.
+    pub(crate) async fn is_free(&self, alias: &RoomAliasId) -> Result<bool, StorageError> {
+        Ok(self.found(alias).await?.is_none())
+    }
+
     /// The room that an alias of this server names, and servers to join it through: this one first, if it
-    /// is in the room.
+    /// is in the room. An application service may make the room when it is asked for the alias.
     pub(crate) async fn resolve_local(
         &self,
         alias: &RoomAliasId,
     ) -> Result<Option<(OwnedRoomId, Vec<OwnedServerName>)>, StorageError> {
-        let mut reader = self.storage.read().await?;
-        let Some(found) = reader.directory().alias(alias).await? else {
+        let mut found = self.found(alias).await?;
+        if found.is_none() && self.appservices.ask_for_alias(alias).await {
+            found = self.found(alias).await?;
+        }
+        let Some(found) = found else {
             return Ok(None);
         };
         let roster = self.storage.log().roster();
@@ -127,22 +153,30 @@ impl Aliases {
     /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3directoryroomroomalias)).
     pub(crate) async fn create(
         &self,
-        creator: &UserId,
+        requester: &Requester,
         alias: OwnedRoomAliasId,
         room_id: OwnedRoomId,
     ) -> Result<(), AliasError> {
         if alias.server_name() != self.timeline.server_name || !is_proper(&alias) {
             return Err(AliasError::Invalid);
         }
-        if !self.storage.log().roster().is_joined(creator, &room_id) {
+        if !self.may_name(requester, &alias) {
+            return Err(AliasError::Exclusive);
+        }
+        let creator = requester.user_id.clone();
+        // A service names rooms that it is not in.
+        let is_joined = self.storage.log().roster().is_joined(&creator, &room_id);
+        if !is_joined && requester.service.is_none() {
             return Err(AliasError::Forbidden);
         }
-        let creator = creator.to_owned();
         let write = self.storage.write(move |tx| {
             async move {
-                tx.directory()
-                    .insert_alias(&alias, &room_id, &creator)
-                    .await
+                let mut directory = tx.directory();
+                let free = directory.insert_alias(&alias, &room_id, &creator).await?;
+                if free {
+                    tx.log(Change::Aliases { room_id });
+                }
+                Ok(free)
             }
             .boxed()
         });
@@ -155,16 +189,19 @@ impl Aliases {
     /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#delete_matrixclientv3directoryroomroomalias)).
     pub(crate) async fn delete(
         &self,
-        user_id: &UserId,
+        requester: &Requester,
         alias: OwnedRoomAliasId,
     ) -> Result<(), AliasError> {
-        let mut reader = self.storage.read().await?;
-        let found = reader.directory().alias(&alias).await?;
-        drop(reader);
+        let user_id = &requester.user_id;
+        let found = self.found(&alias).await?;
         let found = found.ok_or(AliasError::Unknown)?;
+        if !self.may_name(requester, &alias) {
+            return Err(AliasError::Exclusive);
+        }
         let room_id = found.room_id;
         let canonical = StateEventType::RoomCanonicalAlias;
-        if found.creator != user_id
+        if found.creator != *user_id
+            && requester.service.is_none()
             && !self
                 .timeline
                 .may_set_state(user_id, &room_id, &canonical)
@@ -174,7 +211,12 @@ impl Aliases {
         }
         let (gone, room) = (alias.clone(), room_id.clone());
         let write = self.storage.write(move |tx| {
-            async move { tx.directory().delete_alias(&gone, &room).await }.boxed()
+            async move {
+                tx.directory().delete_alias(&gone, &room).await?;
+                tx.log(Change::Aliases { room_id: room });
+                Ok(())
+            }
+            .boxed()
         });
         write.await.map_err(|error: StorageError| error)?;
         if let Err(error) = self.withdraw(user_id, &room_id, &alias).await {
@@ -279,7 +321,7 @@ impl Aliases {
         let content =
             to_raw_value(&content).map_err(|_| SendError::Malformed(BuildError::NotCanonical))?;
         self.timeline
-            .set_state(user_id, room_id, canonical, String::new(), content)
+            .set_state(user_id, room_id, StatePart::now(canonical, "", content))
             .await?;
         Ok(())
     }

@@ -91,6 +91,38 @@ impl Devices {
         write.await
     }
 
+    /// Makes a device of a user, for an application service; whether there was none
+    /// ([spec](https://spec.matrix.org/v1.19/application-service-api/#creating-devices)).
+    pub(crate) async fn create(
+        &self,
+        user_id: &UserId,
+        device_id: OwnedDeviceId,
+        display_name: Option<String>,
+    ) -> Result<bool, RenameError> {
+        if display_name
+            .as_ref()
+            .is_some_and(|name| name.len() > MAX_NAME)
+        {
+            return Err(RenameError::TooLong);
+        }
+        let followers = device_lists::followers(&self.storage, user_id);
+        let (user_id, now) = (user_id.to_owned(), self.accounts.clock());
+        let write = self.storage.write(move |tx| {
+            async move {
+                if (tx.devices().by_id(&user_id, &device_id).await?).is_some() {
+                    return Ok(false);
+                }
+                let name = display_name.as_deref();
+                tx.devices().upsert(&user_id, &device_id, name, now).await?;
+                let change = DeviceChange::Updated;
+                device_lists::announce(tx, &followers, &user_id, &device_id, change).await?;
+                Ok::<_, StorageError>(true)
+            }
+            .boxed()
+        });
+        Ok(write.await?)
+    }
+
     /// Deletes devices with everything that belongs to them: tokens, keys, waiting messages.
     pub(crate) async fn delete(
         &self,
@@ -99,10 +131,7 @@ impl Devices {
     ) -> Result<(), StorageError> {
         let requesters: Vec<_> = device_ids
             .iter()
-            .map(|id| Requester {
-                user_id: user_id.to_owned(),
-                device_id: id.clone(),
-            })
+            .map(|id| Requester::new(user_id.to_owned(), id.clone()))
             .collect();
         let followers = device_lists::followers(&self.storage, user_id);
         let user_id = user_id.to_owned();

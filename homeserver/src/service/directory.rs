@@ -16,7 +16,10 @@ use sotto_federation::client::ClientError;
 
 pub(crate) use self::page::List;
 use self::page::Since;
-use super::{federation::Federation, room_summaries::RoomSummaries, timeline::Timeline};
+use super::{
+    appservices::Appservice, federation::Federation, room_summaries::RoomSummaries,
+    timeline::Timeline,
+};
 use crate::storage::{Families, Storage, StorageError};
 
 /// How many rooms are told at once.
@@ -136,6 +139,33 @@ impl Directory {
             }
             _ => self.own(ask).await,
         }
+    }
+
+    /// Puts a room on the list that an application service keeps for a network, or takes it off
+    /// ([spec](https://spec.matrix.org/v1.19/application-service-api/#put_matrixclientv3directorylistappservicenetworkidroomid)).
+    pub(crate) async fn set_listed_by(
+        &self,
+        service: &Appservice,
+        network: &str,
+        room_id: OwnedRoomId,
+        listed: bool,
+    ) -> Result<(), DirectoryError> {
+        let room = self.timeline.heads.room(&room_id).await?;
+        if room.and_then(|room| room.head).is_none() {
+            return Err(DirectoryError::UnknownRoom);
+        }
+        let list = service.list(network);
+        let write = self.storage.write(move |tx| {
+            async move {
+                if listed {
+                    tx.directory().publish(&room_id, &list).await
+                } else {
+                    tx.directory().unpublish(&room_id, &list).await
+                }
+            }
+            .boxed()
+        });
+        write.await.map_err(|error: StorageError| error.into())
     }
 
     async fn own(&self, ask: ListAsk) -> Result<List, DirectoryError> {

@@ -179,6 +179,14 @@ impl Events {
         Ok(self.format(event, txn_id, true).await?.cast_unchecked())
     }
 
+    /// An event as application services get it, which are no devices.
+    pub(crate) async fn for_service(
+        &self,
+        event: &StoredEvent,
+    ) -> Result<Box<RawValue>, StorageError> {
+        Ok(self.format(event, None, true).await?.into_json())
+    }
+
     async fn format(
         &self,
         event: &StoredEvent,

@@ -30,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Federation {
     client: FederationClient,
     guarded: GuardedClient,
+    configured: GuardedClient,
     tls: Arc<rustls::ClientConfig>,
     awaited: Awaited,
 }
@@ -93,6 +94,12 @@ impl Federation {
         let (for_others, others_tls) = (resolver.clone(), tls.clone());
         let own_tls = tls.clone();
         let guarded = GuardedClient::new(egress.clone(), for_others, others_tls, PATIENCE);
+        let configured = GuardedClient::new(
+            Arc::new(Egress::new(everywhere())),
+            Arc::new(SystemNames),
+            own_tls.clone(),
+            PATIENCE,
+        );
         let clock = clock.clone();
         let client = FederationClient::new(client::Config {
             server_name: config.server_name.clone(),
@@ -107,6 +114,7 @@ impl Federation {
         Ok(Self {
             client,
             guarded: guarded.map_err(FederationError::Http)?,
+            configured: configured.map_err(FederationError::Http)?,
             tls: Arc::new(own_tls),
             awaited: Awaited::default(),
         })
@@ -190,6 +198,12 @@ impl Federation {
         &self.guarded
     }
 
+    /// A client for addresses that the operator wrote into the configuration: application services. They
+    /// may be anywhere, and mostly are on this machine.
+    pub(crate) fn configured(&self) -> &GuardedClient {
+        &self.configured
+    }
+
     /// The client itself, for what is neither signed nor typed.
     pub(crate) fn client(&self) -> &FederationClient {
         &self.client
@@ -235,5 +249,28 @@ impl Resolver for NoDns {
 
     fn services<'a>(&'a self, _: &'a str) -> Lookup<'a, Vec<Service>> {
         Box::pin(async { Err(LookupError::new()) })
+    }
+}
+
+/// All addresses.
+fn everywhere() -> Vec<Network> {
+    let networks = ["0.0.0.0/0", "::/0"];
+    networks.iter().filter_map(|n| n.parse().ok()).collect()
+}
+
+/// Looks names up as every program on the machine does, with its file of hosts.
+struct SystemNames;
+
+impl Resolver for SystemNames {
+    fn addresses<'a>(&'a self, host: &'a str) -> Lookup<'a, Vec<std::net::IpAddr>> {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((host, 0)).await;
+            let found = found.map_err(|_| LookupError::new())?;
+            Ok(found.map(|address| address.ip()).collect())
+        })
+    }
+
+    fn services<'a>(&'a self, _: &'a str) -> Lookup<'a, Vec<Service>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 }

@@ -21,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::remote::Wish;
 pub(crate) use self::remote::{AnswerError, Remote, RemoteError};
 use super::{
+    appservices::Appservices,
     doors::{DoorError, Doors},
     succession::Succession,
     timeline::{SendError, Timeline},
@@ -37,6 +38,7 @@ pub(crate) struct Membership {
     succession: Succession,
     tasks: TaskTracker,
     stopping: CancellationToken,
+    appservices: Appservices,
 }
 
 /// A change that one user makes to the membership of another, or to their own.
@@ -87,8 +89,8 @@ impl Membership {
         remote: Remote,
         doors: Doors,
         succession: Succession,
-        tasks: TaskTracker,
-        stopping: CancellationToken,
+        (tasks, stopping): (TaskTracker, CancellationToken),
+        appservices: Appservices,
     ) -> Self {
         Self {
             storage,
@@ -98,6 +100,7 @@ impl Membership {
             succession,
             tasks,
             stopping,
+            appservices,
         }
     }
 
@@ -293,6 +296,7 @@ impl Membership {
         template: impl Fn() -> Template,
     ) -> Result<(), MembershipError> {
         if target.server_name() == self.timeline.server_name {
+            self.appservices.look_for(&self.storage, target).await?;
             let appended = self.timeline.append(sender, room_id, template(), None);
             return Ok(appended.await.map(drop)?);
         }
@@ -480,5 +484,6 @@ fn template(target: &UserId, content: Box<RawValue>) -> Template {
         content,
         state_key: Some(target.to_string()),
         redacts: None,
+        origin_server_ts: None,
     }
 }

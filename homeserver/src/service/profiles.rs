@@ -16,7 +16,7 @@ use serde_json::Value;
 use sotto_federation::client::ClientError;
 
 use self::remote::Kept;
-use super::{federation::Federation, timeline::Timeline};
+use super::{appservices::Appservices, federation::Federation, timeline::Timeline};
 use crate::{
     clock::Clock,
     config::{self, ProfileLookup},
@@ -40,6 +40,7 @@ pub(crate) struct Profiles {
     federation: Federation,
     clock: Clock,
     settings: config::Profiles,
+    appservices: Appservices,
     kept: Arc<Cache<OwnedUserId, Kept>>,
 }
 
@@ -50,6 +51,7 @@ pub(crate) struct Parts {
     pub(crate) federation: Federation,
     pub(crate) clock: Clock,
     pub(crate) settings: config::Profiles,
+    pub(crate) appservices: Appservices,
 }
 
 /// Why a profile did not change.
@@ -93,6 +95,7 @@ impl Profiles {
             federation,
             clock,
             settings,
+            appservices,
         } = parts;
         Self {
             storage,
@@ -100,6 +103,7 @@ impl Profiles {
             federation,
             clock,
             settings,
+            appservices,
             kept: Arc::new(Cache::new(4_096)),
         }
     }
@@ -151,7 +155,12 @@ impl Profiles {
     async fn own(&self, user_id: &UserId) -> Result<UserProfile, LookupError> {
         let mut reader = self.storage.read().await?;
         if reader.accounts().by_id(user_id).await?.is_none() {
-            return Err(LookupError::Unknown);
+            drop(reader);
+            let asked = self.appservices.ask_for_user(user_id).await;
+            reader = self.storage.read().await?;
+            if !asked || reader.accounts().by_id(user_id).await?.is_none() {
+                return Err(LookupError::Unknown);
+            }
         }
         let fields = reader.accounts().profile(user_id).await?;
         let parsed = fields.into_iter().filter_map(|(field, value)| {

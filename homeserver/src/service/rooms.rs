@@ -30,6 +30,8 @@ pub(crate) enum CreateRoomError {
     UnsupportedVersion(RoomVersionId),
     #[error("the alias is taken")]
     AliasTaken,
+    #[error("the alias is for an application service alone, or for another one")]
+    AliasExclusive,
     #[error("the alias is malformed")]
     InvalidAlias,
     /// A part of the request is not what it must be.

@@ -13,7 +13,7 @@ use super::{
     push_rules::{Kind, Placement, PushRuleError, PushRules, Rule, Rules},
     timeline::Timeline,
 };
-use crate::storage::{Families, Storage, StorageError};
+use crate::storage::{Families, Storage, StorageError, log::Change};
 
 /// The list of rooms that are direct chats
 /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#mdirect)).
@@ -120,7 +120,14 @@ impl Succession {
         let (old, new) = (old.to_owned(), new.to_owned());
         let write = self.storage.write(move |tx| {
             async move {
-                for alias in tx.directory().aliases_of(&old).await? {
+                let aliases = tx.directory().aliases_of(&old).await?;
+                if !aliases.is_empty() {
+                    for room in [&old, &new] {
+                        let room_id = room.clone();
+                        tx.log(Change::Aliases { room_id });
+                    }
+                }
+                for alias in aliases {
                     let Some(found) = tx.directory().alias(&alias).await? else {
                         continue;
                     };

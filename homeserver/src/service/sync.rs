@@ -7,7 +7,7 @@
 
 mod account_data;
 mod encryption;
-mod ephemeral;
+pub(crate) mod ephemeral;
 mod format;
 mod joined;
 mod members;

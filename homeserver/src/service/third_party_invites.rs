@@ -26,7 +26,7 @@ use super::{
     federation::Federation,
     identity::{Identity, IdentityError, InviteKey, Invitee},
     membership::{Change, Membership, MembershipError},
-    timeline::{SendError, Timeline},
+    timeline::{SendError, StatePart, Timeline},
 };
 use crate::storage::StorageError;
 
@@ -132,9 +132,9 @@ impl ThirdPartyInvites {
             "public_keys": kept.public_keys,
         });
         let content = to_raw_value(&content).map_err(unbuildable)?;
-        let set = self
-            .timeline
-            .set_state(sender, room_id, kind, kept.token, content);
+        let set =
+            self.timeline
+                .set_state(sender, room_id, StatePart::now(kind, kept.token, content));
         set.await.map_err(MembershipError::from)?;
         Ok(())
     }
@@ -353,5 +353,6 @@ fn template(target: &UserId, content: Box<RawValue>) -> Template {
         content,
         state_key: Some(target.to_string()),
         redacts: None,
+        origin_server_ts: None,
     }
 }

@@ -8,7 +8,7 @@ mod read;
 use std::sync::Arc;
 
 use ruma::{
-    OwnedEventId, OwnedServerName, RoomId, UserId,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, RoomId, UserId,
     api::error::ErrorKind,
     events::{StateEventType, TimelineEventType, room::member::MembershipState},
 };
@@ -136,6 +136,31 @@ impl SendError {
     }
 }
 
+/// A part of the state of a room, as somebody wants it to be.
+pub(crate) struct StatePart {
+    pub(crate) event_type: StateEventType,
+    pub(crate) state_key: String,
+    pub(crate) content: Box<RawValue>,
+    /// When it became so, if not now.
+    pub(crate) origin_server_ts: Option<MilliSecondsSinceUnixEpoch>,
+}
+
+impl StatePart {
+    /// What is so from now on.
+    pub(crate) fn now(
+        event_type: StateEventType,
+        state_key: impl Into<String>,
+        content: Box<RawValue>,
+    ) -> Self {
+        Self {
+            event_type,
+            state_key: state_key.into(),
+            content,
+            origin_server_ts: None,
+        }
+    }
+}
+
 impl Timeline {
     pub(crate) fn new(
         storage: Storage,
@@ -197,10 +222,14 @@ impl Timeline {
         &self,
         sender: &UserId,
         room_id: &RoomId,
-        event_type: StateEventType,
-        state_key: String,
-        content: Box<RawValue>,
+        part: StatePart,
     ) -> Result<OwnedEventId, SendError> {
+        let StatePart {
+            event_type,
+            state_key,
+            content,
+            origin_server_ts,
+        } = part;
         let room = self.heads.room(room_id).await?;
         if let Some(head) = room.and_then(|room| room.head)
             && let Some((_, now)) = self
@@ -218,6 +247,7 @@ impl Timeline {
             content,
             state_key: Some(state_key),
             redacts: None,
+            origin_server_ts,
         };
         self.append(sender, room_id, template, None).await
     }
@@ -297,6 +327,7 @@ fn copy(template: &Template) -> Template {
         content: template.content.clone(),
         state_key: template.state_key.clone(),
         redacts: template.redacts.clone(),
+        origin_server_ts: template.origin_server_ts,
     }
 }
 

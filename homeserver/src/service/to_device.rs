@@ -122,7 +122,9 @@ impl ToDevice {
         let now = self.clock.now();
         let write = self.storage.write(move |tx| {
             async move {
-                let Requester { user_id, device_id } = &requester;
+                let Requester {
+                    user_id, device_id, ..
+                } = &requester;
                 let mut sent = tx.to_device();
                 if !sent.begin_request(user_id, device_id, &txn, now).await? {
                     return Ok(());

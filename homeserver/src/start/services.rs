@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sotto_federation::room::signing::SigningKey;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::StartError;
 use crate::{
     api::{Edge, Services},
     clock::Clock,
@@ -15,6 +16,7 @@ use crate::{
         administration::{self, Administration},
         admission::{self, Admission},
         aliases::Aliases,
+        appservices::Appservices,
         backfill::Backfill,
         calls::Calls,
         deactivation::Deactivation,
@@ -51,7 +53,7 @@ use crate::{
         server_keys::ServerKeys,
         shared_history::SharedHistory,
         shared_secret::SharedSecret,
-        sign_on::{self, JwtKeyError, SignOn},
+        sign_on::{self, SignOn},
         spaces::Spaces,
         succession::Succession,
         support::Support,
@@ -84,19 +86,22 @@ pub(super) fn services(
     federation: &Federation,
     stopping: &CancellationToken,
     tasks: &TaskTracker,
-) -> Result<Edge, JwtKeyError> {
+) -> Result<Edge, StartError> {
     let server_name = config.server_name.clone();
     let base_url = config
         .public_base_url
         .clone()
         .unwrap_or_else(|| format!("https://{server_name}"));
     let limits = RateLimits::new(config.rate_limits.clone(), clock.clone());
+    let (files, to_services) = (&config.appservices, federation.clone());
+    let appservices = Appservices::load(files, &server_name, to_services, clock.clone())?;
     let accounts = Accounts::new(
         storage.clone(),
         clock.clone(),
         server_name.clone(),
         base_url,
         limits.clone(),
+        appservices.clone(),
     );
     let mail = config.email.clone().map(|settings| {
         let tls = rustls::ClientConfig::clone(federation.tls());
@@ -182,6 +187,7 @@ pub(super) fn services(
         timeline.clone(),
         summaries.clone(),
         federation.clone(),
+        appservices.clone(),
     );
     let directory = Directory::new(
         storage.clone(),
@@ -230,8 +236,8 @@ pub(super) fn services(
         remote,
         doors,
         succession,
-        tasks.clone(),
-        stopping.clone(),
+        (tasks.clone(), stopping.clone()),
+        appservices.clone(),
     );
     let third_party_invites = ThirdPartyInvites::new(
         timeline.clone(),
@@ -287,6 +293,7 @@ pub(super) fn services(
         federation: federation.clone(),
         clock: clock.clone(),
         settings: config.profiles,
+        appservices: appservices.clone(),
     });
     let receipts = Receipts::new(storage.clone(), events.clone(), clock.clone());
     let presence = Presence::new(storage.clone(), clock.clone(), config.presence);
@@ -358,6 +365,7 @@ pub(super) fn services(
         administration,
         admission,
         aliases,
+        appservices,
         calls: Calls::new(config.turn.clone(), clock.clone()),
         clock: clock.clone(),
         backfill,

@@ -37,6 +37,8 @@ pub(crate) enum Kind {
     Guest,
     User,
     Administrator,
+    /// Of an application service: nobody signed up for it.
+    Service,
 }
 
 impl Kind {
@@ -44,6 +46,7 @@ impl Kind {
         match number {
             0 => Self::Guest,
             2 => Self::Administrator,
+            3 => Self::Service,
             _ => Self::User,
         }
     }
@@ -53,6 +56,7 @@ impl Kind {
             Self::Guest => 0,
             Self::User => 1,
             Self::Administrator => 2,
+            Self::Service => 3,
         }
     }
 }
@@ -225,7 +229,7 @@ impl Accounts<'_> {
 
     /// Whether there is no account yet.
     pub(crate) async fn none(&mut self) -> Result<bool, StorageError> {
-        let one = sqlx::query("SELECT 1 FROM users LIMIT 1")
+        let one = sqlx::query("SELECT 1 FROM users WHERE kind <> 3 LIMIT 1")
             .fetch_optional(&mut *self.0)
             .await?;
         Ok(one.is_none())

@@ -91,6 +91,25 @@ impl Directory<'_> {
             .collect()
     }
 
+    /// All local aliases, and their rooms.
+    pub(crate) async fn all_aliases(
+        &mut self,
+    ) -> Result<Vec<(OwnedRoomAliasId, OwnedRoomId)>, StorageError> {
+        let rows = sqlx::query("SELECT alias, room_id FROM room_aliases")
+            .fetch_all(&mut *self.0)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let (alias, room_id): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+                let wrong = |column| StorageError::inconsistent("room_aliases", column, &alias);
+                Ok((
+                    RoomAliasId::parse(&alias).map_err(|_| wrong("alias"))?,
+                    RoomId::parse(&room_id).map_err(|_| wrong("room_id"))?,
+                ))
+            })
+            .collect()
+    }
+
     /// Lists a room.
     pub(crate) async fn publish(
         &mut self,

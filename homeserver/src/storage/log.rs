@@ -93,6 +93,11 @@ pub(crate) enum Change {
         /// Whose key was signed.
         target: OwnedUserId,
     },
+    /// The aliases that this server has for a room changed.
+    Aliases {
+        /// The room.
+        room_id: OwnedRoomId,
+    },
     /// A redaction took effect.
     Redacted {
         /// The room.
@@ -318,7 +323,7 @@ impl Log {
             } => {
                 audience.insert(user_id.clone());
             }
-            Change::FederationEdu { .. } | Change::Pushers { .. } => {}
+            Change::Aliases { .. } | Change::FederationEdu { .. } | Change::Pushers { .. } => {}
             Change::DeviceList { user_id } | Change::Presence { user_id } => {
                 audience.insert(user_id.clone());
                 for room_id in self.roster.rooms_shared_with(user_id) {

@@ -27,7 +27,7 @@ pub(crate) struct OutsideEvent {
 
 impl Memberships<'_> {
     /// All places of local users, and the joined places of all others: what the roster starts with.
-    pub(super) async fn all(&mut self) -> Result<Vec<Membership>, StorageError> {
+    pub(crate) async fn all(&mut self) -> Result<Vec<Membership>, StorageError> {
         let rows = sqlx::query(
             "SELECT rooms.room_id, memberships.user_id, memberships.membership, \
              memberships.position, memberships.forgotten, memberships.joined_until \

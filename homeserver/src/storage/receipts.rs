@@ -24,6 +24,13 @@ pub(crate) struct StoredReceipt {
     pub(crate) received_at: i64,
 }
 
+impl StoredReceipt {
+    /// Whether only the user may see it.
+    pub(crate) fn is_private(&self) -> bool {
+        self.receipt_type == "m.read.private"
+    }
+}
+
 impl Receipts<'_> {
     /// Where the receipt of the same user, room, type and thread stands now: the event, and its place in
     /// the log.
@@ -80,18 +87,27 @@ impl Receipts<'_> {
         since: StreamPosition,
         until: StreamPosition,
     ) -> Result<Vec<StoredReceipt>, StorageError> {
+        let mut found = self.all_changed(room_ids, since, until).await?;
+        found.retain(|receipt| receipt.user_id == user_id || !receipt.is_private());
+        Ok(found)
+    }
+
+    /// As [`Receipts::changed`], also those that only their users may see.
+    pub(crate) async fn all_changed(
+        &mut self,
+        room_ids: &[OwnedRoomId],
+        since: StreamPosition,
+        until: StreamPosition,
+    ) -> Result<Vec<StoredReceipt>, StorageError> {
         let mut found = Vec::new();
         for piece in dialect::pieces(room_ids) {
             let sql = format!(
                 "SELECT room_id, user_id, receipt_type, thread_id, event_id, event_position, \
                  received_at FROM receipts WHERE position > $1 AND position <= $2 \
-                 AND (receipt_type <> 'm.read.private' OR user_id = $3) AND room_id IN ({})",
-                dialect::numbered(4, piece.len())
+                 AND room_id IN ({})",
+                dialect::numbered(3, piece.len())
             );
-            let query = dialect::query(sql)
-                .bind(since.0)
-                .bind(until.0)
-                .bind(user_id.as_str());
+            let query = dialect::query(sql).bind(since.0).bind(until.0);
             let query = piece
                 .iter()
                 .fold(query, |query, room_id| query.bind(room_id.as_str()));

@@ -1,7 +1,7 @@
 //! `to_device`, `to_device_requests`, `to_device_received`: messages between devices
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#send-to-device-messaging)).
 
-use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, ServerName, UserId};
+use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, ServerName, UserId};
 use sqlx::{AnyConnection, Row};
 
 use super::{
@@ -13,6 +13,15 @@ use super::{
 /// The tables of messages between devices.
 #[derive(Debug)]
 pub(crate) struct ToDevice<'t>(pub(super) &'t mut AnyConnection);
+
+/// A message that waits.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredMessage {
+    pub(crate) user_id: OwnedUserId,
+    pub(crate) device_id: OwnedDeviceId,
+    pub(crate) position: StreamPosition,
+    pub(crate) json: String,
+}
 
 impl Tx {
     /// Leaves an event for a device.
@@ -62,6 +71,36 @@ impl ToDevice<'_> {
         .await?;
         rows.iter()
             .map(|row| Ok((StreamPosition(row.try_get(0)?), row.try_get(1)?)))
+            .collect()
+    }
+
+    /// What came for any device between two positions and still waits, oldest first.
+    pub(crate) async fn between(
+        &mut self,
+        above: StreamPosition,
+        up_to: StreamPosition,
+        limit: i64,
+    ) -> Result<Vec<StoredMessage>, StorageError> {
+        let rows = sqlx::query(
+            "SELECT user_id, device_id, position, json FROM to_device
+             WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3",
+        )
+        .bind(above.0)
+        .bind(up_to.0)
+        .bind(limit)
+        .fetch_all(&mut *self.0)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let user_id: String = row.try_get(0)?;
+                let wrong = |_| StorageError::inconsistent("to_device", "user_id", &user_id);
+                Ok(StoredMessage {
+                    user_id: UserId::parse(&user_id).map_err(wrong)?,
+                    device_id: row.try_get::<String, _>(1)?.into(),
+                    position: StreamPosition(row.try_get(2)?),
+                    json: row.try_get(3)?,
+                })
+            })
             .collect()
     }
 

@@ -97,6 +97,7 @@ pub fn from_make_response(
         content: serde_json::value::to_raw_value(&content).map_err(|_| BuildError::NotCanonical)?,
         state_key: Some(template.user_id.to_string()),
         redacts: None,
+        origin_server_ts: None,
     };
     let user_id = template.user_id;
     build(

@@ -100,6 +100,7 @@ fn what_a_redaction_redacts_is_put_where_the_version_wants_it() {
         let (mut room, branch) = Room::new(&version);
         let template = Template {
             redacts: Some("$a".try_into().unwrap()),
+            origin_server_ts: None,
             ..Room::template("m.room.redaction", None, &json!({ "reason": "x" }))
         };
         let built = room.try_build(&branch, ALICE, template).unwrap();

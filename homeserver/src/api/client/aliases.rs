@@ -39,6 +39,9 @@ impl From<AliasError> for MatrixError {
                 "The alias is taken",
             ),
             AliasError::Unknown => Self::not_found("There is no such alias"),
+            AliasError::Exclusive => {
+                Self::exclusive("The alias is kept for an application service, or not for yours")
+            }
             AliasError::Forbidden => Self::forbidden("You are not allowed to do this"),
             AliasError::Storage(error) => error.into(),
         }
@@ -62,7 +65,7 @@ async fn create_alias(
     Authenticated { requester, body }: Authenticated<create_alias::v3::Request>,
 ) -> Result<Matrix<create_alias::v3::Response>, MatrixError> {
     aliases
-        .create(&requester.user_id, body.room_alias, body.room_id)
+        .create(&requester, body.room_alias, body.room_id)
         .await?;
     Ok(Matrix(create_alias::v3::Response::new()))
 }
@@ -72,7 +75,7 @@ async fn delete_alias(
     State(aliases): State<Aliases>,
     Authenticated { requester, body }: Authenticated<delete_alias::v3::Request>,
 ) -> Result<Matrix<delete_alias::v3::Response>, MatrixError> {
-    aliases.delete(&requester.user_id, body.room_alias).await?;
+    aliases.delete(&requester, body.room_alias).await?;
     Ok(Matrix(delete_alias::v3::Response::new()))
 }
 

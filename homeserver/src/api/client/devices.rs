@@ -1,6 +1,7 @@
 //! [Device management](https://spec.matrix.org/v1.19/client-server-api/#device-management).
 
 use axum::extract::State;
+use http::StatusCode;
 use ruma::api::client::device::{
     delete_device, delete_devices, get_device, get_devices, update_device,
 };
@@ -62,11 +63,18 @@ async fn get_device(
 async fn update_device(
     State(devices): State<Devices>,
     Authenticated { requester, body }: Authenticated<update_device::v3::Request>,
-) -> Result<Matrix<update_device::v3::Response>, MatrixError> {
+) -> Result<(StatusCode, Matrix<update_device::v3::Response>), MatrixError> {
+    let (user_id, response) = (&requester.user_id, update_device::v3::Response::new());
+    if requester.service.is_some() {
+        let (id, name) = (body.device_id.clone(), body.display_name.clone());
+        if devices.create(user_id, id, name).await? {
+            return Ok((StatusCode::CREATED, Matrix(response)));
+        }
+    }
     devices
-        .rename(&requester.user_id, body.device_id, body.display_name)
+        .rename(user_id, body.device_id, body.display_name)
         .await?;
-    Ok(Matrix(update_device::v3::Response::new()))
+    Ok((StatusCode::OK, Matrix(response)))
 }
 
 /// `DELETE /_matrix/client/v3/devices/{deviceId}`

@@ -104,6 +104,12 @@ async fn upload_keys(
     State(keys): State<E2eKeys>,
     Authenticated { requester, body }: Authenticated<upload_keys::v3::Request>,
 ) -> Result<Matrix<upload_keys::v3::Response>, MatrixError> {
+    if requester.device().is_none() {
+        return Err(MatrixError::bad_request(
+            ErrorKind::MissingParam,
+            "Keys belong to a device: name it by `device_id`",
+        ));
+    }
     let upload = Upload {
         device_keys: body.device_keys,
         one_time_keys: body.one_time_keys,

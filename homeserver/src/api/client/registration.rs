@@ -5,7 +5,7 @@ use http::StatusCode;
 use ruma::api::{
     client::account::{
         check_registration_token_validity, get_username_availability,
-        register::{self, RegistrationKind},
+        register::{self, LoginType, RegistrationKind},
         whoami,
     },
     error::ErrorKind,
@@ -17,6 +17,7 @@ use crate::{
         Routes,
         error::MatrixError,
         extract::{Anonymous, Authenticated, Matrix, Plain},
+        masquerade::MaybeService,
     },
     service::{
         accounts::{Accounts, NewDevice, RegisterError, passwords::PasswordError},
@@ -41,6 +42,9 @@ impl From<RegisterError> for MatrixError {
             RegisterError::NameTaken => {
                 Self::bad_request(ErrorKind::UserInUse, "This user name is taken")
             }
+            RegisterError::Exclusive => Self::exclusive(
+                "This user name is kept for an application service, or not for yours",
+            ),
             RegisterError::BadToken => Self::forbidden("The registration token is not valid"),
             RegisterError::AddressTaken => {
                 Self::bad_request(ErrorKind::ThreepidInUse, "Somebody has this address")
@@ -88,14 +92,25 @@ impl From<RegistrationError> for MatrixError {
 /// `POST /_matrix/client/v3/register`
 async fn register(
     State(registration): State<Registration>,
+    State(accounts): State<Accounts>,
+    caller: MaybeService,
     Anonymous(body): Anonymous<register::v3::Request>,
 ) -> Result<Plain, MatrixError> {
+    let of_service = body.login_type == Some(LoginType::ApplicationService);
     let device = NewDevice {
         device_id: body.device_id,
         display_name: body.initial_device_display_name,
         refreshes: body.refresh_token,
     };
-    let registered = if body.kind == RegistrationKind::Guest {
+    let registered = if of_service {
+        let name = body.username.as_deref().ok_or_else(|| {
+            MatrixError::bad_request(ErrorKind::MissingParam, "A user name is needed")
+        })?;
+        let device = (!body.inhibit_login).then_some(device);
+        let service = caller.service()?;
+        let (user_id, session) = accounts.register_for(&service, name, device).await?;
+        Registered { user_id, session }
+    } else if body.kind == RegistrationKind::Guest {
         registration.guest(device).await?
     } else {
         let wish = Wish {
@@ -149,8 +164,10 @@ async fn whoami(
     State(accounts): State<Accounts>,
     request: Authenticated<whoami::v3::Request>,
 ) -> Result<Matrix<whoami::v3::Response>, MatrixError> {
-    let is_guest = accounts.is_guest(&request.requester.user_id).await?;
-    let mut response = whoami::v3::Response::new(request.requester.user_id, is_guest);
-    response.device_id = Some(request.requester.device_id);
+    let requester = request.requester;
+    let is_guest = accounts.is_guest(&requester.user_id).await?;
+    let device_id = requester.device().map(ToOwned::to_owned);
+    let mut response = whoami::v3::Response::new(requester.user_id, is_guest);
+    response.device_id = device_id;
     Ok(Matrix(response))
 }

@@ -35,6 +35,9 @@ impl From<CreateRoomError> for MatrixError {
             CreateRoomError::AliasTaken => {
                 Self::bad_request(ErrorKind::RoomInUse, "The alias is taken")
             }
+            CreateRoomError::AliasExclusive => {
+                Self::exclusive("The alias is kept for an application service, or not for yours")
+            }
             CreateRoomError::InvalidAlias => Self::invalid_param("The alias is malformed"),
             CreateRoomError::Malformed(field) => Self::bad_json(format!("`{field}` is malformed")),
             // A room that refuses its own creation was asked for with impossible contents.

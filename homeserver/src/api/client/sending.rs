@@ -17,10 +17,11 @@ use crate::{
         Routes,
         error::MatrixError,
         extract::{Authenticated, Matrix},
+        masquerade::Massaged,
     },
     service::{
         aliases::{Aliases, CanonicalError},
-        timeline::{SendError, Timeline},
+        timeline::{SendError, StatePart, Timeline},
     },
 };
 
@@ -79,6 +80,7 @@ impl From<CanonicalError> for MatrixError {
 /// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`
 async fn send_message_event(
     State(timeline): State<Timeline>,
+    Massaged(origin_server_ts): Massaged,
     Authenticated { requester, body }: Authenticated<send_message_event::v3::Request>,
 ) -> Result<Matrix<send_message_event::v3::Response>, MatrixError> {
     let template = Template {
@@ -86,6 +88,7 @@ async fn send_message_event(
         content: body.body.into_json(),
         state_key: None,
         redacts: None,
+        origin_server_ts,
     };
     let event_id = timeline
         .send(&requester, &body.room_id, template, &body.txn_id)
@@ -97,6 +100,7 @@ async fn send_message_event(
 async fn send_state_event(
     State(aliases): State<Aliases>,
     State(timeline): State<Timeline>,
+    Massaged(origin_server_ts): Massaged,
     Authenticated { requester, body }: Authenticated<send_state_event::v3::Request>,
 ) -> Result<Matrix<send_state_event::v3::Response>, MatrixError> {
     let send_state_event::v3::Request {
@@ -111,8 +115,14 @@ async fn send_state_event(
     aliases
         .check_canonical(&requester.user_id, &room_id, key, &content)
         .await?;
+    let part = StatePart {
+        event_type,
+        state_key,
+        content,
+        origin_server_ts,
+    };
     let event_id = timeline
-        .set_state(&requester.user_id, &room_id, event_type, state_key, content)
+        .set_state(&requester.user_id, &room_id, part)
         .await?;
     Ok(Matrix(send_state_event::v3::Response::new(event_id)))
 }
@@ -131,6 +141,7 @@ async fn redact_event(
         content: to_raw_value(&content).map_err(|error| MatrixError::internal(&error))?,
         state_key: None,
         redacts: Some(body.event_id),
+        origin_server_ts: None,
     };
     let event_id = timeline
         .send(&requester, &body.room_id, template, &body.txn_id)

@@ -10,8 +10,8 @@ use ruma::{
                 get_login_types::{
                     self,
                     v3::{
-                        IdentityProvider, LoginType, PasswordLoginType, SsoLoginType,
-                        TokenLoginType,
+                        ApplicationServiceLoginType, IdentityProvider, LoginType,
+                        PasswordLoginType, SsoLoginType, TokenLoginType,
                     },
                 },
                 login::{self, v3::LoginInfo},
@@ -30,6 +30,7 @@ use crate::{
         Routes,
         error::MatrixError,
         extract::{Anonymous, Authenticated, Matrix},
+        masquerade::MaybeService,
         standing::locked,
     },
     service::{
@@ -93,6 +94,7 @@ async fn get_login_types(
     let mut flows = vec![
         LoginType::Password(PasswordLoginType::default()),
         LoginType::Token(token),
+        LoginType::ApplicationService(ApplicationServiceLoginType::new()),
     ];
     let other = |name| {
         let flow = LoginType::new(name, serde_json::Map::new());
@@ -117,6 +119,7 @@ async fn login(
     State(accounts): State<Accounts>,
     State(threepids): State<Threepids>,
     State(sign_on): State<SignOn>,
+    caller: MaybeService,
     Anonymous(body): Anonymous<login::v3::Request>,
 ) -> Result<Matrix<login::v3::Response>, MatrixError> {
     let user_id = match body.login_info {
@@ -127,6 +130,7 @@ async fn login(
             accounts.may_log_in(&user_id).await?;
             user_id
         }
+        LoginInfo::ApplicationService(login) => of_service(&accounts, &caller, login).await?,
         info if info.login_type() == JWT && sign_on.has_jwt() => {
             let data = info.data();
             let token = data.get("token").and_then(serde_json::Value::as_str);
@@ -146,7 +150,9 @@ async fn login(
         refreshes: body.refresh_token,
     };
     let session = accounts.open_session(user_id, device).await?;
-    let Requester { user_id, device_id } = session.requester;
+    let Requester {
+        user_id, device_id, ..
+    } = session.requester;
     let mut response = login::v3::Response::new(user_id, session.token.0, device_id);
     response.refresh_token = session.refresh.map(|token| token.0);
     response.expires_in = session.expires_in;
@@ -155,6 +161,34 @@ async fn login(
 
 fn wrong_token() -> MatrixError {
     MatrixError::forbidden("The login token is not valid")
+}
+
+/// A user of an application service, which needs no password
+/// ([spec](https://spec.matrix.org/v1.19/application-service-api/#server-admin-style-permissions)).
+async fn of_service(
+    accounts: &Accounts,
+    caller: &MaybeService,
+    login: login::v3::ApplicationService,
+) -> Result<OwnedUserId, MatrixError> {
+    #[expect(
+        deprecated,
+        reason = "bridges of long ago send the name beside the type"
+    )]
+    let name = match (login.identifier, login.user) {
+        (Some(UserIdentifier::Matrix(identifier)), _) => identifier.user,
+        (None, Some(user)) => user,
+        _ => {
+            let sentence = "A user name is needed";
+            return Err(MatrixError::bad_request(ErrorKind::MissingParam, sentence));
+        }
+    };
+    let service = caller.service()?;
+    let user_id = accounts.user_id(&name);
+    let user_id = user_id.filter(|user_id| service.covers_user(user_id));
+    let user_id =
+        user_id.ok_or_else(|| MatrixError::exclusive("The user is not one of this service"))?;
+    accounts.may_log_in(&user_id).await?;
+    Ok(user_id)
 }
 
 /// Who a name and a password belong to.

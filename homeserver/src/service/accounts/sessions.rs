@@ -175,10 +175,7 @@ impl Accounts {
             self.settle(&row).await?;
         }
         let known = Known {
-            requester: Requester {
-                user_id: row.user_id,
-                device_id: row.device_id,
-            },
+            requester: Requester::new(row.user_id, row.device_id),
             standing: row.standing,
             expires_at: row.expires_at,
         };
@@ -192,10 +189,7 @@ impl Accounts {
 
     /// The first use of a new access token ends those that it took the place of.
     async fn settle(&self, row: &AccessRow) -> Result<(), StorageError> {
-        let requester = Requester {
-            user_id: row.user_id.clone(),
-            device_id: row.device_id.clone(),
-        };
+        let requester = Requester::new(row.user_id.clone(), row.device_id.clone());
         let (user_id, device_id) = (row.user_id.clone(), row.device_id.clone());
         let generation = row.generation;
         let write = self.0.storage.write(move |tx| {
@@ -211,7 +205,10 @@ impl Accounts {
         self.0.forgotten.fetch_add(1, Ordering::SeqCst);
         self.0
             .tokens
-            .retain(|_, known| known.requester != *requester);
+            .retain(|_, known| !known.requester.is_same_device(requester));
+        self.0
+            .masks
+            .retain(|mask, _| !mask.is_same_device(requester));
     }
 
     /// Forgets what is known of a user in memory; called when what they may do has changed.
@@ -220,6 +217,7 @@ impl Accounts {
         self.0
             .tokens
             .retain(|_, known| known.requester.user_id != user_id);
+        self.0.masks.retain(|mask, _| mask.user_id != user_id);
     }
 
     /// Makes a token with which another service can ask who somebody is.
@@ -290,6 +288,15 @@ impl Accounts {
 }
 
 impl Known {
+    /// Somebody for whom an application service speaks.
+    pub(super) fn new(requester: Requester, standing: Standing) -> Self {
+        Self {
+            requester,
+            standing,
+            expires_at: None,
+        }
+    }
+
     pub(crate) fn is_guest(&self) -> bool {
         self.standing.kind == Kind::Guest
     }
@@ -336,7 +343,7 @@ impl Session {
             .unwrap_or_else(|| fresh().to_uppercase().into());
         let refresh = || AccessToken(format!("sottor_{}", random_id()));
         Self {
-            requester: Requester { user_id, device_id },
+            requester: Requester::new(user_id, device_id),
             token: AccessToken(format!("sotto_{}", random_id())),
             refresh: device.refreshes.then(refresh),
             expires_in: device.refreshes.then_some(REFRESHABLE),

@@ -105,7 +105,9 @@ impl E2eKeys {
         requester: &Requester,
         upload: Upload,
     ) -> Result<KeyCounts, UploadError> {
-        let Requester { user_id, device_id } = requester.clone();
+        let Requester {
+            user_id, device_id, ..
+        } = requester.clone();
         let device_keys = match upload.device_keys {
             None => None,
             Some(keys) => Some(CheckedDeviceKeys::check(&keys, &user_id, &device_id)?),

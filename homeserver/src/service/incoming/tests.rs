@@ -121,6 +121,7 @@ fn template(kind: &str, state_key: Option<&str>, content: &Value) -> Template {
         content: to_raw_value(content).unwrap(),
         state_key: state_key.map(str::to_owned),
         redacts: None,
+        origin_server_ts: None,
     }
 }
 

@@ -8,7 +8,10 @@ use serde_json::{Map, Value, value::to_raw_value};
 use sotto_federation::room::builder::BuildError;
 
 use super::Profiles;
-use crate::{service::timeline::SendError, storage::StorageError};
+use crate::{
+    service::timeline::{SendError, StatePart},
+    storage::StorageError,
+};
 
 impl Profiles {
     /// Repeats the profile as it is now in all rooms of the user. What already is so is not said again,
@@ -62,7 +65,11 @@ impl Profiles {
         let content =
             to_raw_value(&content).map_err(|_| SendError::Malformed(BuildError::NotCanonical))?;
         self.timeline
-            .set_state(user_id, room_id, member, user_id.to_string(), content)
+            .set_state(
+                user_id,
+                room_id,
+                StatePart::now(member, user_id.as_str(), content),
+            )
             .await?;
         Ok(())
     }

@@ -22,7 +22,7 @@ use crate::{
         aliases::is_proper,
         timeline::{Draft, SendError},
     },
-    storage::{Families, append::AppendError},
+    storage::{Families, append::AppendError, log::Change},
 };
 
 /// How often a room is made again because its id was taken.
@@ -56,7 +56,7 @@ impl Rooms {
         let version = version.unwrap_or_else(|| self.default_version.clone());
         let rules = version::rules(&version)
             .ok_or_else(|| CreateRoomError::UnsupportedVersion(version.clone()))?;
-        let alias = self.alias(request).await?;
+        let alias = self.alias(requester, request).await?;
         let creator = &requester.user_id;
         let mut parts = parts(request, &version, &rules, creator, alias.as_deref())?;
         let own = parts
@@ -113,6 +113,7 @@ impl Rooms {
                 content,
                 state_key: Some(part.state_key.clone()),
                 redacts: None,
+                origin_server_ts: None,
             };
             self.timeline
                 .draft_event(&mut draft, creator, template, None)
@@ -127,7 +128,11 @@ impl Rooms {
         RoomId::parse(random).map_err(|_| CreateRoomError::Malformed("server_name"))
     }
 
-    async fn alias(&self, request: &Request) -> Result<Option<OwnedRoomAliasId>, CreateRoomError> {
+    async fn alias(
+        &self,
+        requester: &Requester,
+        request: &Request,
+    ) -> Result<Option<OwnedRoomAliasId>, CreateRoomError> {
         let Some(name) = &request.room_alias_name else {
             return Ok(None);
         };
@@ -136,9 +141,13 @@ impl Rooms {
         if name.contains(':') || !is_proper(&alias) {
             return Err(CreateRoomError::InvalidAlias);
         }
-        match self.aliases.resolve_local(&alias).await? {
-            None => Ok(Some(alias)),
-            Some(_) => Err(CreateRoomError::AliasTaken),
+        if !self.aliases.may_name(requester, &alias) {
+            return Err(CreateRoomError::AliasExclusive);
+        }
+        if self.aliases.is_free(&alias).await? {
+            Ok(Some(alias))
+        } else {
+            Err(CreateRoomError::AliasTaken)
         }
     }
 
@@ -155,14 +164,16 @@ impl Rooms {
         }
         let write = self.storage.write(move |tx| {
             async move {
-                let mut directory = tx.directory();
-                if let Some(alias) = alias
-                    && !directory.insert_alias(&alias, &room_id, &creator).await?
-                {
-                    return Err(CreateRoomError::AliasTaken);
+                if let Some(alias) = alias {
+                    let mut directory = tx.directory();
+                    if !directory.insert_alias(&alias, &room_id, &creator).await? {
+                        return Err(CreateRoomError::AliasTaken);
+                    }
+                    let room_id = room_id.clone();
+                    tx.log(Change::Aliases { room_id });
                 }
                 if listed {
-                    directory.publish(&room_id, "").await?;
+                    tx.directory().publish(&room_id, "").await?;
                 }
                 Ok(())
             }

@@ -211,5 +211,6 @@ fn template(part: Part) -> Result<Template, SendError> {
         content: to_raw_value(&part.content).map_err(|_| BuildError::NotCanonical)?,
         state_key: Some(part.state_key),
         redacts: None,
+        origin_server_ts: None,
     })
 }

@@ -55,7 +55,9 @@ impl Sync {
         if known && !self.told.take_confirmed(requester, token.to_device) {
             return Ok(());
         }
-        let Requester { user_id, device_id } = requester.clone();
+        let Requester {
+            user_id, device_id, ..
+        } = requester.clone();
         let write = self.storage.write(move |tx| {
             async move {
                 tx.to_device()
@@ -94,7 +96,9 @@ impl Sync {
         look: &Look<'_>,
         response: &mut Response,
     ) -> Result<bool, StorageError> {
-        let Requester { user_id, device_id } = &look.ask.requester;
+        let Requester {
+            user_id, device_id, ..
+        } = &look.ask.requester;
         let since = look
             .ask
             .since

@@ -127,7 +127,7 @@ pub(super) fn touched<'a>(look: &'a Look<'_>) -> Option<BTreeSet<&'a OwnedRoomId
 /// The `m.receipt` events that tell receipts: event, type, user. A user can have receipts of several threads at
 /// one event, for which the format has no place: each further one is in a further event. The receipt that says
 /// most, that without thread, is in the first.
-pub(super) fn receipt_events(receipts: &[StoredReceipt]) -> Vec<Value> {
+pub(crate) fn receipt_events(receipts: &[StoredReceipt]) -> Vec<Value> {
     type Content<'a> = BTreeMap<&'a str, BTreeMap<&'a str, Map<String, Value>>>;
     let mut layers: Vec<Content<'_>> = Vec::new();
     let (threaded, whole): (Vec<_>, Vec<_>) = receipts.iter().partition(|r| r.thread_id.is_some());

@@ -129,10 +129,8 @@ impl Sync {
                 (pos.memory, known.ok_or(SlidingError::UnknownPos)?)
             }
         };
-        let connection = Requester {
-            user_id: requester.user_id.clone(),
-            device_id: format!("{}\u{1f}{name}", requester.device_id).into(),
-        };
+        let device = format!("{}\u{1f}{name}", requester.device_id);
+        let connection = Requester::new(requester.user_id.clone(), device.into());
         if pos.is_none() {
             self.members.forget(&connection);
         }

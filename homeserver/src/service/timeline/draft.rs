@@ -281,7 +281,10 @@ impl Timeline {
             hashes,
             depth: u64::try_from(draft.depth + 1).unwrap_or(1),
         };
-        let (now, key) = (self.clock.now(), &self.key);
+        let now = template
+            .origin_server_ts
+            .unwrap_or_else(|| self.clock.now());
+        let key = &self.key;
         let built = builder::build(template, &basis, sender, now, rules, &self.server_name, key)?;
         let state = |event_type: &StateEventType, state_key: &str| {
             auth.get(&(event_type.clone(), state_key.to_owned()))

@@ -62,6 +62,7 @@ impl Timeline {
             content: RawValue::from_string("{}".to_owned()).unwrap_or_default(),
             state_key: Some(String::new()),
             redacts: None,
+            origin_server_ts: None,
         };
         match self.propose(user_id, room_id, template).await {
             Ok(_) => Ok(true),
@@ -99,6 +100,7 @@ impl Timeline {
             content: pdu.content().to_owned(),
             state_key: pdu.state_key().map(ToOwned::to_owned),
             redacts: None,
+            origin_server_ts: None,
         };
         let auth = self
             .auth_state(draft.state(), pdu.sender(), &template, rules)

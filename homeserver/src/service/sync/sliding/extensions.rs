@@ -97,7 +97,9 @@ impl Sync {
     ) -> Result<bool, StorageError> {
         let asked = &slide.request.extensions.to_device;
         let look = &slide.look;
-        let Requester { user_id, device_id } = &look.ask.requester;
+        let Requester {
+            user_id, device_id, ..
+        } = &look.ask.requester;
         let since: Option<SyncToken> = asked.since.as_deref().and_then(|s| s.parse().ok());
         let since = since.map_or(StreamPosition(0), |token| token.to_device);
         let waits = self.storage.log().since(since).is_none_or(|entries| {
