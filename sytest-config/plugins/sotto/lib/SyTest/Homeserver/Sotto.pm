@@ -70,6 +70,7 @@ sub _config
       _setting( registration_shared_secret => "reg_secret" ),
       _setting( default_room_version       => $self->{default_room_version} ),
       "guests = true",
+      _list( appservices => @{ $self->{app_service_config_files} // [] } ),
       $self->{recaptcha_config} ? $self->_captcha : (),
       $self->{cas_config} ? $self->_cas : (),
       "previews = { enabled = true }",
@@ -117,6 +118,13 @@ sub _setting
    my ( $key, $value ) = @_;
    $value =~ s/([\\"])/\\$1/g;
    return qq($key = "$value");
+}
+
+# A list of strings in TOML.
+sub _list
+{
+   my ( $key, @values ) = @_;
+   return "$key = [" . join( ", ", map { "'$_'" } @values ) . "]";
 }
 
 # Empties the database of this server; its URL.
