@@ -1,11 +1,12 @@
 //! Killed at any moment, the server loses nothing that it acknowledged and doubles nothing that was asked again.
 
+mod appservices;
 mod devices;
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
@@ -42,6 +43,8 @@ fn server_process() {
     config.data_dir = setting["data_dir"].as_str().unwrap().into();
     config.listen = setting["listen"].as_str().unwrap().parse().unwrap();
     config.database = setting["database"].as_str().map(ToOwned::to_owned);
+    let services = setting["appservices"].as_array().unwrap().iter();
+    config.appservices = services.map(|it| it.as_str().unwrap().into()).collect();
     config.registration = Registration::Open;
     config.rate_limits.enabled = false;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -62,10 +65,15 @@ struct Victim {
 
 impl Victim {
     async fn start(data_dir: &Path, database: &Database) -> Self {
+        Self::with_services(data_dir, database, &[]).await
+    }
+
+    async fn with_services(data_dir: &Path, database: &Database, services: &[PathBuf]) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let listen: SocketAddr = port.local_addr().unwrap();
         drop(port);
-        let setting = json!({ "data_dir": data_dir, "listen": listen, "database": database.url() });
+        let setting = json!({ "data_dir": data_dir, "listen": listen, "database": database.url(),
+            "appservices": services });
         let (setting, url) = (setting.to_string(), format!("http://{listen}"));
         let child = Self::spawn(&setting);
         let victim = Self {

@@ -113,7 +113,13 @@ impl Bridge {
     /// The service as a user of a server.
     #[must_use]
     pub fn client(&self, server: &TestServer) -> User {
-        User::anonymous(server.url()).with_token(&self.token())
+        self.client_at(server.url())
+    }
+
+    /// As [`Bridge::client`], of a server in another process.
+    #[must_use]
+    pub fn client_at(&self, url: String) -> User {
+        User::anonymous(url).with_token(&self.token())
     }
 
     /// Makes a user of the service.
