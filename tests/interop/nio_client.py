@@ -127,6 +127,11 @@ class NioClient(NioRooms):
             await asyncio.sleep(POLL_SECONDS)
         raise Refused(failure)
 
+    async def arrived(self):
+        """Lists the messages that are here."""
+        messages = (MegolmEvent, RoomMessageText)
+        return {"event_ids": [i for i, e in self.events.items() if isinstance(e, messages)]}
+
     async def undecryptable(self):
         """Lists the events that no key has come for."""
         return {"event_ids": [i for i, e in self.events.items() if isinstance(e, MegolmEvent)]}

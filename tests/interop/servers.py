@@ -94,9 +94,10 @@ class Server:
 class Sotto(Server):
     """The server of this repository."""
 
-    def __init__(self, letter, folder, certificates, binary, database_url):
+    def __init__(self, letter, folder, certificates, binary, database_url, appservices=()):
         super().__init__(letter, folder, certificates)
         self.binary = binary
+        self.appservices = [str(path) for path in appservices]
         self.database_url = database_url and database_url.replace("{server}", letter)
         self.config = self.folder / "sotto.toml"
         self.config.write_text(self.configuration())
@@ -110,6 +111,7 @@ class Sotto(Server):
             *([f'database = "{self.database_url}"'] if self.database_url else []),
             'registration = "open"',
             "rate_limits = { enabled = false }",
+            f"appservices = {json.dumps(self.appservices)}",
             "[federation]",
             f'listen = "127.0.0.1:{self.federation_port}"',
             f'certificate = "{self.certificates.certificate}"',
