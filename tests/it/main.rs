@@ -7,6 +7,7 @@
     reason = "tests: a panic is a failed test, and seeds are told"
 )]
 
+mod access;
 mod accounts;
 mod addresses;
 mod admin;

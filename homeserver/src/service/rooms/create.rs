@@ -224,7 +224,8 @@ fn parts(
     // That guests are forbidden goes without saying.
     let (join_rule, guests) = match preset {
         RoomPreset::PublicChat => ("public", None),
-        _ => ("invite", Some("can_join")),
+        RoomPreset::PrivateChat | RoomPreset::TrustedPrivateChat => ("invite", Some("can_join")),
+        _ => return Err(CreateRoomError::Malformed("preset")),
     };
     let mut by_preset = vec![
         Part::new("m.room.join_rules", "", json!({ "join_rule": join_rule })),
