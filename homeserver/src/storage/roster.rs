@@ -378,15 +378,27 @@ impl Inner {
                     ..place
                 },
             );
-        } else if joined {
+        } else {
+            self.set_remote(room_id, user_id, joined.then_some(place.since));
+        }
+    }
+
+    /// Sets whether a user of another server is in a room, and since when.
+    fn set_remote(
+        &mut self,
+        room_id: OwnedRoomId,
+        user_id: OwnedUserId,
+        joined: Option<StreamPosition>,
+    ) {
+        let room = self.rooms.entry(room_id.clone()).or_default();
+        let home = user_id.server_name();
+        if let Some(since) = joined {
             let rooms = self.servers.entry(home.to_owned()).or_default();
             rooms.insert(room_id);
-            let came = room.came.entry(home.to_owned()).or_insert(place.since);
-            *came = (*came).min(place.since);
-            room.remote
-                .entry(home.to_owned())
-                .or_default()
-                .insert(user_id);
+            let came = room.came.entry(home.to_owned()).or_insert(since);
+            *came = (*came).min(since);
+            let members = room.remote.entry(home.to_owned()).or_default();
+            members.insert(user_id);
         } else if let Some(members) = room.remote.get_mut(home) {
             members.remove(&user_id);
             if members.is_empty() {
