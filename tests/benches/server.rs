@@ -2,7 +2,8 @@
 //!
 //! CPU is that of the server's process alone; every send is on disk before it is answered. With `--statements` the SQL
 //! statements are counted, which itself costs CPU: compare CPU only between runs without it. `SOTTO_BENCH_DATABASE_URL`
-//! names an empty PostgreSQL database to use instead of SQLite. `--many-rooms` measures only an account in many rooms.
+//! names an empty PostgreSQL database to use instead of SQLite. `--many-rooms` measures only an account in many rooms,
+//! `--big-room` only a room of ten thousand members and what is read of it.
 
 #![expect(
     clippy::expect_used,
@@ -11,6 +12,8 @@
     reason = "a benchmark: a program of a few files"
 )]
 
+#[path = "server/big_room.rs"]
+mod big_room;
 #[path = "server/child.rs"]
 mod child;
 #[path = "server/many_rooms.rs"]
@@ -44,12 +47,26 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
+    let part = if has("--many-rooms") {
+        Part::ManyRooms
+    } else if has("--big-room") {
+        Part::BigRoom
+    } else {
+        Part::Everything
+    };
     runtime
         .expect("a runtime")
-        .block_on(run(has("--statements"), has("--many-rooms")));
+        .block_on(run(has("--statements"), part));
 }
 
-async fn run(count_statements: bool, only_many_rooms: bool) {
+/// What is measured.
+enum Part {
+    Everything,
+    ManyRooms,
+    BigRoom,
+}
+
+async fn run(count_statements: bool, part: Part) {
     let directory = tempfile::TempDir::new().expect("a temporary directory");
     let mut server = Server::start(directory.path(), count_statements);
     let mut out = std::io::stdout();
@@ -57,9 +74,10 @@ async fn run(count_statements: bool, only_many_rooms: bool) {
     println!("resident when idle, before the first request: {idle} KiB\n");
     Run::head(&mut out);
     let alice = register(&server, "alice").await;
-    if only_many_rooms {
-        many_rooms::run(&mut server, &alice, &mut out).await;
-        return;
+    match part {
+        Part::ManyRooms => return many_rooms::run(&mut server, &alice, &mut out).await,
+        Part::BigRoom => return big_room::run(&mut server, &alice, &mut out).await,
+        Part::Everything => {}
     }
     for at_once in [1, 8, 64] {
         sends(&mut server, &alice, 1, at_once).await.print(&mut out);
@@ -70,6 +88,7 @@ async fn run(count_statements: bool, only_many_rooms: bool) {
     idle_syncs(&mut server, &alice).await.print(&mut out);
     fan_out(&mut server, &alice).await.print(&mut out);
     many_rooms::run(&mut server, &alice, &mut out).await;
+    big_room::run(&mut server, &alice, &mut out).await;
 }
 
 async fn register(server: &Server, name: &str) -> User {

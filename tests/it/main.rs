@@ -14,6 +14,7 @@ mod admin;
 mod appservices;
 mod chat;
 mod client_habits;
+mod costs;
 mod crash;
 mod directory;
 mod doors;

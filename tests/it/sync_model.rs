@@ -233,13 +233,27 @@ impl World {
             4..20 if joined => {
                 let count = random.random_range(1..4);
                 for _ in 0..count {
-                    messages.insert(user.send(room_id, "a message").await);
+                    // Some are in threads of what others said.
+                    let at = random.random_range(0..4 * messages.len().max(1));
+                    let sent = match messages.iter().nth(at) {
+                        Some(root) => reply(user, room_id, root).await,
+                        None => user.send(room_id, "a message").await,
+                    };
+                    messages.insert(sent);
                 }
                 format!("{person} sends {count} to {at}")
             }
             _ => String::new(),
         }
     }
+}
+
+/// Says something in a thread; its id.
+async fn reply(user: &User, room_id: &str, root: &str) -> String {
+    let relation = json!({ "rel_type": "m.thread", "event_id": root });
+    let content = json!({ "msgtype": "m.text", "body": "a reply", "m.relates_to": relation });
+    let sent = user.send_event(room_id, "m.room.message", &content).await;
+    sent.ok()["event_id"].as_str().unwrap().to_owned()
 }
 
 fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
@@ -252,7 +266,7 @@ async fn every_message_reaches_every_device_once() {
     let seed = setting("SOTTO_MODEL_SEED").unwrap_or_else(rand::random::<u64>);
     println!("SOTTO_MODEL_SEED={seed} SOTTO_MODEL_OPERATIONS={operations}");
     let mut random = StdRng::seed_from_u64(seed);
-    let (a, mut b) = TestServer::pair().await;
+    let (mut a, mut b) = TestServer::pair().await;
     let mut world = World {
         people: Vec::new(),
         rooms: Vec::new(),
@@ -288,8 +302,9 @@ async fn every_message_reaches_every_device_once() {
             .push((room_id, BTreeSet::new(), BTreeSet::from([0])));
     }
     for operation in 0..operations {
-        if operation > 0 && operation % (operations / 3 + 1) == 0 {
-            b.restart().await;
+        if operation > 0 && operation % (operations / 4 + 1) == 0 {
+            std::mem::swap(&mut a, &mut b);
+            a.restart().await;
         }
         let at = random.random_range(0..devices.len());
         let (fate, wide) = (random.random_range(0..8), random.random());

@@ -158,6 +158,7 @@ pub fn serve(directory: &Path, count_statements: bool) {
         config.data_dir = directory.to_owned();
         config.listen = ([127, 0, 0, 1], 0).into();
         config.registration = Registration::Open;
+        config.guests = true;
         config.rate_limits.enabled = false;
         config.database = std::env::var("SOTTO_BENCH_DATABASE_URL").ok();
         let server = Homeserver::start(config, Clock::system())
