@@ -454,3 +454,19 @@ async fn reading_alone_tells_what_is_unread() {
     assert!(told.get("initial").is_none() && bodies(&told).is_empty());
     assert_eq!(client.next(0).await.get("rooms"), None);
 }
+
+#[tokio::test]
+async fn a_declined_invite_is_told_in_the_state() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room_id = named(&alice, "one").await;
+    alice.invite(&room_id, &bob.user_id).await.ok();
+    let mut client = Client::list(&bob, 9, 1, &json!([["m.room.member", "$ME"]]));
+    assert!(client.next(0).await["rooms"][&room_id]["invite_state"].is_array());
+    bob.post(&room(&room_id, "leave"), &json!({})).await.ok();
+    let told = client.next(0).await["rooms"][&room_id].clone();
+    assert_eq!(
+        told["required_state"][0]["content"]["membership"], "leave",
+        "{told}"
+    );
+}

@@ -232,6 +232,17 @@ impl Sync {
                 .required_state(slide, room_id, planned, &shown, part)
                 .await?;
         }
+        // From the state clients learn that the user is out, also of a room that they know as an invite.
+        if room.required_state.is_empty() {
+            let requester = &look.ask.requester;
+            let own = |event: &&Arc<StoredEvent>| {
+                event.pdu.membership_target() == Some(&*requester.user_id)
+            };
+            if let Some(own) = shown.events.iter().rev().find(own) {
+                let json = self.events.for_client(own, requester).await?;
+                room.required_state.push(json.cast_unchecked());
+            }
+        }
         frame_timeline(slide, planned, &shown, &mut room);
         describe(&mut room, planned);
         Ok((room, shown.events))
