@@ -12,7 +12,7 @@ use axum::{
     routing::{get, post},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use ruma::{CanonicalJsonObject, OwnedServerName};
+use ruma::{CanonicalJsonObject, OwnedServerName, ServerName};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sotto_federation::room::signing::SigningKey;
@@ -62,10 +62,11 @@ impl Shared {
 }
 
 impl IdentityServer {
-    /// Takes the place of a server that was stopped: its name, address and certificate.
+    /// Takes the place of a server that was stopped: its address, which is also its name, and its certificate.
     pub async fn replace(server: &TestServer) -> Self {
         let shared = Arc::new(Shared {
-            name: server.name().to_owned(),
+            name: ServerName::parse(server.federation_address().to_string())
+                .expect("an address is a name"),
             key: SigningKey::generate().expect("randomness"),
             state: Mutex::default(),
         });

@@ -79,8 +79,12 @@ impl Setup {
                 (ServerName::parse(name).expect("a name"), *address)
             })
             .collect();
-        let names: Vec<_> = servers.iter().map(|(name, _)| [name.as_str()]).collect();
-        certificates(directory.path(), names.iter().map(<[_; 1]>::as_slice));
+        // Others, such as identity servers, are asked at their address.
+        let names: Vec<_> = servers
+            .iter()
+            .map(|(name, _)| [name.as_str(), "127.0.0.1"])
+            .collect();
+        certificates(directory.path(), names.iter().map(<[_; 2]>::as_slice));
         let mut started = Vec::new();
         for (index, (name, address)) in servers.iter().enumerate() {
             let mut config = Config::new(name.clone());

@@ -171,7 +171,8 @@ impl Relations {
             let (threads, groups) = {
                 let mut reader = self.storage.read().await?;
                 let mut relations = reader.relations();
-                let threads = relations.threads(readable.room.nid, at_most, asked).await?;
+                let threads = relations.threads(readable.room.nid, readable.until, at_most, asked);
+                let threads = threads.await?;
                 let roots: Vec<OwnedEventId> = threads.iter().map(|t| t.root.clone()).collect();
                 let groups = match include {
                     IncludeThreads::Participated => relations.groups(&roots).await?,

@@ -152,21 +152,24 @@ impl Relations<'_> {
         Ok(references)
     }
 
-    /// The threads of a room whose newest event is at or before a position, the liveliest first.
+    /// The threads of what was said in a room up to `until` whose newest event is at or before `at_most`, the
+    /// liveliest first.
     pub(crate) async fn threads(
         &mut self,
         room_nid: RoomNid,
+        until: i64,
         at_most: i64,
         limit: i64,
     ) -> Result<Vec<Thread>, StorageError> {
         let rows = sqlx::query(
             "SELECT parent_event_id, MAX(position) FROM relations \
-             WHERE room_nid = $1 AND rel_type = 'm.thread' \
-             GROUP BY parent_event_id HAVING MAX(position) <= $2 \
-             ORDER BY MAX(position) DESC LIMIT $3",
+             WHERE room_nid = $1 AND rel_type = 'm.thread' AND position <= $2 \
+             GROUP BY parent_event_id HAVING MAX(position) <= $3 \
+             ORDER BY MAX(position) DESC LIMIT $4",
         );
         let rows = rows
             .bind(room_nid.0)
+            .bind(until)
             .bind(at_most)
             .bind(limit)
             .fetch_all(&mut *self.0)

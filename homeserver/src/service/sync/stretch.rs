@@ -153,7 +153,7 @@ impl Sync {
     ) -> Result<Shown, StorageError> {
         let mut shown = Shown {
             limited: stretch.more,
-            members: stretch.more,
+            members: false,
             any: !stretch.events.is_empty(),
             nid: stretch.nid,
             before: stretch.before,
@@ -187,6 +187,8 @@ impl Sync {
             shown.events.push(event);
         }
         shown.events.reverse();
+        // Somebody may have moved in what is left out: told the same, whether memory has it or not.
+        shown.members |= shown.limited;
         Ok(shown)
     }
 
