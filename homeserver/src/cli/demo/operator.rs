@@ -1,6 +1,6 @@
 //! What the operators of the two servers have of the conversation.
 
-use std::path::Path;
+use std::{os::unix::fs::FileTypeExt, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use ruma::OwnedRoomId;
@@ -123,9 +123,11 @@ fn contains(hay: &[u8], needle: &[u8]) -> bool {
 fn files(path: &Path, found: &mut Vec<Vec<u8>>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() {
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
             files(&entry.path(), found)?;
-        } else {
+        } else if !kind.is_socket() {
+            // The socket that `sotto admin` asks holds nothing.
             found.push(std::fs::read(entry.path())?);
         }
     }
@@ -135,6 +137,17 @@ fn files(path: &Path, found: &mut Vec<Vec<u8>>) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_are_passed_over() -> std::io::Result<()> {
+        let directory = tempfile::TempDir::new()?;
+        let _socket = std::os::unix::net::UnixListener::bind(directory.path().join("socket"))?;
+        std::fs::write(directory.path().join("file"), "text")?;
+        let mut found = Vec::new();
+        files(directory.path(), &mut found)?;
+        assert_eq!(found, [b"text"]);
+        Ok(())
+    }
 
     #[test]
     fn the_search_finds_what_is_there() {
