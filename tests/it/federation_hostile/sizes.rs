@@ -11,8 +11,8 @@ use super::{MALLORY, Scene};
 
 /// What a server may be made to read of an answer without an end.
 const MOST: usize = 80 * 1024 * 1024;
-/// What of a short read the sender got rid of all the same: Linux takes up to 10 MiB into its buffers (`tcp_wmem`,
-/// `tcp_rmem`).
+/// The bound for what the sender gets rid of when little is read. Buffers of the kernel count, which grow with the rate
+/// (`tcp_wmem`, `tcp_rmem`); 6 MiB were seen.
 const IN_BUFFERS: usize = 12 * 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread")]
