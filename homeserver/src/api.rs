@@ -2,6 +2,7 @@
 //! specification; a route of the path `…/rooms/{roomId}/send/…` is in the chapter that describes it.
 
 pub(crate) mod admin;
+mod carried_out;
 pub(crate) mod client;
 pub(crate) mod error;
 pub(crate) mod extract;
@@ -22,6 +23,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use tokio_util::task::TaskTracker;
 use tower_http::{
     catch_panic::CatchPanicLayer,
     cors::{Any, CorsLayer},
@@ -112,6 +114,7 @@ services! {
     spaces: Spaces,
     support: Support,
     sync: Sync,
+    tasks: TaskTracker,
     third_party_invites: ThirdPartyInvites,
     thread_subscriptions: ThreadSubscriptions,
     threepids: Threepids,
@@ -151,6 +154,10 @@ pub(crate) fn router(edge: Edge) -> Router {
         .fallback(async || MatrixError::unrecognized())
         .method_not_allowed_fallback(async || MatrixError::method_not_allowed())
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(axum::middleware::from_fn_with_state(
+            edge.clone(),
+            carried_out::to_the_end,
+        ))
         .layer(axum::middleware::from_fn_with_state(
             edge.clone(),
             rate_limits::by_address,

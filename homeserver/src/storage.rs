@@ -74,7 +74,7 @@ use self::{
     related::Related,
     roster::Roster,
     state_nodes::StateNodes,
-    writer::{Closure, Job, Tx, Writer},
+    writer::{Closure, Job, Reply, Tx, Writer},
 };
 
 /// Why the database gave no answer.
@@ -291,20 +291,25 @@ impl Storage {
 
     /// Adds events to a room if its head is still the one that they were decided upon.
     pub(crate) async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        self.enqueue(append)
+        self.enqueue(append, |_| {})
             .await?
             .await
             .map_err(|_| StorageError::Stopped)?
     }
 
     /// As [`Storage::append`], in two steps: the order of appends is fixed when this returns, the answer
-    /// comes after the commit.
+    /// comes after the commit. Before that `learn` is called with it, also if nobody waits any more.
     pub(crate) async fn enqueue(
         &self,
         append: Append,
+        learn: impl FnOnce(&Result<Appended, AppendError>) + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, StorageError> {
         self.0.related.note(&append.events, &self.0.counters);
-        let (reply, answer) = oneshot::channel();
+        let (sender, answer) = oneshot::channel();
+        let reply = Reply {
+            learn: Box::new(learn),
+            answer: sender,
+        };
         let job = Job::Append(Box::new(append), reply);
         self.0
             .jobs

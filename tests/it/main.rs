@@ -31,6 +31,7 @@ mod federation_out;
 mod federation_pair;
 mod federation_partition;
 mod federation_policy;
+mod gone_clients;
 mod guests;
 mod hostile;
 mod key_backup;

@@ -26,9 +26,17 @@ pub(crate) struct Heads {
 /// What is known of a room.
 #[derive(Debug)]
 struct Shared {
-    /// The room as the next event will find it; `None` if memory does not have it.
-    next: Arc<Mutex<Option<Room>>>,
+    /// `None` if memory does not have it.
+    next: Arc<Mutex<Option<Next>>>,
     committed: watch::Sender<Committed>,
+}
+
+/// A room as the next event will find it.
+#[derive(Debug)]
+struct Next {
+    room: Room,
+    /// How many appends had failed when this was built. If more have, it may be built on what is not there.
+    failures: u64,
 }
 
 /// How far the appends to a room have come.
@@ -67,6 +75,23 @@ impl Shared {
         self.committed
             .send_modify(|committed| committed.failures += 1);
     }
+
+    fn failures(&self) -> u64 {
+        self.committed.borrow().failures
+    }
+
+    /// Whether the next event can build on this.
+    fn is_good(&self, next: Option<&Next>) -> bool {
+        next.is_some_and(|next| next.failures == self.failures())
+    }
+
+    /// Puts there what the database has.
+    fn fill(&self, next: &mut Option<Next>, room: Option<Room>, failures: u64) {
+        if let Some(room) = &room {
+            self.reached(room.head_version);
+        }
+        *next = room.map(|room| Next { room, failures });
+    }
 }
 
 /// A room that nobody else appends to while this is held. Not to be held over a network call.
@@ -74,7 +99,9 @@ impl Shared {
 pub(crate) struct Slot {
     storage: Storage,
     shared: Arc<Shared>,
-    guard: OwnedMutexGuard<Option<Room>>,
+    guard: OwnedMutexGuard<Option<Next>>,
+    /// How many appends had failed when the room was found.
+    failures: u64,
 }
 
 impl Heads {
@@ -89,16 +116,16 @@ impl Heads {
     pub(crate) async fn hold(&self, room_id: &RoomId) -> Result<Slot, StorageError> {
         let shared = self.shared(room_id);
         let mut guard = shared.next.clone().lock_owned().await;
-        if guard.is_none() {
-            *guard = self.storage.read().await?.rooms().by_id(room_id).await?;
-            if let Some(room) = guard.as_ref() {
-                shared.reached(room.head_version);
-            }
+        let failures = shared.failures();
+        if guard.as_ref().is_none_or(|next| next.failures != failures) {
+            let room = self.storage.read().await?.rooms().by_id(room_id).await?;
+            shared.fill(&mut guard, room, failures);
         }
         Ok(Slot {
             storage: self.storage.clone(),
             shared,
             guard,
+            failures,
         })
     }
 
@@ -120,25 +147,24 @@ impl Heads {
     ) -> Result<BTreeMap<OwnedRoomId, Room>, StorageError> {
         let mut guards = Vec::new();
         for room_id in room_ids {
+            let shared = self.shared(room_id);
             // One that is held right now is waited for below.
-            if let Ok(guard) = self.shared(room_id).next.clone().try_lock_owned()
-                && guard.is_none()
+            if let Ok(guard) = shared.next.clone().try_lock_owned()
+                && !shared.is_good(guard.as_ref())
             {
-                guards.push((room_id.clone(), guard));
+                let failures = shared.failures();
+                guards.push((room_id.clone(), shared, guard, failures));
             }
         }
         if !guards.is_empty() {
-            let missing: Vec<_> = guards.iter().map(|(room_id, _)| room_id.clone()).collect();
+            let missing: Vec<_> = guards.iter().map(|(room_id, ..)| room_id.clone()).collect();
             let read = self.storage.read().await?.rooms().by_ids(&missing).await?;
             let mut read: BTreeMap<_, _> = read
                 .into_iter()
                 .map(|room| (room.room_id.clone(), room))
                 .collect();
-            for (room_id, mut guard) in guards {
-                *guard = read.remove(&room_id);
-                if let Some(room) = guard.as_ref() {
-                    self.shared(&room_id).reached(room.head_version);
-                }
+            for (room_id, shared, mut guard, failures) in guards {
+                shared.fill(&mut guard, read.remove(&room_id), failures);
             }
         }
         let mut rooms = BTreeMap::new();
@@ -175,11 +201,11 @@ impl Heads {
 impl Slot {
     /// The room.
     pub(crate) fn room(&self) -> Option<&Room> {
-        self.guard.as_ref()
+        self.guard.as_ref().map(|next| &next.room)
     }
 
     /// Appends, and lets go of the room as soon as the order is fixed. `None` if the head had moved:
-    /// gather and decide again.
+    /// gather and decide again. Memory learns the outcome also if whoever waits for it goes away.
     pub(crate) async fn append(mut self, append: Append) -> Result<Option<Appended>, AppendError> {
         let after = Room {
             nid: append.room_nid,
@@ -188,36 +214,32 @@ impl Slot {
             head_version: append.head.version,
             head: Some(append.head.clone()),
         };
-        let redacted: Vec<_> = append
-            .redactions
-            .iter()
-            .map(|redaction| redaction.target)
-            .collect();
-        let answer = self.storage.enqueue(append).await?;
+        let redacted = append.redactions.iter();
+        let redacted: Vec<_> = redacted.map(|redaction| redaction.target).collect();
+        let (storage, shared) = (self.storage.clone(), self.shared.clone());
         let version = after.head_version;
-        *self.guard = Some(after);
-        drop(self.guard);
-        let outcome = answer.await.unwrap_or(Err(StorageError::Stopped.into()));
-        match outcome {
+        let learn = move |outcome: &Result<Appended, AppendError>| match outcome {
             Ok(appended) => {
                 for nid in redacted {
-                    self.storage.event_cache().forget(nid);
+                    storage.event_cache().forget(nid);
                 }
                 for event in &appended.events {
-                    self.storage.event_cache().replace(event);
+                    storage.event_cache().replace(event);
                 }
-                self.shared.reached(version);
-                Ok(Some(appended))
+                shared.reached(version);
             }
-            Err(error) => {
-                // What memory has is built on what is not there.
-                *self.shared.next.lock().await = None;
-                self.shared.failed();
-                match error {
-                    AppendError::HeadMoved => Ok(None),
-                    error @ (AppendError::Repeated(_) | AppendError::Storage(_)) => Err(error),
-                }
-            }
+            Err(_) => shared.failed(),
+        };
+        let answer = self.storage.enqueue(append, learn).await?;
+        *self.guard = Some(Next {
+            room: after,
+            failures: self.failures,
+        });
+        drop(self.guard);
+        match answer.await.unwrap_or(Err(StorageError::Stopped.into())) {
+            Ok(appended) => Ok(Some(appended)),
+            Err(AppendError::HeadMoved) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

@@ -399,6 +399,7 @@ pub(super) fn services(
         spaces,
         support: Support::new(config),
         sync,
+        tasks: tasks.clone(),
         third_party_invites,
         thread_subscriptions,
         threepids,

@@ -59,8 +59,22 @@ impl Tx {
     }
 }
 
+/// What memory does when it learns how an append went.
+type Learn = Box<dyn FnOnce(&Result<Appended, AppendError>) + Send>;
+
 /// Whom to tell how an append went.
-pub(super) type Reply = oneshot::Sender<Result<Appended, AppendError>>;
+pub(super) struct Reply {
+    /// Called first, also if whoever asked is gone.
+    pub(super) learn: Learn,
+    pub(super) answer: oneshot::Sender<Result<Appended, AppendError>>,
+}
+
+impl Reply {
+    fn send(self, outcome: Result<Appended, AppendError>) {
+        (self.learn)(&outcome);
+        drop(self.answer.send(outcome));
+    }
+}
 
 /// Something that waits to be written.
 pub(super) enum Job {
@@ -342,7 +356,7 @@ impl Done {
                     Ok(()) => result,
                     Err(error) => Err(error.into()),
                 };
-                drop(reply.send(result));
+                reply.send(result);
             }
             Self::Write(write) => write.finish(committed()),
         }
