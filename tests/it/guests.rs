@@ -31,6 +31,11 @@ async fn guests_are_where_they_may_be() {
     open_to_guests(&alice, &room_id, "can_join").await;
     visitor.join(&room_id).await.ok();
     visitor.send(&room_id, "hello").await;
+    let events = "/_matrix/client/v3/events?timeout=0";
+    let refused = visitor.get(events).await;
+    assert_eq!(refused.refused(), (403, "M_GUEST_ACCESS_FORBIDDEN"));
+    let events = format!("{events}&room_id={}", escape(&room_id));
+    visitor.get(&events).await.ok();
     let name = format!(
         "/_matrix/client/v3/profile/{}/displayname",
         escape(&visitor.user_id)

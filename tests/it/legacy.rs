@@ -119,6 +119,8 @@ async fn all_that_is_known_comes_at_once() {
     assert_eq!(chunk[0]["user_id"], alice.user_id.as_str());
     let state = known["state"].as_array().unwrap();
     assert!(state.iter().any(|event| event["type"] == "m.room.create"));
+    // The push rules are no data that she has set.
+    assert_eq!(all["account_data"], json!([]));
     let wrong = alice.get("/_matrix/client/v3/initialSync?limit=much").await;
     assert_eq!(wrong.refused(), (400, "M_INVALID_PARAM"));
     let one = format!("/_matrix/client/v3/rooms/{room}/initialSync?limit=0");
@@ -211,7 +213,26 @@ async fn who_is_not_in_a_room_may_watch_it_if_anybody_may() {
     let send = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/1");
     alice.put(&send, &json!({ "body": "hello" })).await.ok();
     let news = eve.get(&format!("{watch}&from={from}")).await.ok();
-    assert_eq!(news["chunk"][0]["content"]["body"], "hello");
+    assert_eq!(
+        message(&news).unwrap()["content"]["body"],
+        "hello",
+        "{news}"
+    );
+    // And who comes and goes there.
+    let from = news["end"].as_str().unwrap().to_owned();
+    let bob = server.register("bob").await;
+    for user in [&bob, &alice] {
+        let status = format!("/_matrix/client/v3/presence/{}/status", user.user_id);
+        let body = json!({ "presence": "unavailable", "status_msg": "out" });
+        user.put(&status, &body).await.ok();
+    }
+    let path = format!("/_matrix/client/v3/events?room_id={room}&timeout=20000&from={from}");
+    let news = eve.get(&path).await.ok();
+    let chunk = news["chunk"].as_array().unwrap();
+    assert_eq!(chunk.len(), 1, "{news}");
+    assert_eq!(chunk[0]["type"], "m.presence");
+    assert_eq!(chunk[0]["content"]["user_id"], alice.user_id.as_str());
+    assert_eq!(chunk[0]["content"]["presence"], "unavailable");
 }
 
 #[tokio::test]

@@ -104,13 +104,18 @@ pub(super) fn check(known: &Known, method: &Method, path: &str) -> Result<(), Ma
         ));
     }
     if known.is_guest() && !listed(GUESTS, method, path) {
-        return Err(MatrixError::new(
-            StatusCode::FORBIDDEN,
-            ErrorKind::GuestAccessForbidden,
-            "Guests may not do this",
-        ));
+        return Err(no_guests());
     }
     Ok(())
+}
+
+/// 403 `M_GUEST_ACCESS_FORBIDDEN`
+pub(super) fn no_guests() -> MatrixError {
+    MatrixError::new(
+        StatusCode::FORBIDDEN,
+        ErrorKind::GuestAccessForbidden,
+        "Guests may not do this",
+    )
 }
 
 /// 401 `M_USER_LOCKED`, with which the client keeps its session

@@ -2,6 +2,8 @@
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3initialsync)). A token is a
 //! position of the log here as well.
 
+mod peek;
+
 use std::{sync::Arc, time::Duration};
 
 use ruma::{
@@ -112,7 +114,7 @@ impl OldSync {
             "presence": presence,
             "rooms": rooms,
             "receipts": receipts,
-            "account_data": response.account_data.events,
+            "account_data": set_by_user(&response),
         }))
     }
 
@@ -255,53 +257,6 @@ impl OldSync {
         })
     }
 
-    /// As [`OldSync::events`], of one room that the user need not be in
-    /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#peeking_get_matrixclientv3events)).
-    pub(crate) async fn peek(
-        &self,
-        requester: &Requester,
-        room_id: &RoomId,
-        from: Option<SyncToken>,
-        wait: Duration,
-    ) -> Result<Stretch, ReadError> {
-        let mut positions = self.storage.log().positions();
-        let start = from.map_or_else(|| self.storage.log().position(), |token| token.position);
-        let deadline = tokio::time::sleep(wait);
-        let mut deadline = std::pin::pin!(deadline);
-        let filter = RoomEventFilter::default();
-        let mut last = wait.is_zero();
-        loop {
-            let until = *positions.borrow_and_update();
-            let ask = PageAsk {
-                from: Some(PageToken(start.0)),
-                direction: Direction::Forwards,
-                limit: usize::try_from(MOST_EVENTS).unwrap_or(1),
-                filter: &filter,
-            };
-            let page = self.timeline.page(&requester.user_id, room_id, ask).await?;
-            if !page.events.is_empty() || last {
-                let mut chunk = Vec::with_capacity(page.events.len());
-                for event in &page.events {
-                    let events = &self.timeline.events;
-                    let event = events.for_client_with_room::<()>(event, requester).await?;
-                    chunk.push(in_room(&event, room_id));
-                }
-                let newest = page.events.last().and_then(|event| event.position);
-                let end = newest.map_or(until.max(start), StreamPosition);
-                return Ok(Stretch {
-                    start: stream_token(start),
-                    end: stream_token(end),
-                    chunk,
-                });
-            }
-            tokio::select! {
-                changed = positions.changed() => last = changed.is_err(),
-                () = &mut deadline => last = true,
-                () = self.stopping.cancelled() => last = true,
-            }
-        }
-    }
-
     async fn visibility(&self, room_id: &RoomId) -> Result<&'static str, StorageError> {
         let mut reader = self.storage.read().await?;
         let listed = reader.directory().is_published(room_id, "").await?;
@@ -346,6 +301,14 @@ fn token(next_batch: &str) -> String {
         |_| next_batch.to_owned(),
         |token| stream_token(token.position),
     )
+}
+
+/// The account data without the push rules, which had an endpoint of their own.
+fn set_by_user(response: &Response) -> Vec<Value> {
+    let events = response.account_data.events.iter().map(json_of);
+    events
+        .filter(|event| event["type"] != "m.push_rules")
+        .collect()
 }
 
 fn messages(room_id: &RoomId, shown: &Shown, end: &str, limit: u32) -> Value {

@@ -13,8 +13,10 @@ use crate::{
         Routes,
         error::MatrixError,
         extract::{Plain, Untyped},
+        standing,
     },
     service::{
+        accounts::Accounts,
         old_sync::{OldSync, Stretch},
         sync::SyncToken,
     },
@@ -62,7 +64,11 @@ async fn room_initial_sync(
 }
 
 /// `GET /_matrix/client/v3/events`
-async fn events(State(old): State<OldSync>, request: Untyped) -> Result<Plain, MatrixError> {
+async fn events(
+    State(old): State<OldSync>,
+    State(accounts): State<Accounts>,
+    request: Untyped,
+) -> Result<Plain, MatrixError> {
     let from = parameter::<SyncToken>(&request, "from")?;
     let wait = parameter::<u64>(&request, "timeout")?.unwrap_or(0);
     let wait = Duration::from_millis(wait.min(LONGEST));
@@ -70,6 +76,8 @@ async fn events(State(old): State<OldSync>, request: Untyped) -> Result<Plain, M
     parameter::<u32>(&request, "limit")?;
     let requester = &request.requester;
     let Stretch { start, end, chunk } = match request.query("room_id") {
+        // Guests look into rooms.
+        None if accounts.is_guest(&requester.user_id).await? => return Err(standing::no_guests()),
         None => old.events(requester, from, wait).await?,
         Some(room_id) => {
             let room_id = RoomId::parse(room_id);
