@@ -69,7 +69,9 @@ def tell(results, form, complete, status=None):
     section("listed, but not passed", [f"{name} ({outcomes[name]})" for name in broken])
     section("listed, but not run", gone)
     section("passed, but not listed", new)
-    return 1 if broken or gone or new else 0
+    stale = sorted(name for name in excused if outcomes.get(name) == "passed")
+    section("expected to fail, but passed", stale)
+    return 1 if broken or gone or new or stale else 0
 
 
 def by_name(results):
