@@ -1,287 +1,198 @@
-//! Each endpoint of `endpoints/access.txt` is carried out, refused, and asked for by somebody else, over HTTP; and
-//! every endpoint of the chapters that it covers is there.
+//! Each endpoint of the specification is carried out, refused, and asked for by somebody else, over HTTP, as the
+//! tables in `endpoints/access` say; and each error that the specification names for an endpoint is there.
 
-use std::{collections::BTreeMap, fmt::Write};
+mod scene;
+mod table;
 
-use http::Method;
-use serde_json::json;
-use sotto_tests::{TestServer, User, escape};
+use std::fmt::Write;
 
-/// The requests and what they are answered; how to read them stands at its top.
-const REQUESTS: &str = include_str!("endpoints/access.txt");
-const SPECIFICATION: &str = include_str!("endpoints/specification.txt");
-/// Endpoints that nobody has to be known for.
-const OPEN: [&str; 8] = [
-    "GET /_matrix/client/v3/profile/{userId}/{keyName}",
-    "GET /_matrix/client/v3/profile/{userId}",
-    "GET /_matrix/client/v3/directory/room/{roomAlias}",
-    "GET /_matrix/client/v3/directory/list/room/{roomId}",
-    "GET /_matrix/client/v3/publicRooms",
-    "GET /_matrix/client/v1/room_summary/{roomIdOrAlias}",
-    "GET /_matrix/client/v3/presence/{userId}/status",
-    "GET /_matrix/client/v3/voip/turnServer",
+use self::{
+    scene::{Stage, fill, keep},
+    table::{Answer, Endpoint, endpoints, read},
+};
+
+/// Endpoints that carry nothing out, for lack of what they are for.
+const NEVER_CARRIED_OUT: [&str; 7] = [
+    "GET /_matrix/media/v3/download/{serverName}/{mediaId}",
+    "GET /_matrix/media/v3/download/{serverName}/{mediaId}/{fileName}",
+    "GET /_matrix/media/v3/thumbnail/{serverName}/{mediaId}",
+    "GET /_matrix/client/v1/auth_metadata",
+    "POST /_matrix/client/v3/account/3pid/msisdn/requestToken",
+    "POST /_matrix/client/v3/account/password/msisdn/requestToken",
+    "POST /_matrix/client/v3/register/msisdn/requestToken",
 ];
 
-/// Endpoints that application services alone can use: `appservices/` tests them.
-const OF_SERVICES: [&str; 1] =
-    ["PUT /_matrix/client/v3/directory/list/appservice/{networkId}/{roomId}"];
+/// Endpoints that refuse nothing.
+const ALWAYS_ANSWERED: [&str; 5] = [
+    "GET /.well-known/matrix/client",
+    "GET /_matrix/client/versions",
+    "GET /_matrix/client/v3/login",
+    "GET /_matrix/federation/v1/version",
+    "GET /_matrix/key/v2/server",
+];
 
-/// One request.
-#[derive(Debug)]
-struct Request {
-    who: String,
-    method: Method,
-    path: String,
-    body: Option<String>,
-    /// Whether it is of the endpoint, and not only made before.
-    of_endpoint: bool,
-    status: u16,
-    errcode: Option<String>,
-    /// What the answer must have, and what not.
-    has: Vec<String>,
-    lacks: Vec<String>,
-    /// A field of the answer that later requests need.
-    keep: Option<String>,
-}
-
-/// An endpoint with its requests.
-struct Endpoint {
-    name: String,
-    requests: Vec<Request>,
-}
-
-fn endpoints() -> Vec<Endpoint> {
-    let mut found: Vec<Endpoint> = Vec::new();
-    for line in REQUESTS
+fn of_the_specification() -> Vec<String> {
+    let missing = read("endpoints/missing.txt");
+    let all = read("endpoints/specification.txt");
+    let lines = all
         .lines()
-        .filter(|line| !line.starts_with('#') && !line.is_empty())
-    {
-        match line.strip_prefix("  ") {
-            None => found.push(Endpoint {
-                name: line.to_owned(),
-                requests: Vec::new(),
-            }),
-            Some(line) => {
-                let endpoint = found.last_mut().unwrap();
-                let request = request(&endpoint.name, line);
-                endpoint.requests.push(request);
-            }
-        }
-    }
-    found
-}
-
-/// Reads `who [METHOD path | values of the path] [?query] [{body}] => status [errcode] [has …] [lacks …] [keep …]`.
-fn request(endpoint: &str, line: &str) -> Request {
-    let (asked, answered) = line.rsplit_once(" => ").unwrap_or_else(|| panic!("{line}"));
-    let (asked, body) = match asked.find(" {") {
-        Some(at) => (&asked[..at], Some(asked[at + 1..].to_owned())),
-        None => (asked, None),
-    };
-    let mut words = asked.split_whitespace().peekable();
-    let who = words.next().unwrap().to_owned();
-    let named = words.peek().and_then(|word| word.parse::<Method>().ok());
-    let named = named.filter(|method| ["GET", "PUT", "POST", "DELETE"].contains(&method.as_str()));
-    let of_endpoint = named.is_none();
-    let (method, mut path) = if let Some(method) = named {
-        (method, words.nth(1).unwrap().to_owned())
-    } else {
-        let (method, template) = endpoint.split_once(' ').unwrap();
-        let fill = |segment: &str| match segment.strip_prefix('{') {
-            Some(_) => words.next().unwrap_or_else(|| panic!("{line}")).to_owned(),
-            None => segment.to_owned(),
-        };
-        let path = template.split('/').map(fill).collect::<Vec<_>>().join("/");
-        (method.parse().unwrap(), path)
-    };
-    path.extend(words);
-    let mut answered = answered.split_whitespace();
-    let status = answered.next().unwrap().parse().unwrap();
-    let mut request = Request {
-        who,
-        method,
-        path,
-        body,
-        of_endpoint,
-        status,
-        errcode: None,
-        has: Vec::new(),
-        lacks: Vec::new(),
-        keep: None,
-    };
-    while let Some(word) = answered.next() {
-        let mut next = || answered.next().unwrap().to_owned();
-        match word {
-            "has" => request.has.push(next()),
-            "lacks" => request.lacks.push(next()),
-            "keep" => request.keep = Some(next()),
-            errcode => request.errcode = Some(errcode.to_owned()),
-        }
-    }
-    request
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let there = lines.filter(|line| !missing.lines().any(|missing| missing == *line));
+    there.map(ToOwned::to_owned).collect()
 }
 
 #[test]
-fn every_endpoint_of_the_chapters_is_carried_out_refused_and_asked_for_by_others() {
+fn every_endpoint_is_carried_out_refused_and_asked_for_by_others() {
     let endpoints = endpoints();
-    let missing = include_str!("endpoints/missing.txt");
-    let chapters: Vec<_> = REQUESTS
-        .lines()
-        .filter_map(|line| line.strip_prefix("# Chapter: "))
-        .collect();
-    assert!(chapters.len() > 5);
-    let mut chapter = "";
     let mut wrong = String::new();
-    for line in SPECIFICATION.lines().filter(|line| !line.is_empty()) {
-        if let Some(name) = line.strip_prefix("# ") {
-            chapter = name;
+    for name in of_the_specification() {
+        let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.name == name) else {
+            writeln!(wrong, "{name}: not there").unwrap();
             continue;
-        }
-        let elsewhere =
-            OF_SERVICES.contains(&line) || missing.lines().any(|missing| missing == line);
-        if !chapters.contains(&chapter) || elsewhere {
-            continue;
-        }
-        let found = endpoints.iter().find(|endpoint| endpoint.name == line);
-        let requests = found
-            .map(|endpoint| endpoint.requests.as_slice())
-            .unwrap_or_default();
-        let any = |wanted: fn(&Request) -> bool| {
-            requests
-                .iter()
-                .any(|request| request.of_endpoint && wanted(request))
+        };
+        let others: &[&str] = if endpoint.federates() {
+            &["stranger"]
+        } else if endpoint.is_open() {
+            &["bob", "nobody"]
+        } else {
+            &["bob"]
+        };
+        let asks = |request: &table::Request| {
+            request.of_endpoint && others.contains(&request.who.as_str())
         };
         for (what, is) in [
-            ("success", any(|request| request.status == 200)),
-            ("error", any(|request| request.status >= 400)),
             (
-                "request of another user",
-                any(|request| request.who == "bob"),
+                "success",
+                NEVER_CARRIED_OUT.contains(&name.as_str())
+                    || endpoint.shows(|answer| answer.status < 400),
             ),
+            (
+                "error",
+                ALWAYS_ANSWERED.contains(&name.as_str())
+                    || endpoint.shows(|answer| answer.status >= 400),
+            ),
+            ("request of others", endpoint.requests.iter().any(asks)),
         ] {
             if !is {
-                writeln!(wrong, "{line}: no {what}").unwrap();
+                writeln!(wrong, "{name}: no {what}").unwrap();
             }
         }
     }
-    assert!(wrong.is_empty(), "not in endpoints/access.txt:\n{wrong}");
+    assert!(wrong.is_empty(), "not in endpoints/access:\n{wrong}");
 }
 
-/// What stands for what in the requests.
-type Names = BTreeMap<String, String>;
-
-fn fill(text: &str, names: &Names) -> String {
-    // Longer names first: one may begin with another.
-    names
-        .iter()
-        .rev()
-        .fold(text.to_owned(), |text, (name, value)| {
-            text.replace(&format!("${name}"), value)
-        })
+#[test]
+fn every_error_of_the_specification_is_shown() {
+    let (endpoints, errors) = (endpoints(), read("endpoints/errors.txt"));
+    let (mut endpoint, mut wrong): (Option<&Endpoint>, _) = (None, String::new());
+    for line in errors
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+    {
+        let Some(error) = line.strip_prefix("  ") else {
+            endpoint = endpoints.iter().find(|endpoint| endpoint.name == line);
+            continue;
+        };
+        let Some(endpoint) = endpoint else { continue };
+        let error = table::answer(error);
+        let shown = endpoint.shows(|answer| *answer == error);
+        if shown == endpoint.never.contains(&error) {
+            writeln!(wrong, "{}: {error:?}", endpoint.name).unwrap();
+        }
+    }
+    assert!(wrong.is_empty(), "not shown in endpoints/access:\n{wrong}");
 }
 
-fn fill_path(path: &str, names: &Names) -> String {
-    let (path, query) = path.split_once('?').unwrap_or((path, ""));
-    let segments = path.split('/').map(|segment| escape(&fill(segment, names)));
-    let path = segments.collect::<Vec<_>>().join("/");
-    let escaped = names
-        .iter()
-        .map(|(name, value)| (name.clone(), escape(value)))
-        .collect();
-    format!("{path}?{}", fill(query, &escaped))
+#[test]
+fn tests_that_show_more_are_there() {
+    for endpoint in endpoints() {
+        for (file, test, _) in endpoint.elsewhere {
+            let found = read(&file).contains(&format!("fn {test}("));
+            assert!(found, "{}: no test {test} in {file}", endpoint.name);
+        }
+    }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_are_answered_as_they_should_be() {
-    let server = TestServer::start().await;
-    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let stage = Stage::set().await;
     let mut wrong = String::new();
     for (number, endpoint) in endpoints().into_iter().enumerate() {
-        let mut names = scene(&alice, &bob, number).await;
+        let mut names = stage.scene(&endpoint, number).await;
         for request in &endpoint.requests {
-            let user = match request.who.as_str() {
-                "alice" => alice.clone(),
-                "bob" => bob.clone(),
-                _ => alice.with_token(""),
-            };
-            if let Err(found) = carry_out(&user, request, &mut names).await {
-                writeln!(wrong, "{}\n  {request:?}\n  {found}", endpoint.name).unwrap();
+            let answer = stage.ask(request, &names).await;
+            let text = answer.body.to_string();
+            let has = |part: &String| text.contains(&fill(part, &names));
+            let found = said(&answer);
+            let right = found == request.answer
+                && request.has.iter().all(has)
+                && !request.lacks.iter().any(has);
+            if !right || keep(request, &answer.body, &mut names).is_none() {
+                let name = &endpoint.name;
+                writeln!(wrong, "{name}\n  {request:?}\n  {found:?} {text:.300}").unwrap();
             }
         }
         let first = endpoint.requests.iter().find(|request| request.of_endpoint);
-        if let Some(first) = first.filter(|_| !OPEN.contains(&endpoint.name.as_str())) {
-            let body = first
-                .body
-                .as_ref()
-                .map(|body| fill(body, &names).into_bytes());
-            let path = fill_path(&first.path, &names);
-            let answer = alice
-                .with_token("")
-                .request(first.method.clone(), &path, body)
-                .await;
-            let errcode = answer.body["errcode"].as_str();
-            if (answer.status.as_u16(), errcode) != (401, Some("M_MISSING_TOKEN")) {
-                writeln!(
-                    wrong,
-                    "{} for nobody: {} {}",
-                    endpoint.name, answer.status, answer.body
-                )
-                .unwrap();
+        if let Some(first) = first.filter(|_| !endpoint.is_open()) {
+            let found = said(&stage.ask_unknown(first, &names).await);
+            let refusal = if endpoint.federates() {
+                "M_UNAUTHORIZED"
+            } else {
+                "M_MISSING_TOKEN"
+            };
+            if found != table::answer(&format!("401 {refusal}")) {
+                writeln!(wrong, "{} for nobody: {found:?}", endpoint.name).unwrap();
             }
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// A room of alice's in which bob never was, and one of both.
-async fn scene(alice: &User, bob: &User, number: usize) -> Names {
-    let alias = format!("alias{number}");
-    let room = alice
-        .create_room(&json!({ "name": "Private", "topic": "of alice" }))
-        .await;
-    let event = alice.send(&room, "a private message").await;
-    let body = json!({ "preset": "public_chat", "room_alias_name": alias, "name": "Open" });
-    let open = alice.create_room(&body).await;
-    let said = alice.send(&open, "an open message").await;
-    let shared = alice.create_room(&json!({ "preset": "public_chat" })).await;
-    bob.join(&shared).await.ok();
-    let names = [
-        ("alias", format!("#{alias}:one.test")),
-        ("alice", alice.user_id.clone()),
-        ("bob", bob.user_id.clone()),
-        ("event", event),
-        ("number", number.to_string()),
-        ("open", open),
-        ("room", room),
-        ("said", said),
-        ("shared", shared),
-    ];
-    names
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+/// What is no JSON, or not an object, is named so, where the same request with its own body is carried out.
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_are_not_json_are_named_so() {
+    let stage = Stage::set().await;
+    let mut wrong = String::new();
+    for (number, endpoint) in endpoints().into_iter().enumerate() {
+        let takes_json = |request: &&table::Request| {
+            let json = request
+                .body
+                .as_ref()
+                .is_some_and(|body| body.starts_with('{'));
+            request.of_endpoint && json && request.answer.status == 200
+        };
+        let Some(request) = endpoint.requests.iter().find(takes_json) else {
+            continue;
+        };
+        let mut names = stage.scene(&endpoint, number).await;
+        for before in endpoint
+            .requests
+            .iter()
+            .take_while(|before| !std::ptr::eq(*before, request))
+        {
+            let answer = stage.ask(before, &names).await;
+            keep(before, &answer.body, &mut names);
+        }
+        // What is no JSON cannot be signed.
+        let bodies = [("[1]", "M_BAD_JSON"), ("{\"a\":", "M_NOT_JSON")];
+        for (body, errcode) in bodies
+            .into_iter()
+            .take(if endpoint.federates() { 1 } else { 2 })
+        {
+            let found = said(&stage.send(request, &names, Some(body.into())).await);
+            if found != table::answer(&format!("400 {errcode}")) {
+                writeln!(wrong, "{} with {body}: {found:?}", endpoint.name).unwrap();
+            }
+        }
+        // Later endpoints may need what this made.
+        stage.ask(request, &names).await;
+    }
+    assert!(wrong.is_empty(), "{wrong}");
 }
 
-async fn carry_out(user: &User, request: &Request, names: &mut Names) -> Result<(), String> {
-    let body = request
-        .body
-        .as_ref()
-        .map(|body| fill(body, names).into_bytes());
-    let path = fill_path(&request.path, names);
-    let answer = user.request(request.method.clone(), &path, body).await;
-    let text = answer.body.to_string();
-    let found = format!("{} {text:.400}", answer.status);
-    let errcode = answer.body["errcode"].as_str();
-    if answer.status.as_u16() != request.status || errcode != request.errcode.as_deref() {
-        return Err(found);
+fn said(answer: &sotto_tests::Answer) -> Answer {
+    Answer {
+        status: answer.status.as_u16(),
+        errcode: answer.body["errcode"].as_str().map(ToOwned::to_owned),
     }
-    let has = |part: &String| text.contains(&fill(part, names));
-    if !request.has.iter().all(has) || request.lacks.iter().any(has) {
-        return Err(found);
-    }
-    if let Some(field) = &request.keep {
-        let value = answer.body[field].as_str().ok_or(found)?;
-        names.insert(field.clone(), value.to_owned());
-    }
-    Ok(())
 }

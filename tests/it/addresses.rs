@@ -151,6 +151,17 @@ async fn an_address_is_added_and_good_for_logging_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_address_is_added_as_it_was_before() {
+    let (server, mut mails) = with_mail().await;
+    let alice = server.register("alice").await;
+    let creds = shown(&alice, &mut mails, ADD, ("alice@example.org", "secret1")).await;
+    let body = json!({ "three_pid_creds": creds });
+    alice.post(ACCOUNT, &body).await.ok();
+    let owned = alice.get(ACCOUNT).await.ok();
+    assert_eq!(owned["threepids"][0]["address"], "alice@example.org");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_address_is_shown_by_whoever_reads_its_mail() {
     let (server, mut mails) = with_mail().await;
     let alice = server.register("alice").await;

@@ -99,6 +99,12 @@ async fn large_files_are_refused() {
             assert_eq!(answer.refused(), (413, "M_TOO_LARGE"));
         }
     }
+    let create = "/_matrix/media/v1/create";
+    let made = alice.post(create, &json!({})).await.ok();
+    let uri = made["content_uri"].as_str().unwrap();
+    let path = format!("{path}/{}", uri.strip_prefix("mxc://").unwrap());
+    let answer = alice.request(Method::PUT, &path, Some(vec![b'x'; 1001]));
+    assert_eq!(answer.await.refused(), (413, "M_TOO_LARGE"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

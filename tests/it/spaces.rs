@@ -201,6 +201,7 @@ async fn rooms_of_other_servers_are_asked_for() {
 fn with_contacts(config: &mut Config) {
     config.contact = Some("@me:one.test".to_owned());
     config.support_page = Some("https://one.test/help".to_owned());
+    config.federation.delegated_to = Some(ruma::owned_server_name!("matrix.one.test:443"));
     config.turn.uris = vec!["turn:turn.one.test".to_owned()];
     config.turn.shared_secret = Some("secret".to_owned());
 }
@@ -222,6 +223,8 @@ async fn whom_to_turn_to_and_how_to_call() {
         "support_page": "https://one.test/help",
     });
     assert_eq!(nobody.get(support).await.ok(), expected);
+    let delegated = nobody.get("/.well-known/matrix/server").await.ok();
+    assert_eq!(delegated, json!({ "m.server": "matrix.one.test:443" }));
     assert_eq!(nobody.get(turn).await.refused(), (401, "M_MISSING_TOKEN"));
     let alice = server.register("alice").await;
     let access = alice.get(turn).await.ok();

@@ -59,6 +59,8 @@ pub enum Lie {
     RefuseToSign,
     /// Says of whoever wants to join that they are not logged in.
     NotLoggedIn,
+    /// Knows the versions of no rooms to which its users are invited.
+    UnknownVersions,
 }
 
 /// A running server. It ends when this is dropped.
@@ -79,6 +81,8 @@ struct Shared {
     room_id: OwnedRoomId,
     /// The state, in the order in which it was made.
     state: Vec<Made>,
+    /// What events of the first room versions refer to that state by.
+    references: Hashes,
     lie: Mutex<Lie>,
     /// What `send_join` got.
     joins: Mutex<Vec<Value>>,
@@ -105,7 +109,7 @@ impl FakeServer {
         let key = Arc::new(SigningKey::from_seed(parts[1], parts[2]).expect("a key"));
         let rules = version.rules().expect("a known version");
         let user = UserId::parse(format!("@mallory:{name}")).expect("a user id");
-        let (room_id, state) = make_room(&user, &key, &version, &rules);
+        let (room_id, state, references) = make_room(&user, &key, &version, &rules);
         let shared = Arc::new(Shared {
             name: name.clone(),
             key,
@@ -114,6 +118,7 @@ impl FakeServer {
             version,
             room_id,
             state,
+            references,
             lie: Mutex::new(Lie::None),
             joins: Mutex::default(),
             received: Mutex::default(),
@@ -129,6 +134,7 @@ impl FakeServer {
                 "/_matrix/federation/v2/send_join/{room}/{event}",
                 put(send_join),
             )
+            .route("/_matrix/federation/v2/invite/{room}/{event}", put(invited))
             .route("/_matrix/federation/v1/send/{txn}", put(transaction))
             .route("/_matrix/federation/v1/user/devices/{user}", get(devices))
             .route("/_matrix/policy/v1/sign", post(sign))
@@ -188,7 +194,7 @@ impl FakeServer {
             prev_events: last.into_iter().collect(),
             auth_events: auth.map(|event| event.id.clone()).collect(),
             depth: 7,
-            hashes: Hashes::default(),
+            hashes: shared.references.clone(),
         };
         let invite = json!({ "membership": "invite" });
         let draft = Draft::state(sender, "m.room.member", target, invite);
@@ -244,7 +250,7 @@ fn make_room(
     key: &SigningKey,
     version: &RoomVersionId,
     rules: &RoomVersionRules,
-) -> (OwnedRoomId, Vec<Made>) {
+) -> (OwnedRoomId, Vec<Made>, Hashes) {
     let hashed = rules.authorization.room_create_event_id_as_room_id;
     let mut create = json!({ "room_version": version });
     if !rules.authorization.use_room_create_sender {
@@ -302,7 +308,7 @@ fn make_room(
             json: serde_json::from_str(built.pdu().json().get()).expect("JSON"),
         });
     }
-    (room_id.expect("a room"), made)
+    (room_id.expect("a room"), made, references)
 }
 
 async fn keys(State(shared): State<Arc<Shared>>) -> String {
@@ -313,6 +319,16 @@ async fn keys(State(shared): State<Arc<Shared>>) -> String {
     let until = MilliSecondsSinceUnixEpoch(until.try_into().expect("a time"));
     let response = own_response(&shared.name, &shared.key, &[], until).expect("keys");
     serde_json::to_string(&response).expect("JSON")
+}
+
+/// Nobody here takes an invite.
+async fn invited(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+    let (status, errcode) = match *lock(&shared.lie) {
+        Lie::UnknownVersions => (StatusCode::BAD_REQUEST, "M_INCOMPATIBLE_ROOM_VERSION"),
+        _ => (StatusCode::FORBIDDEN, "M_FORBIDDEN"),
+    };
+    let said = json!({ "errcode": errcode, "error": "no", "room_version": shared.version });
+    (status, said.to_string())
 }
 
 /// Answers without end, if that is the lie.

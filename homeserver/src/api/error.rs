@@ -60,6 +60,11 @@ impl MatrixError {
         Self::bad_request(ErrorKind::InvalidParam, message)
     }
 
+    /// 400 `M_MISSING_PARAM`
+    pub(crate) fn missing_param(message: impl Into<String>) -> Self {
+        Self::bad_request(ErrorKind::MissingParam, message)
+    }
+
     /// 400 `M_BAD_JSON`
     pub(crate) fn bad_json(message: impl Into<String>) -> Self {
         Self::bad_request(ErrorKind::BadJson, message)
@@ -77,6 +82,12 @@ impl MatrixError {
     /// 400 `M_EXCLUSIVE`
     pub(crate) fn exclusive(message: impl Into<String>) -> Self {
         Self::bad_request(ErrorKind::Exclusive, message)
+    }
+
+    /// 403 `M_INVITE_BLOCKED`
+    pub(crate) fn invite_blocked() -> Self {
+        let message = "The user does not want to be invited";
+        Self::new(StatusCode::FORBIDDEN, ErrorKind::InviteBlocked, message)
     }
 
     /// 401 `M_UNKNOWN_TOKEN`
@@ -174,8 +185,14 @@ impl From<FromHttpRequestError> for MatrixError {
                 DeserializationError::Json(_) => {
                     Self::bad_json("The body of the request does not have the form it must have")
                 }
+                // There is no other way to tell than by its text.
+                DeserializationError::Query(error)
+                    if error.to_string().starts_with("missing field") =>
+                {
+                    Self::missing_param("A query parameter is missing")
+                }
                 DeserializationError::Query(_) => {
-                    Self::invalid_param("A query parameter is missing or malformed")
+                    Self::invalid_param("A query parameter is malformed")
                 }
                 DeserializationError::Ident(_) => {
                     Self::invalid_param("An identifier in the path is malformed")

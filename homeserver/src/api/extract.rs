@@ -320,17 +320,10 @@ pub(super) fn parse<T: IncomingRequest>(
     request: &http::Request<Vec<u8>>,
     path: &[String],
 ) -> Result<T, MatrixError> {
-    if nesting(request.body()) > MAX_NESTING {
-        return Err(MatrixError::bad_json(
-            "The body of the request is nested too deeply",
-        ));
-    }
-    // ruma reads only what it needs; what is kept as it came must be readable by everybody who gets it.
-    if !request.body().is_empty()
-        && serde_json::from_slice::<serde_json::Value>(request.body()).is_err()
-    {
-        let sentence = "The body of the request is not JSON";
-        return Err(MatrixError::bad_request(ErrorKind::NotJson, sentence));
+    // ruma reads only what it needs; what is kept as it came must be readable by everybody who gets it. An array
+    // can stand for an object where its order is that of the fields.
+    if !request.body().is_empty() {
+        json(request.body())?;
     }
     let parsed = parse_body(request, request.body(), path);
     // Clients leave a body out of which every part is optional; not all of ruma's types expect it.

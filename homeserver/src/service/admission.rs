@@ -88,6 +88,9 @@ pub(crate) enum AdmissionError {
     /// There is no such user here.
     #[error("there is no such user")]
     UnknownUser,
+    /// The invited user wants no invites.
+    #[error("the user wants no invites")]
+    InviteBlocked,
     /// What is told of the room to which somebody is invited is not about it.
     #[error("the state that came with the invite is not that of the room")]
     RoomState,

@@ -2,6 +2,7 @@
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#room-membership)).
 
 mod guests;
+mod inviting;
 mod remote;
 
 use ruma::{
@@ -18,6 +19,7 @@ use sotto_federation::room::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::inviting::invited_by;
 use self::remote::Wish;
 pub(crate) use self::remote::{AnswerError, Remote, RemoteError};
 use super::{
@@ -73,6 +75,9 @@ pub(crate) enum MembershipError {
     /// Whoever runs the server does not want its users in the room.
     #[error("the room is blocked on this server")]
     Blocked,
+    /// Whom this would invite wants no invites.
+    #[error("the user wants no invites")]
+    InviteBlocked,
     /// Another server had a say, and did not help.
     #[error(transparent)]
     Remote(#[from] RemoteError),
@@ -271,55 +276,6 @@ impl Membership {
             is_direct: false,
         };
         self.change(room_id, leave).await.map(drop)
-    }
-
-    /// Invites a user.
-    pub(crate) async fn invite(
-        &self,
-        room_id: &RoomId,
-        change: Change<'_>,
-    ) -> Result<(), MembershipError> {
-        let content = to_raw_value(&self.content(&change, None).await?)
-            .map_err(|_| BuildError::NotCanonical)
-            .map_err(SendError::from)?;
-        let template = || template(change.target, content.clone());
-        self.invite_with(change.sender, change.target, room_id, template)
-            .await
-    }
-
-    /// Invites a user with an event that the caller makes.
-    pub(crate) async fn invite_with(
-        &self,
-        sender: &UserId,
-        target: &UserId,
-        room_id: &RoomId,
-        template: impl Fn() -> Template,
-    ) -> Result<(), MembershipError> {
-        if target.server_name() == self.timeline.server_name {
-            self.appservices.look_for(&self.storage, target).await?;
-            let appended = self.timeline.append(sender, room_id, template(), None);
-            return Ok(appended.await.map(drop)?);
-        }
-        let invited = self.remote.invite(sender, target, room_id, template).await;
-        match invited {
-            Ok(_) => Ok(()),
-            Err(RemoteError::Send(error)) => Err(error.into()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Invites users to a room that was just made. One who cannot be invited does not keep the others
-    /// out, nor does it unmake the room.
-    pub(crate) async fn invite_all<'a>(
-        &self,
-        room_id: &RoomId,
-        changes: impl Iterator<Item = Change<'a>>,
-    ) {
-        for change in changes {
-            if let Err(error) = self.invite(room_id, change).await {
-                tracing::info!(%room_id, %error, "an invite to a new room failed");
-            }
-        }
     }
 
     /// Makes a change in a room that the server is in.

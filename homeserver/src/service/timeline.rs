@@ -1,5 +1,6 @@
 //! Timelines: events of local users, appended to rooms, and read again.
 
+mod annotations;
 mod at_time;
 mod draft;
 mod proposal;
@@ -77,6 +78,9 @@ pub(crate) enum SendError {
     /// A room cannot be replaced by itself.
     #[error("the room would be replaced by itself")]
     ReplacesItself,
+    /// The sender has said the same of the same event already.
+    #[error("the same annotation was made before")]
+    DuplicateAnnotation,
     /// The event that a redaction names is in another room.
     #[error("the event to redact is in another room")]
     RedactsElsewhere,
@@ -123,6 +127,10 @@ impl SendError {
             Self::RedactsElsewhere => (
                 ErrorKind::InvalidParam,
                 "The event to redact is in another room",
+            ),
+            Self::DuplicateAnnotation => (
+                ErrorKind::DuplicateAnnotation,
+                "You have said the same of this event already",
             ),
             Self::NothingToRedact => (ErrorKind::NotFound, "There is no such event"),
             Self::Policy(_) => (
@@ -207,6 +215,14 @@ impl Timeline {
             scope: TxnScope::new(requester, &endpoint),
             id: txn_id.to_owned(),
         };
+        if let Some(before) = self.annotation(&requester.user_id, &template).await? {
+            // A client that asks again is told what it was told before.
+            return if before.txn.as_ref() == Some(&txn) {
+                Ok(before.pdu.event_id().to_owned())
+            } else {
+                Err(SendError::DuplicateAnnotation)
+            };
+        }
         let sent = self
             .append(&requester.user_id, room_id, template, Some(txn))
             .await;

@@ -24,6 +24,9 @@ use crate::storage::{Families, Storage, StorageError, events::StoredEvent, state
 /// Whom a user does not want to hear
 /// ([spec](https://spec.matrix.org/v1.19/client-server-api/#ignoring-users)).
 const IGNORED: &str = "m.ignored_user_list";
+/// Whether a user wants to be invited
+/// ([spec](https://spec.matrix.org/v1.19/client-server-api/#invite-permission)).
+const INVITE_PERMISSION: &str = "m.invite_permission_config";
 
 /// Decides who may see what.
 #[derive(Clone, Debug)]
@@ -31,15 +34,18 @@ pub(crate) struct Visibility {
     storage: Storage,
     events: Events,
     ignored: OwnData<BTreeSet<OwnedUserId>>,
+    blocks_invites: OwnData<bool>,
 }
 
 impl Visibility {
     pub(crate) fn new(storage: Storage, events: Events) -> Self {
         let ignored = OwnData::new(storage.clone(), IGNORED, ignored_users);
+        let blocks_invites = OwnData::new(storage.clone(), INVITE_PERMISSION, blocks);
         Self {
             storage,
             events,
             ignored,
+            blocks_invites,
         }
     }
 
@@ -187,6 +193,11 @@ impl Visibility {
         self.ignored.of(user_id).await
     }
 
+    /// Whether a user of ours wants no invites at all: nobody can make one, and none is told.
+    pub(crate) async fn blocks_invites(&self, user_id: &UserId) -> Result<bool, StorageError> {
+        Ok(*self.blocks_invites.of(user_id).await?)
+    }
+
     async fn history_visibility(&self, state: NodeId) -> Result<HistoryVisibility, StorageError> {
         #[derive(serde::Deserialize)]
         struct Content {
@@ -230,6 +241,15 @@ fn ignored_users(json: &str) -> Option<BTreeSet<OwnedUserId>> {
     let content: Content = serde_json::from_str(json).ok()?;
     let users = content.ignored_users.into_keys();
     Some(users.filter_map(|id| UserId::parse(id).ok()).collect())
+}
+
+fn blocks(json: &str) -> Option<bool> {
+    #[derive(serde::Deserialize)]
+    struct Content {
+        default_action: String,
+    }
+    let content: Content = serde_json::from_str(json).ok()?;
+    Some(content.default_action == "block")
 }
 
 fn rank(visibility: &HistoryVisibility) -> u8 {

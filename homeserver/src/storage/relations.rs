@@ -102,6 +102,28 @@ impl Relations<'_> {
             .collect()
     }
 
+    /// What a user has said of an event by annotations of one type.
+    pub(crate) async fn annotations(
+        &mut self,
+        parent: &EventId,
+        event_type: &str,
+        sender: &UserId,
+    ) -> Result<Vec<EventNid>, StorageError> {
+        let rows = sqlx::query(
+            "SELECT child_nid FROM relations WHERE parent_event_id = $1 \
+             AND rel_type = 'm.annotation' AND event_type = $2 AND sender = $3",
+        );
+        let rows = rows
+            .bind(parent.as_str())
+            .bind(event_type)
+            .bind(sender.as_str())
+            .fetch_all(&mut *self.0)
+            .await?;
+        rows.iter()
+            .map(|row| Ok(EventNid(row.try_get(0)?)))
+            .collect()
+    }
+
     /// What relates to each of some events, added up.
     pub(crate) async fn groups(
         &mut self,

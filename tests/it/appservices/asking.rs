@@ -93,7 +93,7 @@ async fn protocols_of_all_services_are_known() {
         assert_eq!(answer, json!([found]), "{path}");
     }
     let missing = alice.get(&format!("{PROTOCOLS}/user")).await;
-    assert_eq!(missing.refused(), (400, "M_INVALID_PARAM"));
+    assert_eq!(missing.refused(), (400, "M_MISSING_PARAM"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,8 +3,9 @@
 use std::{path::Path, time::Duration};
 
 use image::ImageFormat;
+use ruma::RoomVersionId;
 use serde_json::json;
-use sotto_tests::{Setup, TestServer};
+use sotto_tests::{FakeServer, Setup, TestServer};
 
 use super::{DOWNLOAD, care::files, raw, thumbnails::picture, upload};
 
@@ -82,6 +83,34 @@ async fn large_files_of_others_are_refused() {
     let answer = bob.get(&format!("{DOWNLOAD}/{uri}")).await;
     assert_eq!(answer.refused(), (502, "M_TOO_LARGE"));
     assert!(files(&servers[1].data_dir().join("media")).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_are_refused_as_users_are() {
+    let setup = Setup::with(|config| config.media.max_image_pixels = 10_000);
+    let mut servers = setup.federation(2).await;
+    let alice = servers[0].register("alice").await;
+    let large = picture(101, 100, ImageFormat::Png);
+    let large = upload(&alice, &servers[0], "image/png", &large).await;
+    let made = alice.post("/_matrix/media/v1/create", &json!({})).await;
+    let made = made.ok()["content_uri"].as_str().unwrap().to_owned();
+    // Who asks here for what another server cannot make smaller is told that it is not our fault.
+    let bob = servers[1].register("bob").await;
+    let path = format!("/_matrix/client/v1/media/thumbnail/{large}?width=32&height=32");
+    assert_eq!(bob.get(&path).await.refused(), (502, "M_TOO_LARGE"));
+    servers[1].stop().await;
+    let fake = FakeServer::replace(&servers[1], RoomVersionId::V11).await;
+    for (what, uri, refusal) in [
+        ("thumbnail", large.as_str(), (413, "M_TOO_LARGE")),
+        ("thumbnail", &made, (504, "M_NOT_YET_UPLOADED")),
+        ("download", &made, (504, "M_NOT_YET_UPLOADED")),
+    ] {
+        let id = uri.rsplit('/').next().unwrap();
+        let size = "width=32&height=32&timeout_ms=0";
+        let path = format!("/_matrix/federation/v1/media/{what}/{id}?{size}");
+        let refused = fake.peer().get(&servers[0], &path).await;
+        assert_eq!(refused.refused(), refusal, "{what}");
+    }
 }
 
 /// Waits until these are the first bytes of the files that are left.

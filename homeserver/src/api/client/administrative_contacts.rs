@@ -162,7 +162,15 @@ async fn add_deprecated(
         sid: &three_pid_creds.sid,
         client_secret: &three_pid_creds.client_secret,
     };
-    threepids.add(requester.user_id, credentials).await?;
+    let added = threepids.add(requester.user_id, credentials).await;
+    added.map_err(|error| match error {
+        ThreepidError::NotValidated => MatrixError::new(
+            StatusCode::FORBIDDEN,
+            ErrorKind::ThreepidAuthFailed,
+            "Nobody has shown that this address is theirs",
+        ),
+        error => error.into(),
+    })?;
     Ok(Plain(json!({})))
 }
 

@@ -85,6 +85,7 @@ impl From<CrossSigningError> for MatrixError {
             CrossSigningError::Malformed { .. }
             | CrossSigningError::BadKey { .. }
             | CrossSigningError::Reused => Self::invalid_param(error.to_string()),
+            CrossSigningError::NamesDevice => Self::forbidden(error.to_string()),
             CrossSigningError::NoMasterKey => {
                 Self::bad_request(ErrorKind::MissingParam, "There is no master key")
             }

@@ -57,6 +57,7 @@ impl From<MembershipError> for MatrixError {
                 "Guests may not be in this room",
             ),
             MembershipError::Blocked => Self::forbidden("This server has blocked the room"),
+            MembershipError::InviteBlocked => Self::invite_blocked(),
             MembershipError::WrongState => {
                 Self::forbidden("The user is not in the state that this would change")
             }
@@ -132,6 +133,11 @@ fn refusal(error: &client::MatrixError) -> Option<(http::StatusCode, ErrorKind)>
             | ErrorKind::UserLocked
             | ErrorKind::UserSuspended
     );
+    // A server says of versions that it does not know what we say to clients of those that we do not know.
+    let kind = match kind {
+        ErrorKind::IncompatibleRoomVersion(_) => &ErrorKind::UnsupportedRoomVersion,
+        kind => kind,
+    };
     let may_say = status.is_client_error() && status != http::StatusCode::UNAUTHORIZED;
     (may_say && !about_account).then(|| (status, kind.clone()))
 }

@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use ruma::{
+    UserId,
     api::{
         client::profile::{
             delete_profile_field, get_profile, get_profile_field, set_profile_field,
@@ -16,7 +17,7 @@ use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{Authenticated, Matrix, MaybeAuthenticated},
+        extract::{Authenticated, Matrix, MaybeAuthenticated, Untyped},
     },
     service::profiles::{LookupError, ProfileError, Profiles},
 };
@@ -92,13 +93,22 @@ async fn get_profile_field(
     Ok(Matrix(get_profile_field::v3::Response::new(value)))
 }
 
-/// `PUT /_matrix/client/v3/profile/{userId}/{keyName}`
+/// `PUT /_matrix/client/v3/profile/{userId}/{keyName}`. ruma's type does not tell a field that is missing from
+/// one of the wrong kind.
 async fn set_profile_field(
     State(profiles): State<Profiles>,
-    Authenticated { requester, body }: Authenticated<set_profile_field::v3::Request>,
+    mut request: Untyped,
 ) -> Result<Matrix<set_profile_field::v3::Response>, MatrixError> {
-    own(&requester, &body.user_id)?;
-    profiles.set(body.user_id, &body.value).await?;
+    let [user_id, field] = request.path.as_slice() else {
+        return Err(MatrixError::broken());
+    };
+    let user_id = UserId::parse(user_id)
+        .map_err(|_| MatrixError::invalid_param("The user id is malformed"))?;
+    own(&request.requester, &user_id)?;
+    let value = request.body.remove(field);
+    let value = value.ok_or_else(|| MatrixError::missing_param(format!("`{field}` is missing")))?;
+    let value = ProfileFieldValue::new(field, value).map_err(|_| ProfileError::BadValue)?;
+    profiles.set(user_id, &value).await?;
     Ok(Matrix(set_profile_field::v3::Response::new()))
 }
 

@@ -1,5 +1,7 @@
 //! [Messages between devices](https://spec.matrix.org/v1.19/client-server-api/#send-to-device-messaging).
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use ruma::api::{
     client::to_device::send_event_to_device::v3,
@@ -51,6 +53,15 @@ async fn send_event_to_device(
         messages,
         ..
     } = body;
+    let contents = messages.values().flat_map(BTreeMap::values);
+    if contents
+        .into_iter()
+        .any(|content| !content.json().get().starts_with('{'))
+    {
+        return Err(MatrixError::bad_json(
+            "The content of a message is not an object",
+        ));
+    }
     to_device
         .send(&requester, &event_type, &txn_id, messages)
         .await?;

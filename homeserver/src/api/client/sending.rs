@@ -21,6 +21,7 @@ use crate::{
     },
     service::{
         aliases::{Aliases, CanonicalError},
+        membership::{Membership, invited_by},
         timeline::{SendError, StatePart, Timeline},
     },
 };
@@ -52,9 +53,10 @@ impl From<SendError> for MatrixError {
             SendError::Malformed(BuildError::TooLarge | BuildError::FieldTooLong(_)) => {
                 Self::new(http::StatusCode::PAYLOAD_TOO_LARGE, kind, message)
             }
-            SendError::Malformed(_) | SendError::RedactsElsewhere | SendError::ReplacesItself => {
-                Self::bad_request(kind, message)
-            }
+            SendError::Malformed(_)
+            | SendError::RedactsElsewhere
+            | SendError::ReplacesItself
+            | SendError::DuplicateAnnotation => Self::bad_request(kind, message),
             SendError::Policy(error) => error.into(),
             SendError::Busy | SendError::Repeated(_) => Self::new(
                 http::StatusCode::SERVICE_UNAVAILABLE,
@@ -99,6 +101,7 @@ async fn send_message_event(
 /// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`
 async fn send_state_event(
     State(aliases): State<Aliases>,
+    State(membership): State<Membership>,
     State(timeline): State<Timeline>,
     Massaged(origin_server_ts): Massaged,
     Authenticated { requester, body }: Authenticated<send_state_event::v3::Request>,
@@ -121,9 +124,15 @@ async fn send_state_event(
         content,
         origin_server_ts,
     };
-    let event_id = timeline
-        .set_state(&requester.user_id, &room_id, part)
-        .await?;
+    let sender = &requester.user_id;
+    let event_id = match invited_by(&part) {
+        Some(target) => {
+            membership
+                .invite_as(sender, &target, &room_id, part)
+                .await?
+        }
+        None => timeline.set_state(sender, &room_id, part).await?,
+    };
     Ok(Matrix(send_state_event::v3::Response::new(event_id)))
 }
 

@@ -144,6 +144,13 @@ async fn login(
             ));
         }
     };
+    if let Some(device_id) = &body.device_id
+        && accounts.names_key(&user_id, device_id).await?
+    {
+        return Err(MatrixError::forbidden(
+            "No device can have the name of a key",
+        ));
+    }
     let device = NewDevice {
         device_id: body.device_id,
         display_name: body.initial_device_display_name,

@@ -78,7 +78,7 @@ async fn get_user_for_user_id(
 async fn find(services: &Appservices, kind: Kind, request: &Untyped) -> Result<Plain, MatrixError> {
     let protocol = request.path.first().map(String::as_str);
     if protocol.is_none() && request.query(kind.matrix()).is_none() {
-        return Err(MatrixError::invalid_param(format!(
+        return Err(MatrixError::missing_param(format!(
             "`{}` is missing",
             kind.matrix()
         )));

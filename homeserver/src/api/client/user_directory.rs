@@ -3,7 +3,7 @@
 
 use axum::extract::State;
 use ruma::{
-    UInt,
+    UInt, UserId,
     api::client::{
         membership::get_mutual_rooms,
         user_directory::search_users::{self, v3::User},
@@ -14,7 +14,7 @@ use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{Authenticated, Matrix},
+        extract::{Authenticated, Matrix, Untyped},
     },
     service::user_directory::{MutualRooms, MutualRoomsError, UserDirectory},
 };
@@ -52,13 +52,19 @@ async fn search_users(
     Ok(Matrix(response))
 }
 
-/// `GET /_matrix/client/v1/mutual_rooms`
+/// `GET /_matrix/client/v1/mutual_rooms`. A user who is not named is answered as one that cannot be.
 async fn get_mutual_rooms(
     State(directory): State<UserDirectory>,
-    Authenticated { requester, body }: Authenticated<get_mutual_rooms::v1::Request>,
+    request: Untyped,
 ) -> Result<Matrix<get_mutual_rooms::v1::Response>, MatrixError> {
+    let user_id = request
+        .query("user_id")
+        .and_then(|id| UserId::parse(id).ok());
+    let user_id =
+        user_id.ok_or_else(|| MatrixError::invalid_param("`user_id` is missing or malformed"))?;
+    let asker = &request.requester.user_id;
     let MutualRooms { rooms, count, next } =
-        directory.mutual_rooms(&requester.user_id, &body.user_id, body.from.as_deref())?;
+        directory.mutual_rooms(asker, &user_id, request.query("from"))?;
     let count = UInt::try_from(count).unwrap_or(UInt::MAX);
     let mut response = get_mutual_rooms::v1::Response::new(count, rooms);
     response.next_batch = next;

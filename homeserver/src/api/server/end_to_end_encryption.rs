@@ -13,7 +13,7 @@ use ruma::{
 use super::authentication::Signed;
 use crate::{
     api::{Routes, error::MatrixError, extract::Matrix},
-    service::e2e_keys::E2eKeys,
+    service::{e2e_keys::E2eKeys, transactions::Transactions},
 };
 
 pub(super) fn routes(routes: Routes) -> Routes {
@@ -26,9 +26,15 @@ pub(super) fn routes(routes: Routes) -> Routes {
 /// `GET /_matrix/federation/v1/user/devices/{userId}`
 async fn get_devices(
     State(keys): State<E2eKeys>,
+    State(transactions): State<Transactions>,
     Signed { body, .. }: Signed<get_devices::v1::Request>,
 ) -> Result<Matrix<get_devices::v1::Response>, MatrixError> {
     let user_id = body.user_id;
+    if user_id.server_name() != transactions.server_name() {
+        return Err(MatrixError::invalid_param(
+            "The user belongs to another server",
+        ));
+    }
     let (stream_id, mut found) = keys.local_devices_of(&user_id).await?;
     let stream_id = UInt::try_from(stream_id.0).unwrap_or_default();
     let mut response = get_devices::v1::Response::new(user_id.clone(), stream_id);

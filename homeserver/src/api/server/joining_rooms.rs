@@ -14,6 +14,7 @@ use ruma::{
     },
     events::room::member::MembershipState,
 };
+use sotto_federation::room::pdu::PduError;
 
 use super::authentication::Signed;
 use crate::{
@@ -63,6 +64,7 @@ impl From<AdmissionError> for MatrixError {
             AdmissionError::RoomState => {
                 Self::invalid_param("The state of the room is not made of its events")
             }
+            AdmissionError::InviteBlocked => Self::invite_blocked(),
             AdmissionError::UnknownUser => Self::not_found("There is no such user"),
             AdmissionError::Refused(Refused::Busy | Refused::Storage) => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -72,8 +74,11 @@ impl From<AdmissionError> for MatrixError {
             AdmissionError::Refused(
                 Refused::Acl | Refused::NotInRoom | Refused::Signature(_) | Refused::OtherRoom,
             ) => Self::forbidden("The event is not accepted"),
+            AdmissionError::Refused(Refused::Malformed(PduError::NotCanonical)) => {
+                Self::bad_json("The event is not canonical JSON")
+            }
             AdmissionError::Refused(Refused::Malformed(_)) => {
-                Self::bad_json("The event is malformed")
+                Self::invalid_param("The event is malformed")
             }
             AdmissionError::Refused(
                 Refused::MissingPrevEvents | Refused::MissingAuthEvents | Refused::Unresolvable,

@@ -15,7 +15,7 @@ use crate::{
     api::{
         Routes,
         error::MatrixError,
-        extract::{Matrix, read},
+        extract::{Matrix, json_body},
     },
     service::third_party_invites::{self, Bound, ThirdPartyInviteError, ThirdPartyInvites},
 };
@@ -81,9 +81,7 @@ async fn bind_callback(
         #[serde(default)]
         invites: Vec<Bound>,
     }
-    let (request, _) = read(request, &()).await?;
-    let body: Body = serde_json::from_slice(request.body())
-        .map_err(|_| MatrixError::bad_json("The body of the request is malformed"))?;
+    let body: Body = json_body(request).await?;
     invites.bound(&body.mxid, body.invites).await?;
     Ok(Matrix(bind_callback::v1::Response::new()))
 }

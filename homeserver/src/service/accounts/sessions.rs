@@ -92,6 +92,23 @@ pub(crate) enum RefreshError {
 }
 
 impl Accounts {
+    /// Whether this is the name of a cross-signing key of the user, which no device can have: signatures would be
+    /// ambiguous.
+    pub(crate) async fn names_key(
+        &self,
+        user_id: &UserId,
+        device_id: &DeviceId,
+    ) -> Result<bool, StorageError> {
+        let mut reader = self.0.storage.read().await?;
+        let keys = reader
+            .cross_signing()
+            .of_users(&[user_id.to_owned()])
+            .await?;
+        // The only key in each is named by itself.
+        let name = format!("\"ed25519:{device_id}\"");
+        Ok(keys.iter().any(|key| key.json.contains(&name)))
+    }
+
     /// Opens a session for a user who has proved to be who they say.
     pub(crate) async fn open_session(
         &self,

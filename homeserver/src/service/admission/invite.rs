@@ -1,7 +1,9 @@
 //! Invites of our users to rooms of other servers
 //! ([spec](https://spec.matrix.org/v1.19/server-server-api/#inviting-to-a-room)).
 
-use ruma::{EventId, RoomId, RoomVersionId, ServerName, events::room::member::MembershipState};
+use ruma::{
+    EventId, RoomId, RoomVersionId, ServerName, UserId, events::room::member::MembershipState,
+};
 use serde_json::value::RawValue;
 use sotto_federation::room::{
     builder::{Expected, countersign},
@@ -61,12 +63,7 @@ impl Admission {
         let countersigned = countersign(parsed, expected, &rules, us, &self.0.key)?;
         let pdu = self.verified(countersigned, &rules).await?;
         let user_id = pdu.membership_target().ok_or(AdmissionError::OtherEvent)?;
-        let mut reader = self.0.storage.read().await?;
-        let account = reader.accounts().by_id(user_id).await?;
-        drop(reader);
-        if account.is_none() && !resident {
-            return Err(AdmissionError::UnknownUser);
-        }
+        self.can_be_invited(user_id, resident).await?;
         if let Some(known) = &known
             && known != version
         {
@@ -90,5 +87,19 @@ impl Admission {
             invited.keep(storage, &timeline.heads).await?;
         }
         Ok(pdu.json().to_owned())
+    }
+
+    /// Whether there is such a user, who wants invites. In a room of ours, whoever is there says who exists.
+    async fn can_be_invited(&self, user_id: &UserId, resident: bool) -> Result<(), AdmissionError> {
+        let mut reader = self.0.storage.read().await?;
+        let account = reader.accounts().by_id(user_id).await?;
+        drop(reader);
+        if account.is_none() && !resident {
+            return Err(AdmissionError::UnknownUser);
+        }
+        if self.0.timeline.visibility.blocks_invites(user_id).await? {
+            return Err(AdmissionError::InviteBlocked);
+        }
+        Ok(())
     }
 }

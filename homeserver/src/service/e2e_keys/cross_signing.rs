@@ -76,9 +76,12 @@ pub(crate) enum CrossSigningError {
         /// Which.
         usage: KeyUsage,
     },
-    /// Two keys are the same, or one is the id of a device.
+    /// Two keys are the same.
     #[error("a key is used for two purposes")]
     Reused,
+    /// A key is the id of a device of the user.
+    #[error("a key has the name of a device")]
+    NamesDevice,
     /// Somebody else replaced the keys in the meantime.
     #[error("the keys were replaced in the meantime")]
     Outdated,
@@ -121,8 +124,8 @@ impl E2eKeys {
         let master = of(&keys, &KeyUsage::Master).or_else(|| master_before.clone());
         let master = master.ok_or(CrossSigningError::NoMasterKey)?;
         check_signatures(&keys, &master, user_id)?;
-        let devices = reader.device_keys().of_users(&users).await?;
-        let names = devices.iter().map(|row| row.device_id.as_str());
+        let devices = reader.devices().of_user(user_id).await?;
+        let names = devices.iter().map(|device| device.device_id.as_str());
         check_distinct(&keys, names)?;
         let unchanged = |(usage, key): &(KeyUsage, CanonicalJsonObject)| {
             of(&stored, usage)
@@ -291,7 +294,10 @@ fn check_distinct<'a>(
         .collect();
     let mut device_ids = device_ids.map(|id| format!("ed25519:{id}"));
     let is_device = device_ids.any(|id| keys.iter().any(|key| has_key(&key.1, &id)));
-    if publics.len() == keys.len() && !is_device {
+    if is_device {
+        return Err(CrossSigningError::NamesDevice);
+    }
+    if publics.len() == keys.len() {
         Ok(())
     } else {
         Err(CrossSigningError::Reused)

@@ -36,6 +36,9 @@ impl Sync {
         room_id: &RoomId,
     ) -> Result<Option<InvitedRoom>, StorageError> {
         let user_id = &look.ask.requester.user_id;
+        if self.timeline.visibility.blocks_invites(user_id).await? {
+            return Ok(None);
+        }
         let mut state = InviteState::new();
         let (from, events) = self.stripped_state(user_id, room_id).await?;
         // Nobody is invited by those whom they ignore.

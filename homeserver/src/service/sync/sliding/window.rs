@@ -115,10 +115,12 @@ impl Sync {
         let look = &slide.look;
         let user_id = &look.ask.requester.user_id;
         let ignored = self.timeline.visibility.ignored(user_id).await?;
+        let blocked = self.timeline.visibility.blocks_invites(user_id).await?;
         let mut listed = BTreeMap::new();
         for (room_id, place) in &look.places {
             let visible = match place.membership {
                 MembershipState::Join | MembershipState::Knock => true,
+                MembershipState::Invite if blocked => false,
                 MembershipState::Invite if ignored.is_empty() => true,
                 MembershipState::Invite => {
                     let (from, _) = self.stripped_state(user_id, room_id).await?;
