@@ -4,6 +4,7 @@ mod bots;
 mod examples;
 mod files;
 mod history;
+mod soak;
 mod trust;
 
 use std::{path::Path, time::Duration};
