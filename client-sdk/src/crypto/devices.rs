@@ -175,6 +175,10 @@ pub(crate) struct TrackedUser {
     /// How many questions in a row had no answer.
     #[serde(default)]
     pub(crate) unanswered: u32,
+    /// No room is shared with the user: nobody tells of changes. The row stays, so that an answer to
+    /// a question from before is known as such when the user is back.
+    #[serde(default)]
+    pub(crate) out_of_sight: bool,
 }
 
 /// After so many requests without an answer nobody waits for one any more.
@@ -209,7 +213,8 @@ pub(crate) async fn mark_outdated(
     batch: &mut Batch<'_>,
     user_id: &UserId,
 ) -> Result<(), StoreError> {
-    if let Some(mut tracked) = TrackedUser::load(batch, user_id).await? {
+    let tracked = TrackedUser::load(batch, user_id).await?;
+    if let Some(mut tracked) = tracked.filter(|tracked| !tracked.out_of_sight) {
         tracked.outdated = true;
         tracked.generation += 1;
         // The change is news from the user's server, so the server is there again.
@@ -222,18 +227,36 @@ pub(crate) async fn mark_outdated(
 
 /// Starts to follow a user, whose list is outdated until it is asked for.
 pub(crate) async fn track(batch: &mut Batch<'_>, user_id: &UserId) -> Result<(), StoreError> {
-    if TrackedUser::load(batch, user_id).await?.is_none() {
-        let tracked = TrackedUser {
-            outdated: true,
-            generation: 1,
-            ..TrackedUser::default()
-        };
+    let before = TrackedUser::load(batch, user_id).await?;
+    if before.as_ref().is_some_and(|before| !before.out_of_sight) {
+        return Ok(());
+    }
+    let tracked = TrackedUser {
+        outdated: true,
+        generation: before.map_or(0, |before| before.generation) + 1,
+        ..TrackedUser::default()
+    };
+    tracked.save(batch, user_id)
+}
+
+/// Stops to follow a user.
+pub(crate) async fn untrack(batch: &mut Batch<'_>, user_id: &UserId) -> Result<(), StoreError> {
+    if let Some(mut tracked) = TrackedUser::load(batch, user_id).await? {
+        tracked.out_of_sight = true;
         tracked.save(batch, user_id)?;
     }
     Ok(())
 }
 
 impl Machine {
+    /// Whether changes of a user's devices reach us. They do from the first message on that the
+    /// user may read, until no room is shared any more; at other times [`Machine::devices`] is what
+    /// we knew last.
+    pub async fn follows(&self, user_id: &UserId) -> Result<bool, MachineError> {
+        let tracked = TrackedUser::load(&self.batch(), user_id).await?;
+        Ok(tracked.is_some_and(|tracked| !tracked.out_of_sight))
+    }
+
     /// The devices of a user that are known and not deleted.
     pub async fn devices(&self, user_id: &UserId) -> Result<Vec<Device>, MachineError> {
         let batch = self.batch();

@@ -60,8 +60,8 @@ impl Machine {
             let Ok(user_id) = OwnedUserId::try_from(id) else {
                 continue;
             };
-            let may_ask = tracked.outdated && tracked.retry_after <= self.now();
-            if may_ask && !asked.contains(&user_id) {
+            let wants = tracked.outdated && !tracked.out_of_sight;
+            if wants && tracked.retry_after <= self.now() && !asked.contains(&user_id) {
                 due.push((user_id, tracked.generation));
             }
         }

@@ -271,7 +271,7 @@ impl Machine {
             .iter()
             .filter(|user_id| *user_id != self.user_id())
         {
-            batch.delete(Table::TrackedUsers, "", user_id.as_str());
+            devices::untrack(batch, user_id).await?;
         }
         Ok(())
     }

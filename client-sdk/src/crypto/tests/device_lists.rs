@@ -96,6 +96,35 @@ async fn t_dl_2_a_change_while_asking_is_asked_about_again() {
     assert_eq!(device_names(&alice, &bob).await, ["BOB", "PHONE"]);
 }
 
+/// Somebody leaves the last common room while we ask, gets a new device, and comes back.
+#[tokio::test]
+async fn an_answer_from_before_a_parting_does_not_count_afterwards() {
+    let (mut server, mut alice, bob) = alice_and_bob().await;
+    let members = users(&[&bob]);
+    let share = alice.machine.share_room_key(room(), &members).await;
+    let Share::Pending(requests) = share.unwrap() else {
+        panic!("Bob's devices are not known")
+    };
+    let (id, query) = queries(requests).remove(0);
+    let early = server.query(&query);
+    server.part(bob.user());
+    alice.receive(&mut server).await;
+    assert!(!alice.machine.follows(bob.user()).await.unwrap());
+    let environment = alice.environment.clone();
+    let _phone = another(&mut server, "@bob:example.org", "PHONE", &environment).await;
+    alice.receive(&mut server).await;
+
+    // Alice writes to him: she follows him again, and only now comes the answer.
+    let share = alice.machine.share_room_key(room(), &members).await;
+    assert!(matches!(share.unwrap(), Share::Pending(_)));
+    let answer = Response::KeysQuery(early);
+    let taken = alice.machine.mark_request_as_sent(&id, &answer).await;
+    taken.unwrap();
+    alice.share(&mut server, room(), &[&bob]).await;
+    assert!(alice.machine.follows(bob.user()).await.unwrap());
+    assert_eq!(device_names(&alice, &bob).await, ["BOB", "PHONE"]);
+}
+
 #[tokio::test]
 async fn an_outdated_list_is_remembered_by_a_restart() {
     let (mut server, mut alice, bob, ..) = with_a_query_under_way().await;

@@ -141,6 +141,8 @@ impl Peer {
         let is_news = |at: u64| token.is_some() && at > since;
         let outdated = server.changes.iter().filter(|(at, _)| is_news(*at));
         device_lists.changed = outdated.map(|(_, user)| user.clone()).collect();
+        let parted = server.partings.iter().filter(|(at, _)| is_news(*at));
+        device_lists.left = parted.map(|(_, user)| user.clone()).collect();
         let position = server.position;
         let device = server.devices.entry(self.name.clone()).or_default();
         device.inbox.retain(|(at, _)| *at > since);

@@ -34,6 +34,8 @@ pub(crate) struct Server {
     pub(crate) devices: BTreeMap<DeviceName, ServerDevice>,
     /// Positions at which the list of a user changed.
     pub(super) changes: Vec<(u64, OwnedUserId)>,
+    /// Positions at which the last common room with a user ended.
+    pub(super) partings: Vec<(u64, OwnedUserId)>,
     pub(super) position: u64,
     transactions: BTreeSet<(DeviceName, String)>,
     events: u64,
@@ -57,6 +59,12 @@ impl Server {
     pub(crate) fn note_change(&mut self, user: &UserId) {
         self.position += 1;
         self.changes.push((self.position, user.to_owned()));
+    }
+
+    /// Nobody shares a room with a user any more.
+    pub(crate) fn part(&mut self, user: &UserId) {
+        self.position += 1;
+        self.partings.push((self.position, user.to_owned()));
     }
 
     pub(crate) fn deliver(&mut self, to: &Peer, from: &UserId, kind: &str, content: &Value) {
