@@ -110,7 +110,7 @@ impl Device {
             let patience = match self.random.random_range(0..20) {
                 // It dies on the way.
                 0 => Duration::from_millis(self.random.random_range(0..40)),
-                _ => Duration::from_secs(120),
+                _ => Duration::from_mins(2),
             };
             let act = self.random.random_range(0..4);
             let done = tokio::time::timeout(patience, async {

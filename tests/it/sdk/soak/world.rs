@@ -177,13 +177,14 @@ impl World {
     /// Waits until everybody knows the same, and nothing is under way.
     async fn settle(&mut self) {
         let mut quiet = 0;
-        let mut before = self.knowledge().await;
-        for _ in 0..ROUNDS {
+        let mut before = self.knowledge();
+        // Clients whose questions were lost pause before they ask again.
+        for _ in 0..5 * ROUNDS {
             for device in &mut self.devices {
                 device.listen(Duration::ZERO).await;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
-            let now = self.knowledge().await;
+            let now = self.knowledge();
             quiet = if now == before { quiet + 1 } else { 0 };
             before = now;
             if quiet >= 3 && self.unsettled().await.is_none() {
@@ -193,7 +194,7 @@ impl World {
         panic!("it does not come to rest: {:?}", self.unsettled().await);
     }
 
-    async fn knowledge(&self) -> Vec<usize> {
+    fn knowledge(&self) -> Vec<usize> {
         let mut all = Vec::new();
         for device in &self.devices {
             all.push(device.seen.len());
@@ -369,8 +370,8 @@ async fn unknown(
     let machine = client.machine().unwrap();
     for (user_id, expected) in devices {
         let known = machine.devices(user_id).await.unwrap();
-        // Nobody is followed before the first message.
-        let follows = !known.is_empty();
+        // Nobody is followed before the first message, nor after having been away.
+        let follows = machine.follows(user_id).await.unwrap();
         let own = machine.curve25519_key().to_base64();
         let signed: BTreeSet<String> = known
             .into_iter()
