@@ -9,7 +9,10 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use vodozemac::{
     Curve25519PublicKey, base64_encode,
-    olm::{OlmMessage, PreKeyMessage, Session, SessionConfig, SessionCreationError, SessionPickle},
+    olm::{
+        Account, OlmMessage, PreKeyMessage, Session, SessionConfig, SessionCreationError,
+        SessionPickle,
+    },
 };
 
 use super::{
@@ -20,7 +23,7 @@ use super::{
     machine::Machine,
     payload::{OlmPayload, SigningKeys},
 };
-use crate::store::{Batch, StoreError, Table};
+use crate::store::{self, Batch, StoreError, Table};
 
 /// Sessions that are kept with one device; the specification asks for at least four.
 const SESSIONS_PER_DEVICE: usize = 5;
@@ -36,6 +39,12 @@ struct RowRef<'a> {
 #[derive(Deserialize)]
 struct Row {
     pickle: SessionPickle,
+    used: Used,
+}
+
+/// The part of a row that says when it was used.
+#[derive(Deserialize)]
+struct UsedRow {
     used: Used,
 }
 
@@ -63,28 +72,44 @@ impl StoredSession {
     }
 }
 
+/// A session as it is stored. To make one of these bytes costs as much as to use it.
+struct Sealed {
+    id: String,
+    bytes: store::Value,
+}
+
+impl Sealed {
+    fn open(&self) -> Result<StoredSession, StoreError> {
+        let row: Row = store::decode(Table::OlmSessions, &self.bytes)?;
+        Ok(StoredSession {
+            olm: Box::new(Session::from_pickle(row.pickle)),
+            used: row.used,
+        })
+    }
+}
+
 /// Sessions with a device, the one to be used first.
+async fn sealed_sessions(batch: &Batch<'_>, their_key: &str) -> Result<Vec<Sealed>, StoreError> {
+    let mut sessions = Vec::new();
+    for (id, bytes) in batch.list_bytes(Table::OlmSessions, their_key).await? {
+        let UsedRow { used } = store::decode(Table::OlmSessions, &bytes)?;
+        sessions.push((used, Sealed { id, bytes }));
+    }
+    sessions.sort_by_key(|(used, _)| std::cmp::Reverse((used.at, used.order)));
+    Ok(sessions.into_iter().map(|(_, sealed)| sealed).collect())
+}
+
 async fn load_sessions(
     batch: &Batch<'_>,
     their_key: &str,
 ) -> Result<Vec<StoredSession>, StoreError> {
-    let rows: Vec<(String, Row)> = batch.list(Table::OlmSessions, their_key).await?;
-    let mut sessions: Vec<_> = rows
-        .into_iter()
-        .map(|(_, row)| StoredSession {
-            olm: Box::new(Session::from_pickle(row.pickle)),
-            used: row.used,
-        })
-        .collect();
-    sessions.sort_by_key(|session| std::cmp::Reverse((session.used.at, session.used.order)));
-    Ok(sessions)
+    let sealed = sealed_sessions(batch, their_key).await?;
+    sealed.iter().map(Sealed::open).collect()
 }
 
 pub(crate) async fn has_session(batch: &Batch<'_>, their_key: &str) -> Result<bool, StoreError> {
-    Ok(!batch
-        .list::<Row>(Table::OlmSessions, their_key)
-        .await?
-        .is_empty())
+    let rows = batch.list_bytes(Table::OlmSessions, their_key).await?;
+    Ok(!rows.is_empty())
 }
 
 async fn next_use(batch: &mut Batch<'_>, now: u64) -> Result<Used, StoreError> {
@@ -103,12 +128,9 @@ async fn add_session(
 ) -> Result<(), StoreError> {
     let used = next_use(batch, now).await?;
     StoredSession { olm, used }.save(batch, their_key)?;
-    for old in load_sessions(batch, their_key)
-        .await?
-        .iter()
-        .skip(SESSIONS_PER_DEVICE)
-    {
-        batch.delete(Table::OlmSessions, their_key, &old.olm.session_id());
+    let sessions = sealed_sessions(batch, their_key).await?;
+    for old in sessions.iter().skip(SESSIONS_PER_DEVICE) {
+        batch.delete(Table::OlmSessions, their_key, &old.id);
     }
     Ok(())
 }
@@ -274,16 +296,13 @@ impl Machine {
     pub(crate) async fn create_outbound_session(
         &self,
         batch: &mut Batch<'_>,
+        account: &Account,
         device: &Device,
         one_time_key: Curve25519PublicKey,
     ) -> Result<bool, MachineError> {
-        let account = StoredAccount::load(batch).await?;
         let their_key = device.curve25519_key()?;
         let config = SessionConfig::version_1();
-        let Ok(olm) = account
-            .olm
-            .create_outbound_session(config, their_key, one_time_key)
-        else {
+        let Ok(olm) = account.create_outbound_session(config, their_key, one_time_key) else {
             return Ok(false);
         };
         add_session(batch, &device.curve25519, Box::new(olm), self.now()).await?;
@@ -300,9 +319,6 @@ impl Machine {
         kind: &str,
         content: Map<String, Value>,
     ) -> Result<Option<Value>, MachineError> {
-        if !has_session(batch, &device.curve25519).await? {
-            return Ok(None);
-        }
         let payload = self.payload_for(device, kind, content);
         self.encrypt_payload(batch, device, &payload).await
     }
@@ -335,13 +351,11 @@ impl Machine {
         device: &Device,
         payload: &T,
     ) -> Result<Option<Value>, MachineError> {
-        let Some(mut session) = load_sessions(batch, &device.curve25519)
-            .await?
-            .into_iter()
-            .next()
-        else {
+        let sessions = sealed_sessions(batch, &device.curve25519).await?;
+        let Some(first) = sessions.first() else {
             return Ok(None);
         };
+        let mut session = first.open()?;
         let plaintext = serde_json::to_vec(payload).map_err(|_| MachineError::Encode)?;
         let plaintext = zeroize::Zeroizing::new(plaintext);
         let message = session

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use vodozemac::Curve25519PublicKey;
 
 use super::{
+    account::StoredAccount,
     devices::{self, Device},
     error::MachineError,
     keys::{self, SignatureError},
@@ -154,6 +155,8 @@ impl Machine {
         asked: &BTreeSet<(OwnedUserId, OwnedDeviceId)>,
     ) -> Result<(), MachineError> {
         let mut batch = self.batch();
+        // Once for all: to read it costs more than to make a session.
+        let account = StoredAccount::load(&batch).await?.olm;
         for (user_id, device_id) in asked {
             let Some(mut device) = devices::load_device(&batch, user_id, device_id).await? else {
                 continue;
@@ -164,7 +167,7 @@ impl Machine {
             };
             let made = match key {
                 Some(key) => {
-                    self.create_outbound_session(&mut batch, &device, key)
+                    self.create_outbound_session(&mut batch, &account, &device, key)
                         .await?
                 }
                 None => false,
