@@ -2,6 +2,7 @@
 
 mod files;
 mod history;
+mod relations;
 
 use std::{collections::BTreeSet, fmt};
 

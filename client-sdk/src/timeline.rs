@@ -1,5 +1,7 @@
 //! Events of rooms as a program wants to see them: decrypted, or with the reason why not.
 
+mod edit;
+
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedMxcUri, OwnedUserId, RoomId,
     events::AnySyncTimelineEvent, serde::Raw,
@@ -7,6 +9,7 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+pub use self::edit::EditError;
 use crate::{
     attachment::EncryptedFile,
     crypto::{DecryptError, Machine, SenderData, WithheldCode},
@@ -176,10 +179,8 @@ impl TimelineEvent {
         self.content.get("msgtype").and_then(Value::as_str)
     }
 
-    /// The event that this one says it replaces.
-    ///
-    /// The relation stands outside of the encryption. Whoever shows an edit has to check that both
-    /// events are of one sender, and that both are encrypted or neither is.
+    /// The event that this one says it replaces; whether it may, says
+    /// [`TimelineEvent::edited_by`].
     #[must_use]
     pub fn replaces(&self) -> Option<&str> {
         let relation = self.content.get("m.relates_to")?;

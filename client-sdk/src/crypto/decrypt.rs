@@ -3,10 +3,10 @@
 //! <https://spec.matrix.org/v1.19/client-server-api/#mmegolmv1aes-sha2>
 
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId,
     events::AnySyncTimelineEvent, serde::Raw,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use vodozemac::megolm::{DecryptionError, MegolmMessage};
 
@@ -28,7 +28,8 @@ use crate::store::{Batch, StoreError, Table};
 pub struct DecryptedEvent {
     /// The type inside.
     pub kind: String,
-    /// The content inside. The relation is taken from outside if the sender left it out here.
+    /// The content inside, with what it relates to. Unless the sender's client says this inside as
+    /// well, as ours does, it is what the server says.
     pub content: Map<String, Value>,
     /// The owner of the session: the authenticated sender.
     pub sender: SenderData,
@@ -67,6 +68,33 @@ struct Plaintext {
     kind: String,
     content: Map<String, Value>,
     room_id: OwnedRoomId,
+    /// What it relates to, if the sender's client says so here; null is to nothing.
+    #[serde(default, rename = "org.sotto.relates_to", deserialize_with = "present")]
+    relation: Option<Value>,
+}
+
+/// A field that is there, be it null.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+impl Plaintext {
+    /// The content with what it relates to: as its sender says, or else as the event around it
+    /// says, which the server may have changed.
+    fn into_content(self, outside: Option<&Value>) -> Map<String, Value> {
+        let mut content = self.content;
+        let name = "m.relates_to";
+        match (self.relation, outside) {
+            (Some(relation), _) if !relation.is_null() => {
+                content.insert(name.to_owned(), relation);
+            }
+            (None, Some(relation)) => {
+                content.entry(name).or_insert_with(|| relation.clone());
+            }
+            _ => {}
+        }
+        content
+    }
 }
 
 #[derive(PartialEq, Serialize, Deserialize)]
@@ -107,6 +135,26 @@ impl Machine {
         }
         batch.commit().await?;
         Ok(results)
+    }
+
+    /// What is known about a sender by now: the device list may have arrived after the message, and
+    /// the identity of the user may be verified by now. What was known then is not forgotten.
+    pub(crate) async fn sender_now(
+        &self,
+        batch: &Batch<'_>,
+        mut sender: SenderData,
+    ) -> Result<SenderData, StoreError> {
+        if sender.trust == SenderTrust::OwnDevice || sender.trust == SenderTrust::Imported {
+            return Ok(sender);
+        }
+        let key = &sender.curve25519;
+        let device = devices::load_device_by_curve25519(batch, &sender.user_id, key).await?;
+        if let Some(device) = device.filter(|device| device.ed25519 == sender.ed25519) {
+            let now = identity::trust_of(batch, self.user_id(), &device).await?;
+            sender.device_id = Some(device.device_id);
+            sender.trust = sender.trust.max(now);
+        }
+        Ok(sender)
     }
 
     /// The session that an encrypted event asks for.
@@ -160,17 +208,12 @@ async fn decrypt(
     }
     claim_index(batch, room_id, session_id, index, &event).await?;
 
-    let mut content = plaintext.content;
-    // The relation stands outside, for the server; it is not authenticated.
-    if let Some(relation) = event.content.get("m.relates_to") {
-        content
-            .entry("m.relates_to")
-            .or_insert_with(|| relation.clone());
-    }
+    let kind = plaintext.kind.clone();
+    let content = plaintext.into_content(event.content.get("m.relates_to"));
     let sender = if let Some(sender) = cache.sender(&owner) {
         sender
     } else {
-        let sender = upgraded(batch, machine.user_id(), owner.clone()).await?;
+        let sender = machine.sender_now(batch, owner.clone()).await?;
         cache.keep_sender(owner, sender.clone());
         sender
     };
@@ -182,7 +225,7 @@ async fn decrypt(
     }
     let session_id = session_id.to_owned();
     Ok(DecryptedEvent {
-        kind: plaintext.kind,
+        kind,
         content,
         sender,
         session_id,
@@ -292,24 +335,4 @@ async fn claim_index(
         Some(_) => Ok(()),
         None => Ok(batch.put(Table::MessageIndices, &partition, &id, &used)?),
     }
-}
-
-/// What is known about the owner by now: the device list may have arrived after the key, and the
-/// identity of the user may be verified by now. What was known when the key came is not forgotten.
-async fn upgraded(
-    batch: &Batch<'_>,
-    own_id: &UserId,
-    mut owner: SenderData,
-) -> Result<SenderData, StoreError> {
-    if owner.trust == SenderTrust::OwnDevice || owner.trust == SenderTrust::Imported {
-        return Ok(owner);
-    }
-    let device =
-        devices::load_device_by_curve25519(batch, &owner.user_id, &owner.curve25519).await?;
-    if let Some(device) = device.filter(|device| device.ed25519 == owner.ed25519) {
-        let now = identity::trust_of(batch, own_id, &device).await?;
-        owner.device_id = Some(device.device_id);
-        owner.trust = owner.trust.max(now);
-    }
-    Ok(owner)
 }

@@ -4,7 +4,7 @@
 
 use ruma::{OwnedUserId, RoomId, UserId};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use vodozemac::megolm::{GroupSession, GroupSessionPickle, InboundGroupSession, SessionConfig};
 use zeroize::Zeroizing;
 
@@ -232,18 +232,22 @@ impl Machine {
             return Err(EncryptError::NotShared);
         };
         let mut session = volatile.cache.outbound(room_id, &bytes)?;
-        let undelivered = is_undelivered(&batch, &session.megolm.session_id()).await?;
+        let session_id = session.megolm.session_id();
+        let undelivered = is_undelivered(&batch, &session_id).await?;
         if undelivered || !encryption.supported || !session.is_usable(&encryption, self.now()) {
             return Err(EncryptError::NotShared);
         }
         let relation = content.remove("m.relates_to");
-        let plaintext = json!({ "type": kind, "content": content, "room_id": room_id });
-        let plaintext = padded(Zeroizing::new(plaintext.to_string()));
-        let ciphertext = session.megolm.encrypt(plaintext.as_bytes()).to_base64();
+        let payload = Payload {
+            kind,
+            content: &content,
+            room_id,
+            relation: relation.as_ref(),
+        };
+        let ciphertext = session.megolm.encrypt(payload.padded()?).to_base64();
         session.save(&mut batch, room_id)?;
         let bytes = batch.bytes(row.0, row.1, row.2).await?;
         batch.commit().await?;
-        let session_id = session.megolm.session_id();
         if let Some(bytes) = bytes {
             volatile.cache.keep_outbound(room_id, bytes, session);
         }
@@ -320,23 +324,37 @@ impl Machine {
     }
 }
 
-/// Makes the text of an object as long as many others, by a field that nobody looks at: the length
-/// of a ciphertext would tell much about what is in it.
-fn padded(mut text: Zeroizing<String>) -> Zeroizing<String> {
-    const OPENING: &str = ",\"org.sotto.pad\":\"";
-    const END: &str = "\"}";
-    // The last brace goes and comes again.
-    let least = text.len() - 1 + OPENING.len() + END.len();
-    let Some(length) = LENGTHS.into_iter().find(|length| *length >= least) else {
-        return text;
-    };
-    let mut long = Zeroizing::new(String::with_capacity(length));
-    text.pop();
-    long.push_str(&text);
-    long.push_str(OPENING);
-    long.extend(std::iter::repeat_n(' ', length - least));
-    long.push_str(END);
-    long
+/// What is encrypted.
+#[derive(Serialize)]
+struct Payload<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    content: &'a Map<String, Value>,
+    room_id: &'a RoomId,
+    /// What the message relates to, said once more where the server can neither see nor change it;
+    /// null if to nothing. The copy outside is for the server.
+    #[serde(rename = "org.sotto.relates_to")]
+    relation: Option<&'a Value>,
+}
+
+impl Payload<'_> {
+    /// Its JSON, made as long as many others by a field that nobody looks at: the length of a
+    /// ciphertext would tell much about what is in it.
+    fn padded(&self) -> Result<Zeroizing<Vec<u8>>, MachineError> {
+        const OPENING: &[u8] = b",\"org.sotto.pad\":\"";
+        const END: &[u8] = b"\"}";
+        let mut json = Zeroizing::new(Vec::with_capacity(LENGTHS[2]));
+        serde_json::to_writer(&mut *json, self).map_err(|_| MachineError::Encode)?;
+        // The last brace goes and comes again.
+        let least = json.len() - 1 + OPENING.len() + END.len();
+        if let Some(length) = LENGTHS.into_iter().find(|length| *length >= least) {
+            json.pop();
+            json.extend_from_slice(OPENING);
+            json.resize(length - END.len(), b' ');
+            json.extend_from_slice(END);
+        }
+        Ok(json)
+    }
 }
 
 /// Whether messages with the key of a session still wait to be sent.

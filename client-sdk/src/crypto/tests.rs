@@ -6,6 +6,7 @@ mod conversations;
 mod coverage;
 mod crashes;
 mod device_lists;
+mod edits;
 mod fake;
 mod forwarding;
 mod history;
