@@ -187,6 +187,7 @@ impl Client {
                 Raw::from_json(to_raw_value(&event).map_err(|_| RoomError::Encode)?);
             request.initial_state.push(event);
         }
+        let invited = request.invite.clone();
         let room_id = self.inner.transport.send(request).await?.room_id;
         if let (true, Some(content)) = (options.encrypted, encryption.as_object()) {
             // We know it ourselves; the server cannot make us forget it.
@@ -196,6 +197,7 @@ impl Client {
                 .await?;
         }
         let room = self.room(&room_id);
+        room.confirm(&invited).await?;
         if other.is_some() {
             room.set_direct_with(other).await?;
         }

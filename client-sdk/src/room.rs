@@ -3,6 +3,8 @@
 mod files;
 mod history;
 mod relations;
+pub(crate) mod roster;
+
 
 use std::{collections::BTreeSet, fmt};
 
@@ -50,6 +52,9 @@ pub(crate) struct RoomRow {
     /// It is a conversation with this user and nobody else.
     #[serde(default)]
     pub(crate) direct_with: Option<OwnedUserId>,
+    /// Nothing is sent while somebody is here whom nobody has confirmed.
+    #[serde(default)]
+    pub(crate) strict: bool,
     /// Who invited us last.
     #[serde(default)]
     pub(crate) invited_by: Option<OwnedUserId>,
@@ -95,9 +100,10 @@ pub enum RoomError {
     /// The key of the room was not shared.
     #[error(transparent)]
     Share(#[from] ShareError),
-    /// Somebody is in a conversation of two who does not belong there: the server may have put
-    /// them in. See [`Room::confirm_members`].
-    #[error("somebody is in a conversation of two who does not belong there")]
+    /// Somebody is here who does not belong here: in a conversation of two, or where
+    /// [nobody may be](Room::require_confirmed_members) for whom nobody has spoken. The server may
+    /// have put them in. See [`Room::confirm_members`].
+    #[error("somebody is in the room who does not belong there")]
     UnexpectedMembers {
         /// Who.
         users: Vec<OwnedUserId>,
@@ -301,39 +307,6 @@ impl Room {
         Err(RoomError::Unsettled)
     }
 
-    /// Refuses to give keys to anybody else in a conversation of two. Who is a member is what the
-    /// server says; nothing proves that a person invited them.
-    async fn check_roster(&self, readers: &BTreeSet<OwnedUserId>) -> Result<(), RoomError> {
-        let Some(other) = self.row().await?.direct_with else {
-            return Ok(());
-        };
-        let own_id = self.client.user_id();
-        let strange = |user: &&OwnedUserId| **user != other && Some(&***user) != own_id;
-        let users: Vec<OwnedUserId> = readers.iter().filter(strange).cloned().collect();
-        if users.is_empty() {
-            Ok(())
-        } else {
-            Err(RoomError::UnexpectedMembers { users })
-        }
-    }
-
-    /// Says that all members may read what is sent: the room is no conversation of two any more.
-    pub async fn confirm_members(&self) -> Result<(), StoreError> {
-        self.set_direct_with(None).await
-    }
-
-    pub(crate) async fn set_direct_with(
-        &self,
-        other: Option<OwnedUserId>,
-    ) -> Result<(), StoreError> {
-        let _rooms = self.client.inner.rooms.lock().await;
-        let mut row = self.row().await?;
-        row.direct_with = other;
-        let mut batch = self.client.batch();
-        batch.put(Table::Rooms, "", self.room_id.as_str(), &row)?;
-        batch.commit().await
-    }
-
     /// Those who may read the next message.
     async fn readers(&self) -> Result<BTreeSet<OwnedUserId>, StoreError> {
         // Who is invited may read on from the invitation, unless the room is stricter.
@@ -376,7 +349,7 @@ impl Room {
         })
     }
 
-    /// Asks somebody to come. Where the history of the room is for those who come later, they get
+    /// Asks somebody to come, and tells those who are here. Where the history of the room is for those who come later, they get
     /// the keys to what was said so far.
     pub async fn invite(&self, user_id: &UserId) -> Result<(), RoomError> {
         if let Err(error) = self.share_history(user_id).await {
@@ -386,6 +359,10 @@ impl Room {
         let recipient = InviteUserId::new(user_id.to_owned()).into();
         let request = invite_user::v3::Request::new(self.room_id.clone(), recipient);
         self.client.inner.transport.send(request).await?;
+        if let Err(error) = self.speak_for(user_id).await {
+            // Others see them with a warning.
+            tracing::warn!(%error, "nobody was told who invited somebody");
+        }
         Ok(())
     }
 

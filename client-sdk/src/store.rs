@@ -74,6 +74,8 @@ pub enum Table {
     Rooms,
     /// Members of rooms, partitioned by room.
     Members,
+    /// Members who are wanted in a room, as far as we know, partitioned by room.
+    Roster,
     /// The part of a sync response that the application has not consumed yet.
     PendingSync,
     /// Events that could not be decrypted yet, partitioned by room and session id.
@@ -109,6 +111,7 @@ impl Table {
             Self::Inbox => "inbox",
             Self::Rooms => "rooms",
             Self::Members => "members",
+            Self::Roster => "roster",
             Self::PendingSync => "pending_sync",
             Self::Undecryptable => "undecryptable",
         }

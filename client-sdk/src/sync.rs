@@ -26,6 +26,7 @@ use crate::{
         Alarm, Bootstrap, InboxItem, Machine, MachineError, RejectedToDevice, RoomKeyInfo,
         SyncChanges, ToDeviceEvent,
     },
+    room::roster,
     store::{Batch, Changes, StoreError, Table},
     timeline::{Protection, TimelineEvent, UndecryptableReason},
     transport::RequestError,
@@ -294,9 +295,13 @@ impl Client {
             ..SyncUpdate::default()
         };
         let mut after = self.batch();
+        let mut unread = self.batch();
         state.consumed.clear();
         for (id, item) in machine.inbox().await? {
             match item {
+                InboxItem::Message(event) if event.kind == roster::ROSTER => {
+                    roster::take(&mut unread, machine, &event).await?;
+                }
                 InboxItem::Message(event) => update.to_device.push(event),
                 InboxItem::RoomKey(key) => {
                     let late = self.read_late(machine, &mut after, &key).await?;
@@ -305,7 +310,6 @@ impl Client {
             }
             state.consumed.push(id);
         }
-        let mut unread = self.batch();
         for room in pending.rooms {
             update
                 .rooms

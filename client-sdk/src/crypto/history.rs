@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use ruma::{OwnedRoomId, RoomId, UserId};
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -221,21 +221,35 @@ impl Machine {
         room_id: &RoomId,
         file: &EncryptedFile,
     ) -> Result<usize, MachineError> {
-        let _guard = self.lock().await;
-        let mut batch = self.batch();
         let content = json!({ "room_id": room_id, "file": file });
         let content = content.as_object().cloned().unwrap_or_default();
+        let users = BTreeSet::from([user_id.to_owned()]);
+        self.tell_vouched(&users, "m.room_key_bundle", content)
+            .await
+    }
+
+    /// Sends content to the devices of users for which their identities vouch and with which there
+    /// are sessions; how many that are.
+    pub(crate) async fn tell_vouched(
+        &self,
+        users: &BTreeSet<OwnedUserId>,
+        kind: &str,
+        content: Map<String, Value>,
+    ) -> Result<usize, MachineError> {
+        let _guard = self.lock().await;
+        let mut batch = self.batch();
         let mut messages = Messages::new();
         let mut told = 0;
-        for device in self.vouched(&batch, user_id).await? {
-            let kind = "m.room_key_bundle";
-            let encrypted = self
-                .encrypt_for(&mut batch, &device, kind, content.clone())
-                .await?;
-            if let Some(encrypted) = encrypted {
-                let user = messages.entry(device.user_id).or_default();
-                user.insert(device.device_id, encrypted);
-                told += 1;
+        for user_id in users {
+            for device in self.vouched(&batch, user_id).await? {
+                let encrypted = self
+                    .encrypt_for(&mut batch, &device, kind, content.clone())
+                    .await?;
+                if let Some(encrypted) = encrypted {
+                    let user = messages.entry(device.user_id).or_default();
+                    user.insert(device.device_id, encrypted);
+                    told += 1;
+                }
             }
         }
         self.queue("m.room.encrypted", messages, Purpose::Other, &mut batch)

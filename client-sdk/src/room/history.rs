@@ -8,12 +8,12 @@ use ruma::{
 };
 use zeroize::Zeroizing;
 
-use super::{Room, RoomError, RoomRow, SHARE_STEPS};
+use super::{Room, RoomError, RoomRow};
 use crate::{
     Client,
     attachment::{self, AttachmentError},
     client::NotLoggedIn,
-    crypto::{BundleError, KeyBundleNotice, MachineError, Share},
+    crypto::{BundleError, KeyBundleNotice, MachineError},
     environment,
     store::{StoreError, Table},
     transport::RequestError,
@@ -81,14 +81,7 @@ impl Room {
         if bundle.is_empty() {
             return Ok(());
         }
-        for _ in 0..SHARE_STEPS {
-            match machine.reach_invited(user_id).await? {
-                Share::Ready => break,
-                Share::Pending(requests) => {
-                    self.client.send_requests(requests).await?;
-                }
-            }
-        }
+        self.reach(user_id).await?;
         let json = serde_json::to_vec(&bundle).map_err(|_| RoomError::Encode)?;
         let environment = &*self.client.inner.environment;
         let (ciphertext, secrets) = attachment::encrypt(json, environment)?;
@@ -102,21 +95,22 @@ impl Room {
     }
 
     /// Notes that this device came into the room because somebody invited the user.
-    pub(crate) async fn note_accepted(&self) -> Result<(), StoreError> {
+    pub(crate) async fn note_accepted(&self) -> Result<(), RoomError> {
         let _rooms = self.client.inner.rooms.lock().await;
         let mut row = self.row().await?;
         let Some(inviter) = row.invited_by.take() else {
             return Ok(());
         };
+        self.confirm([&inviter]).await?;
         row.accepted = Some((inviter, self.now()));
-        self.save(&row).await
+        Ok(self.save(&row).await?)
     }
 
     fn now(&self) -> u64 {
         environment::now_ms(&*self.client.inner.environment)
     }
 
-    async fn save(&self, row: &RoomRow) -> Result<(), StoreError> {
+    pub(super) async fn save(&self, row: &RoomRow) -> Result<(), StoreError> {
         let mut batch = self.client.batch();
         batch.put(Table::Rooms, "", self.id().as_str(), row)?;
         batch.commit().await

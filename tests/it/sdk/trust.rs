@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ruma::{OwnedUserId, RoomId};
+use serde_json::json;
 use sotto_client::{
     Client,
     client::RoomOptions,
@@ -171,4 +173,76 @@ async fn t_ghost_1_who_is_put_into_a_conversation_of_two_gets_no_key() {
     room.confirm_members().await.unwrap();
     room.send_text("to all three").await.unwrap();
     wait_for(&spy, room.id(), "to all three").await;
+}
+
+async fn unconfirmed(client: &Client, room_id: &RoomId) -> Vec<OwnedUserId> {
+    let room = client.room(room_id);
+    room.unconfirmed_members().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t_ghost_2_a_group_sees_whom_nobody_has_invited() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (person(&server, "alice").await, person(&server, "bob").await);
+    let carol = person(&server, "carol").await;
+    let room = alice.create_room(RoomOptions::default()).await.unwrap();
+    let room_id = room.id().to_owned();
+    room.invite(bob.user_id().unwrap()).await.unwrap();
+    bob.sync_once(SOON).await.unwrap();
+    bob.join((&*room_id).into(), &[]).await.unwrap();
+    talk(&alice, &bob).await;
+    room.invite(carol.user_id().unwrap()).await.unwrap();
+    carol.sync_once(SOON).await.unwrap();
+    carol.join((&*room_id).into(), &[]).await.unwrap();
+    let everybody = [&alice, &bob, &carol];
+    for _ in 0..2 {
+        for client in everybody {
+            client.sync_once(NOW).await.unwrap();
+        }
+    }
+    // Control: Alice has asked Bob, and has told everybody that she has asked Carol.
+    for client in everybody {
+        assert!(unconfirmed(client, &room_id).await.is_empty());
+    }
+    // The server puts somebody in, as if Alice had asked for it.
+    let helper = server.log_in("alice").await;
+    let spy = person(&server, "spy").await;
+    let spy_id = spy.user_id().unwrap().to_owned();
+    let invited = helper.invite(room_id.as_str(), spy_id.as_str()).await;
+    invited.ok();
+    spy.join((&*room_id).into(), &[]).await.unwrap();
+    // Who is not known cannot speak for themselves, nor the server for them.
+    let roster = json!({ "room_id": room_id, "members": [spy_id] });
+    let machine = spy.machine().unwrap();
+    spy.room(&room_id).send_text("hello").await.unwrap();
+    for client in everybody {
+        let user_id = client.user_id().unwrap();
+        let content = roster.as_object().unwrap();
+        for device in machine.devices(user_id).await.unwrap() {
+            let told = machine.send_to_device(&device, "org.sotto.roster", content.clone());
+            assert!(told.await.unwrap(), "the spy knows them all");
+        }
+        let body = json!({ "messages": { user_id.as_str(): { "*": roster } } });
+        let path = format!("/_matrix/client/v3/sendToDevice/org.sotto.roster/{user_id}");
+        helper.put(&path, &body).await.ok();
+    }
+    spy.sync_once(NOW).await.unwrap();
+    let strangers = [spy_id];
+    for client in everybody {
+        client.sync_once(SOON).await.unwrap();
+        client.sync_once(NOW).await.unwrap();
+        assert_eq!(unconfirmed(client, &room_id).await, strangers);
+    }
+    // It is a warning, and more for who wants more.
+    room.send_text("is there a stranger here?").await.unwrap();
+    room.require_confirmed_members(true).await.unwrap();
+    let error = room.send_text("secret").await;
+    let Err(RoomError::UnexpectedMembers { users }) = error else {
+        panic!("sent: {error:?}")
+    };
+    assert_eq!(users, strangers);
+    room.confirm_members().await.unwrap();
+    assert!(unconfirmed(&alice, &room_id).await.is_empty());
+    room.send_text("to all four").await.unwrap();
+    wait_for(&spy, &room_id, "to all four").await;
 }
