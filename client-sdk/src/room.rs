@@ -5,7 +5,6 @@ mod history;
 mod relations;
 pub(crate) mod roster;
 
-
 use std::{collections::BTreeSet, fmt};
 
 use ruma::{
