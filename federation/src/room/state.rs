@@ -36,9 +36,21 @@ pub fn resolve(
     auth_chains: Vec<BTreeSet<OwnedEventId>>,
     fetch: impl Fn(&EventId) -> Option<Arc<Pdu>>,
 ) -> Result<StateMap, ResolveError> {
+    resolve_among(rules, state_sets, auth_chains, fetch, |_| false)
+}
+
+fn resolve_among(
+    rules: &RoomVersionRules,
+    state_sets: &[StateMap],
+    auth_chains: Vec<BTreeSet<OwnedEventId>>,
+    fetch: impl Fn(&EventId) -> Option<Arc<Pdu>>,
+    older: impl Fn(&EventId) -> bool,
+) -> Result<StateMap, ResolveError> {
     match &rules.state_res {
         StateResolutionVersion::V1 => v1::resolve(rules, state_sets, fetch),
-        StateResolutionVersion::V2(v2) => resolve_v2(rules, *v2, state_sets, auth_chains, fetch),
+        StateResolutionVersion::V2(v2) => {
+            resolve_v2(rules, *v2, state_sets, auth_chains, fetch, older)
+        }
         _ => Err(ResolveError::UnsupportedRoomVersion),
     }
 }
@@ -49,6 +61,7 @@ fn resolve_v2(
     state_sets: &[StateMap],
     auth_chains: Vec<BTreeSet<OwnedEventId>>,
     fetch: impl Fn(&EventId) -> Option<Arc<Pdu>>,
+    older: impl Fn(&EventId) -> bool,
 ) -> Result<StateMap, ResolveError> {
     let maps: Vec<state_res::StateMap<OwnedEventId>> = state_sets
         .iter()
@@ -79,7 +92,7 @@ fn resolve_v2(
         &maps,
         chains,
         &fetch,
-        |conflicted| conflicted_subgraph(conflicted.values().flatten(), fetch),
+        |conflicted| conflicted_subgraph(conflicted.values().flatten(), fetch, &older),
     )
     .map_err(|_| ResolveError::Malformed);
     if let Some(event_id) = missing.into_inner() {
@@ -88,10 +101,20 @@ fn resolve_v2(
     Ok(resolved?.into_iter().collect())
 }
 
+/// What [`resolve_conflicted`] asks beyond what differs.
+#[derive(Clone, Copy, Debug)]
+pub struct Outside<U, F, O> {
+    /// The event of a key on which all states agree.
+    pub unconflicted: U,
+    /// Any event of the room.
+    pub fetch: F,
+    /// Whether an event is known to be older than all that differ: none of those is in its auth chain.
+    pub older: O,
+}
+
 /// [`resolve`], given only what differs: the work does not grow with what all states agree on.
 ///
 /// * `conflicted_sets`: of each state, the keys for which not all states have the same event.
-/// * `unconflicted`: the event of a key on which all states agree.
 /// * `auth_chains`: as for [`resolve`], of the whole states; what all chains share may be left out.
 ///
 /// Returns the resolved events of keys on which the states do not agree; a key that is missing
@@ -99,10 +122,18 @@ fn resolve_v2(
 pub fn resolve_conflicted(
     rules: &RoomVersionRules,
     conflicted_sets: &[StateMap],
-    unconflicted: impl Fn(&StateEventType, &str) -> Option<OwnedEventId>,
     auth_chains: Vec<BTreeSet<OwnedEventId>>,
-    fetch: impl Fn(&EventId) -> Option<Arc<Pdu>>,
+    outside: Outside<
+        impl Fn(&StateEventType, &str) -> Option<OwnedEventId>,
+        impl Fn(&EventId) -> Option<Arc<Pdu>>,
+        impl Fn(&EventId) -> bool,
+    >,
 ) -> Result<StateMap, ResolveError> {
+    let Outside {
+        unconflicted,
+        fetch,
+        older,
+    } = outside;
     let mut sets = conflicted_sets.to_vec();
     let v2_rules = rules.state_res.v2_rules();
     if !v2_rules.is_some_and(|v2| v2.begin_iterative_auth_checks_with_empty_state_map) {
@@ -120,7 +151,7 @@ pub fn resolve_conflicted(
             }
         }
     }
-    let mut resolved = resolve(rules, &sets, auth_chains, fetch)?;
+    let mut resolved = resolve_among(rules, &sets, auth_chains, fetch, older)?;
     resolved.retain(|(event_type, state_key), _| unconflicted(event_type, state_key).is_none());
     Ok(resolved)
 }
@@ -163,6 +194,7 @@ fn difference(auth_chains: &[BTreeSet<OwnedEventId>]) -> impl Iterator<Item = &O
 fn conflicted_subgraph<'a>(
     conflicted: impl Iterator<Item = &'a OwnedEventId>,
     fetch: impl Fn(&EventId) -> Option<Arc<Pdu>>,
+    older: impl Fn(&EventId) -> bool,
 ) -> Option<EventIdSet<OwnedEventId>> {
     enum Visit {
         Enter(OwnedEventId),
@@ -182,6 +214,10 @@ fn conflicted_subgraph<'a>(
                     continue;
                 }
                 let pdu = fetch(&id)?;
+                if older(&id) {
+                    leads_to_conflict.insert(id, false);
+                    continue;
+                }
                 // Said here already, so that nothing is entered twice, and put right on leaving.
                 leads_to_conflict.insert(id.clone(), conflicted.contains(&id));
                 stack.push(Visit::Leave(id, Arc::clone(&pdu)));

@@ -9,6 +9,7 @@
 //! at the same time do not meet. Local users are not held up by that.
 
 mod bench;
+mod difference;
 mod gather;
 mod order;
 mod place;

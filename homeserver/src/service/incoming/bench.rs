@@ -74,26 +74,23 @@ impl Bench {
         Ok(())
     }
 
-    /// Fetches the whole auth chains of events that are at hand.
-    pub(super) async fn load_auth_chains(
+    /// Fetches an event, and what is behind it in its auth chain, about as many events as said; whether the
+    /// event is there.
+    pub(super) async fn load_back(
         &mut self,
-        mut next: Vec<OwnedEventId>,
-    ) -> Result<(), StorageError> {
-        let mut seen = BTreeSet::new();
-        while !next.is_empty() {
+        event_id: &EventId,
+        most: usize,
+    ) -> Result<bool, StorageError> {
+        let (mut next, mut seen) = (vec![event_id.to_owned()], BTreeSet::new());
+        while !next.is_empty() && seen.len() < most {
             self.load(next.clone()).await?;
-            let mut further = Vec::new();
-            for id in next {
-                if let Some(item) = self.items.get(&id)
-                    && seen.insert(id)
-                {
-                    let auth = item.pdu.auth_events().iter();
-                    further.extend(auth.filter(|id| !seen.contains(*id)).cloned());
-                }
-            }
-            next = further;
+            seen.extend(next.iter().cloned());
+            let items = next.iter().filter_map(|id| self.items.get(id));
+            let further = items.flat_map(|item| item.pdu.auth_events());
+            let further: BTreeSet<_> = further.filter(|id| !seen.contains(*id)).collect();
+            next = further.into_iter().cloned().collect();
         }
-        Ok(())
+        Ok(self.items.contains_key(event_id))
     }
 
     pub(super) fn get(&self, event_id: &EventId) -> Option<&Item> {

@@ -5,19 +5,36 @@ use std::{
     sync::Arc,
 };
 
-use ruma::{OwnedEventId, events::StateEventType};
+use ruma::{EventId, OwnedEventId, events::StateEventType};
 use sotto_federation::room::{
     auth::auth_types,
     pdu::Pdu,
-    state::{self, StateMap},
+    state::{self, Outside, ResolveError, StateMap},
 };
 
-use super::{bench::Item, gather::Gathered, place::Placing};
+use super::{bench::Item, difference::Difference, gather::Gathered, place::Placing};
 use crate::storage::{
     StorageError,
     state_map::{self, EventNid, NodeId, StateKeyId},
     state_nodes::pair,
 };
+
+/// How many events are fetched behind one that turns out to be needed, at first.
+const FIRST_REACH: usize = 64;
+/// How many events on which all states agree are fetched together.
+const AT_ONCE: usize = 64;
+
+/// Where states differ, and what decides on it.
+struct Conflict {
+    /// Of each state, what not all have.
+    sets: Vec<StateMap>,
+    /// Of the auth chain of each state, what not all have.
+    chains: Vec<BTreeSet<OwnedEventId>>,
+    /// What all have.
+    agreed: BTreeMap<StateKeyId, EventNid>,
+    /// The first number among the events of the sets.
+    oldest: Option<EventNid>,
+}
 
 impl Placing<'_> {
     /// What several states make together; `None` if that cannot be found out
@@ -42,79 +59,119 @@ impl Placing<'_> {
             let nids = conflicted.iter().filter_map(|key| entries.get(key));
             sets.push(self.by_event_id(nids.copied().collect()).await?);
         }
-        let all: BTreeSet<_> = sets.iter().flat_map(StateMap::values).cloned().collect();
-        self.bench
-            .load_auth_chains(all.iter().cloned().collect())
-            .await?;
-        let mut chains: Vec<_> = sets.iter().map(|set| self.auth_chain(set)).collect();
-        let shared = self.shared(&chains, &agreed).await?;
-        for chain in &mut chains {
-            chain.retain(|id| !shared.contains(id));
-        }
-        let checked: Vec<_> = all.iter().chain(chains.iter().flatten()).cloned().collect();
-        self.load_checks(&checked, &agreed).await?;
-        let keys = self.storage.states();
-        let unconflicted = |event_type: &StateEventType, state_key: &str| {
-            let nid = agreed.get(&keys.key(event_type, state_key))?;
-            Some(self.bench.by_nid(*nid)?.pdu.event_id().to_owned())
-        };
-        let fetch = |id: &ruma::EventId| self.bench.pdu(id);
-        match state::resolve_conflicted(self.rules, &sets, unconflicted, chains, fetch) {
-            Ok(resolved) => {
+        let conflict = self.conflict(sets, agreed).await?;
+        match self.settle(&conflict).await? {
+            Some(resolved) => {
                 let base = entries.first().map(|entries| (first, entries));
                 self.keep_resolved(base, conflicted, &resolved).await
             }
-            Err(error) => {
-                tracing::warn!(room_id = %self.room.room_id, %error, "states were not resolved");
-                Ok(None)
-            }
+            None => Ok(None),
         }
     }
 
-    /// What the auth chains of the differing events have in common with those of the events on which all
-    /// states agree: it is in the auth chain of every state. Looks no further than it must.
-    async fn shared(
+    /// Finds out what has to be known of a conflict.
+    async fn conflict(
         &mut self,
-        chains: &[BTreeSet<OwnedEventId>],
-        agreed: &BTreeMap<StateKeyId, EventNid>,
-    ) -> Result<BTreeSet<OwnedEventId>, StorageError> {
-        let in_all = |id: &OwnedEventId| chains.iter().all(|chain| chain.contains(id));
-        let differing = chains.iter().flatten().filter(|id| !in_all(id));
-        let mut open: BTreeSet<_> = differing.cloned().collect();
-        let (mut shared, mut seen) = (BTreeSet::new(), BTreeSet::new());
-        // The newest first: they refer to the newest.
-        let mut nids: Vec<_> = agreed.values().copied().collect();
-        nids.sort_unstable_by(|a, b| b.cmp(a));
-        for nids in nids.chunks(64) {
-            self.bench.load_nids(nids.to_vec()).await?;
-            let items = nids.iter().filter_map(|nid| self.bench.by_nid(*nid));
-            let mut next: Vec<_> = items
-                .flat_map(|item| item.pdu.auth_events())
-                .cloned()
-                .collect();
-            while !(next.is_empty() || open.is_empty()) {
-                next.retain(|id| seen.insert(id.clone()));
-                shared.extend(next.iter().filter_map(|id| open.take(id)));
-                self.bench.load(next.clone()).await?;
-                let items = next.iter().filter_map(|id| self.bench.get(id));
-                next = items
-                    .flat_map(|item| item.pdu.auth_events())
-                    .cloned()
-                    .collect();
-            }
-            if open.is_empty() {
-                break;
-            }
-        }
-        Ok(shared)
+        sets: Vec<StateMap>,
+        agreed: BTreeMap<StateKeyId, EventNid>,
+    ) -> Result<Conflict, StorageError> {
+        let chains = self.auth_difference(&sets, &agreed).await?;
+        let differing = sets.iter().flat_map(StateMap::values);
+        let nid = |id: &OwnedEventId| self.bench.get(id).map(|item| item.nid);
+        let oldest = differing.clone().filter_map(nid).min();
+        let checked: BTreeSet<_> = differing.chain(chains.iter().flatten()).cloned().collect();
+        self.load_checks(&checked, &agreed).await?;
+        Ok(Conflict {
+            sets,
+            chains,
+            agreed,
+            oldest,
+        })
     }
 
-    /// Fetches the undisputed events by which the others are checked.
+    /// What becomes of a conflict; `None` if that cannot be found out. The algorithm says what it needs beyond
+    /// what is at hand, which is little most of the time, though it may be all that is behind the conflict.
+    async fn settle(&mut self, conflict: &Conflict) -> Result<Option<StateMap>, StorageError> {
+        let mut reach = FIRST_REACH;
+        loop {
+            let keys = self.storage.states();
+            let unconflicted = |event_type: &StateEventType, state_key: &str| {
+                let nid = conflict.agreed.get(&keys.key(event_type, state_key))?;
+                Some(self.bench.by_nid(*nid)?.pdu.event_id().to_owned())
+            };
+            let outside = Outside {
+                unconflicted,
+                fetch: |id: &EventId| self.bench.pdu(id),
+                older: |id: &EventId| {
+                    let item = self.bench.get(id);
+                    item.is_some_and(|item| Some(item.nid) < conflict.oldest)
+                },
+            };
+            let (sets, chains) = (&conflict.sets, conflict.chains.clone());
+            match state::resolve_conflicted(self.rules, sets, chains, outside) {
+                Ok(resolved) => return Ok(Some(resolved)),
+                Err(ResolveError::MissingEvent(id)) if self.bench.load_back(&id, reach).await? => {
+                    reach = reach.saturating_mul(2);
+                }
+                Err(error) => {
+                    let room_id = &self.room.room_id;
+                    tracing::warn!(%room_id, %error, "states were not resolved");
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// For each state, the events of its auth chain that are not in all the others'.
+    async fn auth_difference(
+        &mut self,
+        sets: &[StateMap],
+        agreed: &BTreeMap<StateKeyId, EventNid>,
+    ) -> Result<Vec<BTreeSet<OwnedEventId>>, StorageError> {
+        let mut walk = Difference::new(sets.len(), agreed.values().copied());
+        for (index, set) in sets.iter().enumerate() {
+            let state = BTreeSet::from([index]);
+            let events = set.values().filter_map(|id| self.bench.get(id));
+            let auth = events.flat_map(|item| item.pdu.auth_events().to_vec());
+            self.add_auth(&mut walk, auth.collect(), &state).await?;
+        }
+        while let Some((nid, states)) = walk.next() {
+            if self.bench.by_nid(nid).is_none() {
+                let ahead = walk.ahead(AT_ONCE).chain([nid]).collect();
+                self.bench.load_nids(ahead).await?;
+            }
+            let auth = self.bench.by_nid(nid);
+            let auth = auth.map(|item| item.pdu.auth_events().to_vec());
+            self.add_auth(&mut walk, auth.unwrap_or_default(), &states)
+                .await?;
+        }
+        let id = |nid: EventNid| Some(self.bench.by_nid(nid)?.pdu.event_id().to_owned());
+        let ids = |nids: BTreeSet<EventNid>| nids.into_iter().filter_map(id).collect();
+        Ok(walk.found().into_iter().map(ids).collect())
+    }
+
+    async fn add_auth(
+        &mut self,
+        walk: &mut Difference,
+        auth_events: Vec<OwnedEventId>,
+        states: &BTreeSet<usize>,
+    ) -> Result<(), StorageError> {
+        self.bench.load(auth_events.clone()).await?;
+        for item in auth_events.iter().filter_map(|id| self.bench.get(id)) {
+            walk.add(item.nid, states);
+        }
+        Ok(())
+    }
+
+    /// Fetches the events by which others are checked: those that they name, and the undisputed ones.
     async fn load_checks(
         &mut self,
-        events: &[OwnedEventId],
+        events: &BTreeSet<OwnedEventId>,
         agreed: &BTreeMap<StateKeyId, EventNid>,
     ) -> Result<(), StorageError> {
+        let items = events.iter().filter_map(|id| self.bench.get(id));
+        let auth_events = items.flat_map(|item| item.pdu.auth_events().to_vec());
+        self.bench.load(auth_events.collect()).await?;
         let mut wanted = BTreeSet::new();
         let keys = self.storage.states();
         for item in events.iter().filter_map(|id| self.bench.get(id)) {
@@ -259,20 +316,6 @@ impl Placing<'_> {
         let made = self.storage.state_change(empty, &changes).await?;
         self.nodes.extend(made.nodes);
         Ok(made.root)
-    }
-
-    fn auth_chain(&self, state: &StateMap) -> BTreeSet<OwnedEventId> {
-        let mut chain = BTreeSet::new();
-        let mut open: Vec<&OwnedEventId> = state.values().collect();
-        while let Some(id) = open.pop() {
-            let auth_events = self.bench.get(id).map(|item| item.pdu.auth_events());
-            for id in auth_events.unwrap_or_default() {
-                if chain.insert(id.clone()) {
-                    open.push(id);
-                }
-            }
-        }
-        chain
     }
 }
 
