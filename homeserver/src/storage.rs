@@ -30,6 +30,7 @@ pub(crate) mod media;
 pub(crate) mod memberships;
 pub(crate) mod one_time_keys;
 pub(crate) mod otk_epoch;
+pub(crate) mod partial_joins;
 pub(crate) mod profile_changes;
 pub(crate) mod pushers;
 pub(crate) mod receipts;
@@ -192,11 +193,12 @@ impl Storage {
         let counters = Arc::new(Counters::load(&mut connection).await?);
         let rows = memberships::Memberships(&mut connection).all().await?;
         let erased = accounts::Accounts(&mut connection).erased().await?;
+        let roster = Roster::new(server_name, rows);
+        partial_joins::PartialJoins(&mut connection)
+            .load(&roster)
+            .await?;
         drop(connection);
-        let log = Arc::new(Log::new(
-            counters.position(),
-            Roster::new(server_name, rows),
-        ));
+        let log = Arc::new(Log::new(counters.position(), roster));
         let (jobs, queue) = mpsc::channel(1024);
         let writer = Writer {
             pool: pool.clone(),
@@ -381,6 +383,9 @@ pub(crate) trait Families {
     }
     fn memberships(&mut self) -> memberships::Memberships<'_> {
         memberships::Memberships(self.connection())
+    }
+    fn partial_joins(&mut self) -> partial_joins::PartialJoins<'_> {
+        partial_joins::PartialJoins(self.connection())
     }
     fn profile_changes(&mut self) -> profile_changes::ProfileChanges<'_> {
         profile_changes::ProfileChanges(self.connection())

@@ -6,5 +6,6 @@ pub(crate) mod federation_sender;
 pub(crate) mod guests;
 pub(crate) mod profile_repeater;
 pub(crate) mod push;
+pub(crate) mod room_completer;
 pub(crate) mod search;
 pub(crate) mod user_directory;

@@ -17,7 +17,9 @@ use std::{
 
 use ruma::RoomVersionId;
 use serde_json::json;
-use sotto_tests::{Crowd, Draft, FakeServer, Made, Peer, Seat, Setup, Size, TestServer, User};
+use sotto_tests::{
+    Crowd, Draft, FakeServer, Made, Peer, Seat, Setup, Size, TestServer, User, room,
+};
 
 /// As in the binary.
 #[global_allocator]
@@ -77,7 +79,7 @@ impl Clock {
         let cpu = cpu() - self.cpu;
         let operations = operations as f64;
         println!(
-            "{name:<52} {elapsed:>8.2} s {:>9.0}/s {:>9.3} ms CPU each, peak {:>5} MiB",
+            "{name:<72} {elapsed:>8.2} s {:>9.0}/s {:>9.3} ms CPU each, peak {:>5} MiB",
             operations / elapsed,
             1_000.0 * cpu / operations,
             peak()
@@ -119,12 +121,14 @@ async fn meet(size: Size) -> (Arc<Crowd>, TestServer, User) {
 }
 
 async fn join() {
-    for gone in [0, 20] {
+    for (gone, omits) in [(0, true), (0, false), (20, true)] {
         let size = Size {
             members: 10_000,
             servers: 200,
             gone,
             levels: 1,
+            omits,
+            banned: false,
         };
         let (crowd, _ours, alice) = meet(size).await;
         let room_id = crowd.room_id().as_str();
@@ -132,8 +136,20 @@ async fn join() {
         alice.join_via(room_id, crowd.via()).await.ok();
         alice.send(room_id, "I am in").await;
         let mib = crowd.bytes() / (1024 * 1024);
-        let name = format!("join 10,000 members, 200 servers, {gone} gone ({mib} MiB)");
-        clock.stop(&name, 1);
+        let how = if omits {
+            "members later"
+        } else {
+            "all at once"
+        };
+        let name = format!("10,000 members, 200 servers, {gone} gone, {mib} MiB, {how}");
+        clock.stop(&format!("{name}: usable"), 1);
+        let path = room(room_id, "joined_members");
+        let mut known = 0;
+        while known != size.members + 1 {
+            let joined = alice.get(&path).await.ok();
+            known = joined["joined"].as_object().map_or(0, serde_json::Map::len);
+        }
+        clock.stop(&format!("{name}: complete"), 1);
     }
 }
 
@@ -187,6 +203,7 @@ async fn resolution() {
         servers: 10,
         gone: 0,
         levels: 1,
+        ..Size::default()
     };
     let (crowd, ours, alice) = meet(size).await;
     let room_id = crowd.room_id().as_str();
@@ -213,6 +230,7 @@ async fn chain() {
         servers: 2,
         gone: 0,
         levels: 100_000,
+        ..Size::default()
     };
     let (crowd, ours, alice) = meet(size).await;
     let room_id = crowd.room_id().as_str();

@@ -20,6 +20,8 @@ const SIZE: Size = Size {
     servers: 40,
     gone: 4,
     levels: 20,
+    omits: false,
+    banned: false,
 };
 
 async fn members(user: &User, room_id: &str) -> usize {
@@ -75,6 +77,7 @@ async fn who_can_do_without_members_is_told_a_large_room_without_them() {
         servers: 3,
         gone: 0,
         levels: 2,
+        ..Size::default()
     };
     let (crowd, ours, alice) = meet(size, Duration::ZERO).await;
     let room_id = crowd.room_id().as_str();
@@ -111,6 +114,7 @@ async fn long_auth_chains_cost_in_proportion() {
         servers: 2,
         gone: 0,
         levels: 1_500,
+        ..Size::default()
     };
     let (crowd, ours, alice) = meet(size, Duration::ZERO).await;
     let before = stored(&ours);
@@ -157,6 +161,7 @@ async fn a_join_tries_several_servers() {
         servers: 3,
         gone: 0,
         levels: 1,
+        ..Size::default()
     };
     let crowd = Arc::new(Crowd::gather(size, Duration::ZERO).await);
     let known = crowd.clone();

@@ -29,6 +29,7 @@ mod federation_inbound;
 mod federation_join;
 mod federation_out;
 mod federation_pair;
+mod federation_partial;
 mod federation_partition;
 mod federation_policy;
 mod gone_clients;

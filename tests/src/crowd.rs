@@ -1,5 +1,7 @@
 //! A large room, whose events were signed by many servers. All of them are this one.
 
+mod answers;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -10,33 +12,27 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    Router,
-    extract::{Path as UrlPath, State},
-    http::{HeaderMap, StatusCode},
-    response::{IntoResponse, Response},
-    routing::{get, post, put},
-};
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName,
     UserId, room_version_rules::RoomVersionRules,
 };
-use serde_json::{Value, json, value::to_raw_value};
-use sotto_federation::{
-    room::{
-        builder::{Basis, Hashes, Template, build},
-        signing::SigningKey,
-    },
-    server_keys::own_response,
+use serde_json::{json, value::to_raw_value};
+use sotto_federation::room::{
+    builder::{Basis, Hashes, Template, build},
+    signing::SigningKey,
 };
 use sotto_homeserver::config::Config;
 use tempfile::TempDir;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
+use self::answers::{answer, router, short, state};
 use crate::{Draft, Made, Peer, Seat, TestServer, server::certificates, tls::Tls};
 
+/// Who made the room.
+const FOUNDER: &str = "@u0:s0.test";
+
 /// How large the room is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Size {
     /// Members.
     pub members: usize,
@@ -46,6 +42,10 @@ pub struct Size {
     pub gone: usize,
     /// How often the power levels changed, each change allowed by the one before.
     pub levels: usize,
+    /// Whether members are left out for who can do without them.
+    pub omits: bool,
+    /// Whether one of the members was banned.
+    pub banned: bool,
 }
 
 /// The servers and their room. They end when this is dropped.
@@ -66,9 +66,19 @@ struct Shared {
     room: Room,
     rules: RoomVersionRules,
     version: RoomVersionId,
-    /// The answer to `send_join`.
+    /// The answer to `send_join`, and the one without members.
     answer: String,
+    short: String,
+    /// The answer to who asks for the state.
+    state: String,
+    /// Whether members are left out for who can do without them.
+    omits: bool,
     joins: AtomicUsize,
+    asked: AtomicUsize,
+    /// Whether who asks for the state has to wait.
+    held: watch::Sender<bool>,
+    /// What servers were told, and which.
+    heard: watch::Sender<Vec<(String, String)>>,
     pause: Duration,
 }
 
@@ -132,7 +142,8 @@ impl Crowd {
         let rules = version.rules().expect("a known version");
         let room = make_room(size, &names, &keys, &version, &rules);
         let gone = names.iter().rev().take(size.gone).cloned().collect();
-        let answer = answer(&room, &names);
+        let (answer, short) = (answer(&room, &names), short(&room, &names));
+        let state = state(&room);
         let texts: Vec<_> = names.iter().map(|name| name.as_str()).collect();
         certificates(directory.path(), std::iter::once(texts.as_slice()));
         let shared = Arc::new(Shared {
@@ -142,7 +153,13 @@ impl Crowd {
             rules,
             version,
             answer,
+            short,
+            state,
+            omits: size.omits,
             joins: AtomicUsize::new(0),
+            asked: AtomicUsize::new(0),
+            held: watch::Sender::new(false),
+            heard: watch::Sender::default(),
             pause,
         });
         let dead = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -202,6 +219,17 @@ impl Crowd {
         self.shared.joins.load(Ordering::Relaxed)
     }
 
+    /// Whether whoever asks for the state, with its members, has to wait.
+    pub fn hold(&self, held: bool) {
+        self.shared.held.send_replace(held);
+    }
+
+    /// How often the state was asked for.
+    #[must_use]
+    pub fn asked(&self) -> usize {
+        self.shared.asked.load(Ordering::Relaxed)
+    }
+
     /// How many bytes are told to who joins.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -211,7 +239,28 @@ impl Crowd {
     /// Who made the room, and may do everything in it.
     #[must_use]
     pub fn founder(&self) -> &'static str {
-        "@u0:s0.test"
+        FOUNDER
+    }
+
+    /// Who was banned, and the join of before.
+    #[must_use]
+    pub fn banned(&self) -> (String, OwnedEventId) {
+        let joins = self.shared.room.before.iter();
+        let mut joins = joins.filter(|made| made.json["type"] == "m.room.member");
+        let join = joins.next().expect("somebody was banned");
+        let user = join.json["state_key"].as_str().expect("a user");
+        (user.to_owned(), join.id.clone())
+    }
+
+    /// Waits until a server was told something in which this text is.
+    pub async fn heard_by(&self, server: &str, text: &str) {
+        let mut heard = self.shared.heard.subscribe();
+        let told = heard.wait_for(|heard| {
+            let mut heard = heard.iter();
+            heard.any(|(name, json)| name == server && json.contains(text))
+        });
+        let told = tokio::time::timeout(Duration::from_secs(20), told).await;
+        told.expect("in time").expect("the crowd is there");
     }
 
     /// The server of a user.
@@ -251,7 +300,7 @@ fn make_room(
     version: &RoomVersionId,
     rules: &RoomVersionRules,
 ) -> Room {
-    let founder = "@u0:s0.test";
+    let founder = FOUNDER;
     let mut room = Room {
         id: RoomId::parse("!crowd:s0.test").expect("a room id"),
         state: BTreeMap::new(),
@@ -291,6 +340,13 @@ fn make_room(
         let draft = Draft::state(&user, "m.room.member", &user, join.clone());
         make(&mut room, &draft, &[create, levels, rule]);
     }
+    if size.banned {
+        let user = format!("@u1:{}", names[1 % names.len()]);
+        let ban = json!({ "membership": "ban" });
+        let draft = Draft::state(founder, "m.room.member", &user, ban);
+        let target = ("m.room.member", user.as_str());
+        make(&mut room, &draft, &[create, levels, member, target]);
+    }
     let id = |kind: &str| room.state[&(kind.to_owned(), String::new())].id.clone();
     room.joins_on = vec![id(create.0), id(levels.0), id(rule.0)];
     room
@@ -318,86 +374,4 @@ fn sign(
         id: built.pdu().event_id().to_owned(),
         json: serde_json::from_str(built.pdu().json().get()).expect("JSON"),
     }
-}
-
-fn answer(room: &Room, names: &[OwnedServerName]) -> String {
-    let state: Vec<_> = room.state.values().map(|made| &made.json).collect();
-    let chain: Vec<_> = room.before.iter().map(|made| &made.json).collect();
-    let told = json!({
-        "origin": names[0],
-        "state": state,
-        "auth_chain": chain,
-        "members_omitted": false,
-        "servers_in_room": names,
-    });
-    told.to_string()
-}
-
-fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route("/_matrix/key/v2/server", get(keys))
-        .route("/_matrix/key/v2/query", post(query))
-        .route(
-            "/_matrix/federation/v1/make_join/{room}/{user}",
-            get(make_join),
-        )
-        .route(
-            "/_matrix/federation/v2/send_join/{room}/{event}",
-            put(send_join),
-        )
-        .route(
-            "/_matrix/federation/v1/send/{txn}",
-            put(async || json!({ "pdus": {} }).to_string()),
-        )
-        .with_state(shared)
-}
-
-fn keys_of(shared: &Shared, name: &ServerName) -> Option<Value> {
-    let until = MilliSecondsSinceUnixEpoch(4_000_000_000_000_u64.try_into().ok()?);
-    let response = own_response(name, shared.keys.get(name)?, &[], until).ok()?;
-    serde_json::to_value(&response).ok()
-}
-
-async fn keys(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    let host = headers.get("host").and_then(|host| host.to_str().ok());
-    let name = host.and_then(|host| ServerName::parse(host).ok());
-    match name.and_then(|name| keys_of(&shared, &name)) {
-        Some(keys) => keys.to_string().into_response(),
-        None => StatusCode::NOT_FOUND.into_response(),
-    }
-}
-
-async fn query(State(shared): State<Arc<Shared>>, body: String) -> String {
-    let body: Value = serde_json::from_str(&body).expect("JSON");
-    let mut lists = Vec::new();
-    for name in body["server_keys"].as_object().expect("servers").keys() {
-        let name = ServerName::parse(name).expect("a name");
-        lists.extend(keys_of(&shared, &name));
-    }
-    json!({ "server_keys": lists }).to_string()
-}
-
-async fn make_join(
-    State(shared): State<Arc<Shared>>,
-    UrlPath((room, user)): UrlPath<(String, String)>,
-) -> String {
-    let event = json!({
-        "type": "m.room.member",
-        "sender": user,
-        "state_key": user,
-        "room_id": room,
-        "content": { "membership": "join" },
-        "auth_events": shared.room.joins_on,
-        "prev_events": [shared.room.tip],
-        "depth": shared.room.depth + 1,
-        "origin_server_ts": 1_700_000_000_000_u64,
-    });
-    json!({ "room_version": shared.version, "event": event }).to_string()
-}
-
-async fn send_join(State(shared): State<Arc<Shared>>) -> Response {
-    shared.joins.fetch_add(1, Ordering::Relaxed);
-    tokio::time::sleep(shared.pause).await;
-    let kind = [("content-type", "application/json")];
-    (kind, shared.answer.clone()).into_response()
 }

@@ -164,7 +164,7 @@ impl Admission {
         if asked.user_id.server_name() != asked.origin {
             return Err(AdmissionError::ForeignUser);
         }
-        let room = self.0.history.open(asked.origin, asked.room_id).await?;
+        let room = self.open(asked.origin, asked.room_id).await?;
         if versions.is_some_and(|versions| !versions.contains(&room.version)) {
             return Err(AdmissionError::IncompatibleVersion(room.version));
         }
@@ -183,6 +183,15 @@ impl Admission {
         };
         let event = self.outline(&room, &rules, &asked, &template).await?;
         Ok((room.version, event))
+    }
+
+    /// A room of which we know who is in it.
+    async fn open(&self, origin: &ServerName, room_id: &RoomId) -> Result<Room, ShareError> {
+        let room = self.0.history.open(origin, room_id).await?;
+        if room.partial {
+            return Err(ShareError::Partial);
+        }
+        Ok(room)
     }
 
     /// The event without what the other server adds.
@@ -264,7 +273,7 @@ impl Admission {
         &self,
         signed: Signed<'_>,
     ) -> Result<Arc<StoredEvent>, AdmissionError> {
-        let room = self.0.history.open(signed.origin, signed.room_id).await?;
+        let room = self.open(signed.origin, signed.room_id).await?;
         let rules = rules(&room)?;
         let parsed = Pdu::parse(signed.pdu, &rules)?;
         let user_id = check_event(&parsed, &signed)?;

@@ -4,7 +4,7 @@
 //! builds on the head that this one will make. Should the commit fail, whatever was built on it fails too,
 //! because the database compares heads before it swaps them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use quick_cache::sync::Cache;
 use ruma::{OwnedRoomId, RoomId};
@@ -13,8 +13,12 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use crate::storage::{
     Families, Storage, StorageError,
     append::{Append, AppendError, Appended},
+    partial_joins::Members,
     rooms::Room,
 };
+
+/// How long a request waits for the members of a room.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The heads that are in memory.
 #[derive(Clone, Debug)]
@@ -198,6 +202,25 @@ impl Heads {
     }
 }
 
+impl Heads {
+    /// Waits, though not for ever, until the members of a room are known.
+    pub(crate) async fn whole(&self, room_id: &RoomId) -> Result<(), StorageError> {
+        let waiting = async {
+            let mut positions = self.storage.log().positions();
+            while self.room(room_id).await?.is_some_and(|room| room.partial) {
+                if positions.changed().await.is_err() {
+                    return Err(StorageError::Stopped);
+                }
+            }
+            Ok(())
+        };
+        // What is known by then has to do.
+        tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .unwrap_or(Ok(()))
+    }
+}
+
 impl Slot {
     /// The room.
     pub(crate) fn room(&self) -> Option<&Room> {
@@ -213,14 +236,22 @@ impl Slot {
             version: append.version.clone(),
             head_version: append.head.version,
             head: Some(append.head.clone()),
+            partial: match &append.gaps.members {
+                Some(Members::Missing(_)) => true,
+                Some(Members::Known | Members::Came(_)) => false,
+                None => self.guard.as_ref().is_some_and(|next| next.room.partial),
+            },
         };
-        let redacted = append.redactions.iter();
-        let redacted: Vec<_> = redacted.map(|redaction| redaction.target).collect();
+        let redacted = append.redactions.iter().map(|redaction| redaction.target);
+        let mut changed: Vec<_> = redacted.collect();
+        if let Some(Members::Came(completion)) = &append.gaps.members {
+            changed.extend(completion.events.iter().map(|event| event.nid));
+        }
         let (storage, shared) = (self.storage.clone(), self.shared.clone());
         let version = after.head_version;
         let learn = move |outcome: &Result<Appended, AppendError>| match outcome {
             Ok(appended) => {
-                for nid in redacted {
+                for nid in changed {
                     storage.event_cache().forget(nid);
                 }
                 for event in &appended.events {

@@ -9,6 +9,7 @@
 //! at the same time do not meet. Local users are not held up by that.
 
 mod bench;
+mod complete;
 mod difference;
 mod gather;
 mod order;
@@ -38,7 +39,7 @@ use sotto_federation::room::{
 };
 use tokio::sync::Mutex;
 
-pub(crate) use self::{remote::Remote, source::Source};
+pub(crate) use self::{complete::Whole, remote::Remote, source::Source};
 use super::{parallel::parallel, server_acl::ServerAcls, timeline::Timeline};
 use crate::storage::{Storage, StorageError, rooms::Room};
 

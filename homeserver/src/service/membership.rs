@@ -178,6 +178,8 @@ impl Membership {
             return Ok(self.remote.join(wish().await?, via).await?);
         }
         drop(turn);
+        // Whether the user may come in depends on what the user was before.
+        self.timeline.heads.whole(room_id).await?;
         let authorizer = match self.door(room_id, user_id).await? {
             Door::Open(authorizer) => authorizer,
             Door::OpenedByOthers => {
@@ -294,6 +296,9 @@ impl Membership {
         authorizer: Option<OwnedUserId>,
         said: Map<String, Value>,
     ) -> Result<OwnedEventId, MembershipError> {
+        if change.sender != change.target {
+            self.timeline.heads.whole(room_id).await?;
+        }
         let now = self.now(room_id, change.target).await?;
         if change.membership == MembershipState::Join
             && now
@@ -352,6 +357,7 @@ impl Membership {
         room_id: &RoomId,
         change: Change<'_>,
     ) -> Result<(), MembershipError> {
+        self.timeline.heads.whole(room_id).await?;
         match self.now(room_id, change.target).await? {
             Some((MembershipState::Join | MembershipState::Invite | MembershipState::Knock, _)) => {
                 self.change(room_id, change).await.map(drop)
@@ -366,6 +372,7 @@ impl Membership {
         room_id: &RoomId,
         change: Change<'_>,
     ) -> Result<(), MembershipError> {
+        self.timeline.heads.whole(room_id).await?;
         match self.now(room_id, change.target).await? {
             Some((MembershipState::Ban, _)) => self.change(room_id, change).await.map(drop),
             _ => Err(MembershipError::WrongState),

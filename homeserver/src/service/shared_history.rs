@@ -39,6 +39,9 @@ pub(crate) enum ShareError {
     /// The asking server is not in the room, or kept out of it.
     #[error("the asking server is not in the room")]
     NotInRoom,
+    /// The server has just come into the room, and does not know yet who is in it.
+    #[error("this server does not know the members of the room yet")]
+    Partial,
     /// There is no such event, or the asking server may not see it.
     #[error("there is no such event")]
     UnknownEvent,
@@ -145,6 +148,9 @@ impl SharedHistory {
         event_id: &EventId,
     ) -> Result<(Vec<Arc<StoredEvent>>, Vec<Arc<StoredEvent>>), ShareError> {
         let room = self.shared(origin, room_id).await?;
+        if room.partial {
+            return Err(ShareError::Partial);
+        }
         let event = self.in_room(&room, event_id).await?;
         // What was rejected is no part of the room.
         let state = event.state.filter(|_| !event.pdu.is_rejected());

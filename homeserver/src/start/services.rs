@@ -70,7 +70,7 @@ use crate::{
         user_directory::UserDirectory,
     },
     storage::Storage,
-    worker::guests::GuestDismisser,
+    worker::{guests::GuestDismisser, room_completer::RoomCompleter},
 };
 
 /// Builds each service once, in order, from those before it.
@@ -230,13 +230,16 @@ pub(super) fn services(
         clock.clone(),
         key.clone(),
     );
+    let lifetime = (tasks.clone(), stopping.clone());
+    let completer = RoomCompleter::new(storage.clone(), remote.clone(), lifetime.clone());
+    tasks.spawn(completer.run());
     let membership = Membership::new(
         storage.clone(),
         timeline.clone(),
         remote,
         doors,
         succession,
-        (tasks.clone(), stopping.clone()),
+        lifetime,
         appservices.clone(),
     );
     let third_party_invites = ThirdPartyInvites::new(

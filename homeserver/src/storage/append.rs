@@ -21,9 +21,10 @@ use super::{
     events::{self, StoredEvent, Txn},
     inbound::Inbound,
     log::{Change, StreamPosition},
+    partial_joins::{self, Members},
     relations,
     rooms::{self, Head, RoomNid},
-    roster::{Membership, Place},
+    roster::{Membership, Place, ToldServers},
     search_words,
     state_map::{EventNid, Node, NodeId, StateKeyId},
     writer::Tx,
@@ -58,11 +59,16 @@ pub(crate) struct Gaps {
     pub(crate) closed: Vec<OwnedEventId>,
     /// Redactions of events that are not there: the event, and its redaction.
     pub(crate) redactions: Vec<(OwnedEventId, OwnedEventId)>,
+    /// What becomes of members that were not told.
+    pub(crate) members: Option<Members>,
 }
 
 impl Gaps {
     fn is_empty(&self) -> bool {
-        self.missing.is_empty() && self.closed.is_empty() && self.redactions.is_empty()
+        self.missing.is_empty()
+            && self.closed.is_empty()
+            && self.redactions.is_empty()
+            && self.members.is_none()
     }
 }
 
@@ -156,9 +162,11 @@ pub(super) async fn apply(
             nodes,
             state_keys,
             redactions,
-            gaps,
+            mut gaps,
             ..
         } = append;
+        let members = gaps.members.take();
+        tell_servers(tx, &room_id, members.as_ref());
         if !gaps.is_empty() {
             rows.gaps.push((room_nid, gaps));
         }
@@ -181,17 +189,35 @@ pub(super) async fn apply(
             });
             rows.redactions.push(redaction);
         }
-        rows.memberships.extend(events.iter().flat_map(|event| {
-            event
-                .memberships
-                .iter()
-                .zip(&event.membership_nids)
-                .map(|(m, nid)| (room_nid, m.clone(), *nid))
-        }));
+        rows.memberships
+            .extend(events.iter().flat_map(|event| membership_rows(event)));
+        rows.members
+            .extend(members.map(|members| (room_nid, room_id, members)));
         results.push(Ok(Appended { events }));
     }
     rows.insert(tx).await?;
     Ok(results)
+}
+
+fn membership_rows(event: &StoredEvent) -> impl Iterator<Item = (RoomNid, Membership, EventNid)> {
+    let rows = event.memberships.iter().zip(&event.membership_nids);
+    rows.map(|(membership, nid)| (event.room_nid, membership.clone(), *nid))
+}
+
+/// Says which servers are in a room, before anything that they have to be told of.
+fn tell_servers(tx: &mut Tx, room_id: &OwnedRoomId, members: Option<&Members>) {
+    let servers = match members {
+        Some(Members::Missing(partial)) => partial.servers.clone(),
+        Some(Members::Known) => Vec::new(),
+        Some(Members::Came(_)) | None => return,
+    };
+    let since = tx.next_position();
+    let told = ToldServers {
+        room_id: room_id.clone(),
+        servers,
+        since,
+    };
+    tx.log_at(since, Change::ToldServers(Arc::new(told)));
 }
 
 /// Gives an event its place in the log.
@@ -334,6 +360,7 @@ struct Rows {
     memberships: Vec<(RoomNid, Membership, EventNid)>,
     redactions: Vec<Redaction>,
     gaps: Vec<(RoomNid, Gaps)>,
+    members: Vec<(RoomNid, OwnedRoomId, Members)>,
 }
 
 impl Rows {
@@ -372,10 +399,15 @@ impl Rows {
             inbound.remove_missing(*room_nid, &gaps.closed).await?;
             inbound.add_redactions(&gaps.redactions).await?;
         }
+        let mut memberships = self.memberships;
+        for (room_nid, room_id, members) in self.members {
+            let came = partial_joins::apply(tx, room_nid, &room_id, members).await?;
+            memberships.extend(came.into_iter().map(|(row, nid)| (room_nid, row, nid)));
+        }
         // A user may change twice in one batch: the last one counts, and one statement must not touch
         // a row twice.
         let mut last: HashMap<_, _> = HashMap::new();
-        for (room_nid, membership, nid) in self.memberships {
+        for (room_nid, membership, nid) in memberships {
             last.insert(
                 (room_nid, membership.user_id.clone()),
                 (room_nid, membership, nid),

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 use self::follower::Interest;
 use super::{
     events::StoredEvent,
-    roster::{Membership, Roster},
+    roster::{Completed, Membership, Roster, ToldServers},
     state_map::EventNid,
 };
 
@@ -93,6 +93,10 @@ pub(crate) enum Change {
         /// Whose key was signed.
         target: OwnedUserId,
     },
+    /// The servers of a room whose members are missing were told.
+    ToldServers(Arc<ToldServers>),
+    /// The missing members of a room came.
+    Completed(Arc<Completed>),
     /// The aliases that this server has for a room changed.
     Aliases {
         /// The room.
@@ -309,6 +313,7 @@ impl Log {
                 audience.extend(event.memberships.iter().map(|row| row.user_id.clone()));
                 room(event.pdu.room_id(), audience);
             }
+            Change::Completed(completed) => room(&completed.room_id, audience),
             Change::Receipt { room_id, .. }
             | Change::Redacted { room_id, .. }
             | Change::Typing { room_id } => room(room_id, audience),
@@ -323,7 +328,10 @@ impl Log {
             } => {
                 audience.insert(user_id.clone());
             }
-            Change::Aliases { .. } | Change::FederationEdu { .. } | Change::Pushers { .. } => {}
+            Change::Aliases { .. }
+            | Change::FederationEdu { .. }
+            | Change::Pushers { .. }
+            | Change::ToldServers(_) => {}
             Change::DeviceList { user_id } | Change::Presence { user_id } => {
                 audience.insert(user_id.clone());
                 for room_id in self.roster.rooms_shared_with(user_id) {

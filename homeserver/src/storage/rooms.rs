@@ -22,6 +22,8 @@ pub(crate) struct Room {
     pub(crate) head: Option<Head>,
     /// The version of the head, also where there is none.
     pub(crate) head_version: i64,
+    /// Whether the members are missing: they were not told with the join, and are yet to come.
+    pub(crate) partial: bool,
 }
 
 /// What the next event of a room builds on.
@@ -41,8 +43,8 @@ pub(crate) struct Head {
 #[derive(Debug)]
 pub(crate) struct Rooms<'t>(pub(super) &'t mut AnyConnection);
 
-pub(super) const COLUMNS: &str =
-    "room_nid, room_id, version, head_version, head_extremities, head_state, head_depth";
+pub(super) const COLUMNS: &str = "room_nid, room_id, version, head_version, head_extremities, head_state, head_depth, \
+     (SELECT COUNT(*) FROM partial_joins WHERE partial_joins.room_nid = rooms.room_nid)";
 
 impl Rooms<'_> {
     pub(crate) async fn by_id(&mut self, room_id: &RoomId) -> Result<Option<Room>, StorageError> {
@@ -242,6 +244,7 @@ pub(super) fn read(row: &AnyRow) -> Result<Room, StorageError> {
         version: RoomVersionId::try_from(version.as_str()).map_err(|_| wrong("version"))?,
         head,
         head_version,
+        partial: row.try_get::<i64, _>(7)? > 0,
         room_id: RoomId::parse(&room_id).map_err(|_| wrong("room_id"))?,
     })
 }

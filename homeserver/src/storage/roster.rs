@@ -3,9 +3,11 @@
 //! An index over the table `memberships`, loaded at the start and moved forward by the log alone, so it is
 //! always the truth at [`super::log::Log::position`].
 
+mod partial;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use ruma::{
@@ -13,6 +15,7 @@ use ruma::{
     events::room::member::MembershipState,
 };
 
+pub(crate) use self::partial::{Completed, ToldServers};
 use super::log::{Change, StreamPosition};
 
 /// Who is where.
@@ -71,9 +74,13 @@ struct Inner {
 struct Room {
     local: BTreeSet<OwnedUserId>,
     remote: BTreeMap<OwnedServerName, BTreeSet<OwnedUserId>>,
+    /// Servers that are said to have somebody there, while the members are missing.
+    told: BTreeSet<OwnedServerName>,
     /// Since when each other server has had somebody there.
     came: BTreeMap<OwnedServerName, StreamPosition>,
     invited: BTreeSet<OwnedUserId>,
+    /// When missing members came.
+    completed: Vec<Arc<Completed>>,
 }
 
 impl Roster {
@@ -153,7 +160,7 @@ impl Roster {
     /// The other servers that have a joined member in the room.
     #[must_use]
     pub(crate) fn remote_servers(&self, room_id: &RoomId) -> BTreeSet<OwnedServerName> {
-        self.read(|inner| Some(inner.rooms.get(room_id)?.remote.keys().cloned().collect()))
+        self.read(|inner| Some(inner.rooms.get(room_id)?.came.keys().cloned().collect()))
     }
 
     /// The other servers that have a joined member in a room, and had one before a position.
@@ -173,7 +180,7 @@ impl Roster {
     /// Whether another server has a joined member in the room.
     #[must_use]
     pub(crate) fn has_remote_members(&self, room_id: &RoomId) -> bool {
-        self.read(|inner| Some(!inner.rooms.get(room_id)?.remote.is_empty()))
+        self.read(|inner| Some(!inner.rooms.get(room_id)?.came.is_empty()))
     }
 
     /// The rooms in which another server has a joined member.
@@ -185,7 +192,7 @@ impl Roster {
     /// Whether another server has a joined member in a room.
     #[must_use]
     pub(crate) fn has_server(&self, server: &ServerName, room_id: &RoomId) -> bool {
-        self.read(|inner| Some(inner.rooms.get(room_id)?.remote.contains_key(server)))
+        self.read(|inner| Some(inner.rooms.get(room_id)?.came.contains_key(server)))
     }
 
     /// The other servers in a room that learn from this one what a user does there: all of them for a
@@ -314,6 +321,16 @@ impl Roster {
         let rows = match change {
             Change::Event(event) => event.memberships.as_slice(),
             Change::OutsideMembership(row) => std::slice::from_ref(row),
+            Change::Completed(completed) => {
+                let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+                self.complete(&mut inner, completed);
+                return true;
+            }
+            Change::ToldServers(told) => {
+                let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+                self.tell(&mut inner, told);
+                return false;
+            }
             _ => &[],
         };
         if rows.is_empty() {
@@ -403,6 +420,9 @@ impl Inner {
             members.remove(&user_id);
             if members.is_empty() {
                 room.remote.remove(home);
+                if room.told.contains(home) {
+                    return;
+                }
                 room.came.remove(home);
                 if let Some(rooms) = self.servers.get_mut(home) {
                     rooms.remove(&room_id);

@@ -54,6 +54,7 @@ async fn keys_of_a_notary_do_not_count_beyond_the_join() {
         servers: 4,
         gone: 1,
         levels: 1,
+        ..Size::default()
     };
     let crowd = Arc::new(Crowd::gather(size, Duration::ZERO).await);
     let known = crowd.clone();

@@ -44,6 +44,9 @@ impl From<ShareError> for MatrixError {
         match error {
             ShareError::UnknownRoom => Self::not_found("This server is not in the room"),
             ShareError::NotInRoom => Self::forbidden("Your server is not in the room"),
+            ShareError::Partial => {
+                Self::not_found("This server does not know the members of the room yet")
+            }
             ShareError::UnknownEvent => Self::not_found("There is no such event"),
             ShareError::Storage(error) => error.into(),
         }

@@ -77,7 +77,11 @@ impl Incoming {
                 .await?;
             MOST_STATES
         };
-        let open = self.with_missing_prev_events(&gathered).await?;
+        let open = if room.partial {
+            Vec::new()
+        } else {
+            self.with_missing_prev_events(&gathered).await?
+        };
         for event_id in open.into_iter().take(most) {
             if self
                 .state_before(origin, room, rules, &event_id, &mut gathered)

@@ -3,7 +3,9 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ruma::{
-    OwnedEventId, OwnedUserId, RoomId, events::StateEventType, room_version_rules::RoomVersionRules,
+    OwnedEventId, OwnedUserId, RoomId,
+    events::{StateEventType, TimelineEventType},
+    room_version_rules::RoomVersionRules,
 };
 use sotto_federation::room::{
     auth::{self, Judged, Verdict, create_event_id},
@@ -100,7 +102,7 @@ impl Incoming {
 }
 
 impl<'a> Placing<'a> {
-    fn new(
+    pub(super) fn new(
         storage: &'a Storage,
         room: &'a Room,
         head: Head,
@@ -276,7 +278,10 @@ impl<'a> Placing<'a> {
         if pdu.prev_events().is_empty() && self.is_create_event(pdu).await? {
             return Ok(Ok(state_map::empty().0));
         }
-        if !missing.is_empty() || pdu.prev_events().is_empty() {
+        if self.room.partial && !missing.is_empty() {
+            // Nobody is asked for a state before all members are fetched anyway.
+            states.insert(self.head.state);
+        } else if !missing.is_empty() || pdu.prev_events().is_empty() {
             match self.told_states(gathered, pdu, &missing).await? {
                 Some(told) => states.extend(told),
                 None => return Ok(Err(Refused::MissingPrevEvents)),
@@ -325,13 +330,28 @@ impl<'a> Placing<'a> {
                 continue;
             }
             let nid = self.storage.state_get(state, &key.0, &key.1).await?;
-            if let Some(nid) = nid
-                && let Some(pdu) = self.pdu_of(nid).await?
-            {
-                found.insert(key, pdu);
-            }
+            let part = match nid {
+                Some(nid) => self.pdu_of(nid).await?,
+                // As long as it is not known who the members are, who says so is believed, if the room
+                // allowed it once: with the members all of this is judged again.
+                None if self.room.partial => self.named(pdu, &key),
+                None => None,
+            };
+            found.extend(part.map(|part| (key, part)));
         }
         Ok(found)
+    }
+
+    /// The membership that an event names as what allows it.
+    fn named(&self, pdu: &Pdu, (event_type, key): &(StateEventType, String)) -> Option<Arc<Pdu>> {
+        let auth_events = pdu.auth_events().iter();
+        let mut named = auth_events.filter_map(|id| self.bench.pdu(id));
+        named.find(|pdu| {
+            *event_type == StateEventType::RoomMember
+                && *pdu.event_type() == TimelineEventType::RoomMember
+                && pdu.state_key() == Some(key)
+                && !pdu.is_rejected()
+        })
     }
 
     pub(super) async fn pdu_of(&mut self, nid: EventNid) -> Result<Option<Arc<Pdu>>, StorageError> {
@@ -402,6 +422,6 @@ impl<'a> Placing<'a> {
     }
 }
 
-fn get(state: &AuthState, event_type: &StateEventType, key: &str) -> Option<Arc<Pdu>> {
+pub(super) fn get(state: &AuthState, event_type: &StateEventType, key: &str) -> Option<Arc<Pdu>> {
     state.get(&(event_type.clone(), key.to_owned())).cloned()
 }

@@ -86,6 +86,7 @@ impl Placing<'_> {
             missing: missing.into_iter().filter(|id| !placed(id)).collect(),
             closed: behind.into_iter().filter(placed).collect(),
             redactions: waiting.map(|waits| (waits.target, waits.by)).collect(),
+            members: None,
         }
     }
 }

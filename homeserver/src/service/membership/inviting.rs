@@ -35,6 +35,7 @@ impl Membership {
         room_id: &RoomId,
         template: impl Fn() -> Template,
     ) -> Result<OwnedEventId, MembershipError> {
+        self.timeline.heads.whole(room_id).await?;
         if target.server_name() == self.timeline.server_name {
             self.appservices.look_for(&self.storage, target).await?;
             if self.timeline.visibility.blocks_invites(target).await? {

@@ -4,6 +4,7 @@
 mod answer;
 mod arrival;
 mod as_before;
+mod completion;
 mod invite;
 mod join;
 mod knock;

@@ -52,6 +52,9 @@ impl Sync {
             None => self.storage.state_entries(to).await?,
             Some(known) => self.changed(known, to).await?,
         };
+        if lazy && news.completed.is_some() {
+            self.without_members_of_old(&mut nids).await?;
+        }
         // Those who speak, as far as nothing else makes them be told.
         let mut speakers = BTreeMap::new();
         if lazy {
@@ -96,6 +99,21 @@ impl Sync {
             state.push(self.show(look, event, &no_bundles).await?.cast_unchecked());
         }
         Ok(state)
+    }
+
+    /// Leaves out the members that were there before, though this server did not know it: they are no
+    /// change, and who loads them when it needs them asks for them then.
+    async fn without_members_of_old(
+        &self,
+        nids: &mut BTreeMap<StateKeyId, EventNid>,
+    ) -> Result<(), StorageError> {
+        let asked: Vec<_> = nids.values().copied().collect();
+        let events = self.events.by_nids(&asked).await?;
+        nids.retain(|_, nid| {
+            let event = events.get(nid);
+            event.is_none_or(|event| !is_member(event) || event.position.is_some())
+        });
+        Ok(())
     }
 
     /// Takes what the timeline changes, and only that, back to what it was before the timeline.

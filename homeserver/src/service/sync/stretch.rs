@@ -16,6 +16,7 @@ use crate::{
         events::StoredEvent,
         log::{Change, Entry, StreamPosition},
         rooms::{Room, RoomNid},
+        roster::Completed,
         state_map::NodeId,
     },
 };
@@ -32,6 +33,8 @@ pub(super) struct Stretch {
     pub(super) end: Option<NodeId>,
     /// The room.
     pub(super) nid: Option<RoomNid>,
+    /// When its missing members came, if they did.
+    pub(super) completed: Option<StreamPosition>,
 }
 
 /// As much of a [`Stretch`] as a user wants and may see.
@@ -48,6 +51,8 @@ pub(super) struct Shown {
     pub(super) nid: Option<RoomNid>,
     pub(super) before: Option<NodeId>,
     pub(super) end: Option<NodeId>,
+    /// When members came that were there all the time, if they did.
+    pub(super) completed: Option<StreamPosition>,
 }
 
 impl Stretch {
@@ -59,6 +64,16 @@ impl Stretch {
         self.end = event.state.map(|state| state.head).or(self.end);
         self.events.push(event);
     }
+
+    /// Goes on with the members that were missing.
+    fn complete(&mut self, completed: &Completed) {
+        if self.events.is_empty() && self.before.is_none() {
+            self.before = Some(completed.before);
+        }
+        self.nid = Some(completed.room_nid);
+        self.end = Some(completed.after);
+        self.completed = Some(completed.position);
+    }
 }
 
 /// The stretches of the rooms that are wanted, from the entries of the log between the two positions.
@@ -68,6 +83,12 @@ pub(super) fn from_memory(
 ) -> BTreeMap<OwnedRoomId, Stretch> {
     let mut rooms: BTreeMap<OwnedRoomId, Stretch> = BTreeMap::new();
     for entry in entries {
+        if let Change::Completed(completed) = &entry.change
+            && wanted(&completed.room_id)
+        {
+            let stretch = rooms.entry(completed.room_id.clone()).or_default();
+            stretch.complete(completed);
+        }
         if let Change::Event(event) = &entry.change {
             let room_id = event.pdu.room_id();
             if let Some(stretch) = rooms.get_mut(room_id) {
@@ -115,6 +136,7 @@ impl Sync {
             }
             touched.extend(stretch.events.first().map(|event| event.room_nid));
         }
+        self.completions(rooms, &mut found, above, until);
         if above.0 > 0 {
             for (room_id, _, state) in self.states_at(&touched, above).await? {
                 if let Some(stretch) = found.get_mut(&room_id) {
@@ -123,6 +145,32 @@ impl Sync {
             }
         }
         Ok(found)
+    }
+
+    /// Adds that the members of rooms came between the two positions.
+    fn completions(
+        &self,
+        rooms: &[&Room],
+        found: &mut BTreeMap<OwnedRoomId, Stretch>,
+        above: StreamPosition,
+        until: StreamPosition,
+    ) {
+        for room in rooms {
+            let completed = self.storage.log().roster().completed(&room.room_id, until);
+            let Some(completed) = completed.filter(|completed| completed.position > above) else {
+                continue;
+            };
+            let stretch = found.entry(room.room_id.clone()).or_default();
+            let last = stretch.events.last().and_then(|event| event.position);
+            let (before, end) = (stretch.before, stretch.end);
+            stretch.complete(&completed);
+            if !stretch.events.is_empty() {
+                stretch.before = before;
+            }
+            if last > Some(completed.position.0) {
+                stretch.end = end;
+            }
+        }
     }
 
     /// The current states of rooms as they were at a position.
@@ -136,9 +184,18 @@ impl Sync {
         }
         let mut reader = self.storage.read().await?;
         let last = reader.events().newest(rooms, i64::MIN, at.0, 1).await?;
+        let roster = self.storage.log().roster();
         let state = |event: StoredEvent| {
             let room_id = event.pdu.room_id().to_owned();
-            Some((room_id, event.room_nid, event.state?.head))
+            // No event says when missing members came.
+            let completed = roster.completed(&room_id, at);
+            let completed = completed.filter(|c| Some(c.position.0) > event.position);
+            let head = completed.map(|completed| completed.after);
+            Some((
+                room_id,
+                event.room_nid,
+                head.or(event.state.map(|state| state.head))?,
+            ))
         };
         Ok(last.into_iter().filter_map(state).collect())
     }
@@ -153,11 +210,12 @@ impl Sync {
     ) -> Result<Shown, StorageError> {
         let mut shown = Shown {
             limited: stretch.more,
-            members: false,
+            members: stretch.completed.is_some(),
             any: !stretch.events.is_empty(),
             nid: stretch.nid,
             before: stretch.before,
             end: stretch.end,
+            completed: stretch.completed,
             events: Vec::new(),
         };
         for event in &stretch.events {

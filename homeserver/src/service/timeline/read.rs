@@ -278,6 +278,8 @@ impl Timeline {
         user_id: &UserId,
         room_id: &RoomId,
     ) -> Result<Vec<Arc<StoredEvent>>, ReadError> {
+        self.readable(user_id, room_id).await?;
+        self.heads.whole(room_id).await?;
         let readable = self.readable(user_id, room_id).await?;
         let mut events = self.events.full_state(readable.state).await?;
         events.retain(|event| *event.pdu.event_type() == TimelineEventType::RoomMember);

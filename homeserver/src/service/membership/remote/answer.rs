@@ -33,6 +33,9 @@ use crate::{
 /// How many events are parsed at a time, while others are on their way.
 const PIECE: usize = 256;
 
+/// How many servers may be said to be in a room.
+const MOST_TOLD_SERVERS: usize = 50_000;
+
 /// Whom was asked what.
 #[derive(Clone, Debug)]
 pub(super) struct Question {
@@ -49,6 +52,8 @@ pub(super) struct Heard {
     pub(super) auth_chain: Vec<Unverified>,
     /// Our event as the server has it.
     pub(super) event: Option<Box<RawValue>>,
+    /// If the members were left out: the servers that are in the room.
+    pub(super) servers: Option<Vec<OwnedServerName>>,
 }
 
 /// A room as another server told it, and our event on top of it.
@@ -59,6 +64,8 @@ pub(super) struct Told {
     pub(super) state: StateMap,
     /// States and auth chains, each after those that it refers to.
     pub(super) events: Vec<JudgedOutlier>,
+    /// If the members were left out: the servers that are in the room, the one that told this first.
+    pub(super) servers: Option<Vec<OwnedServerName>>,
 }
 
 /// Why what a server tells is not to be believed.
@@ -109,8 +116,10 @@ impl Question {
         }
         waiting.append(&mut splitter.items());
         parsing.push(self.parse(waiting));
+        let mut members = splitter.finish()?;
         let mut heard = Heard {
-            event: splitter.finish()?.remove("event"),
+            servers: self.servers(&members),
+            event: members.remove("event"),
             ..Heard::default()
         };
         for parsed in parsing {
@@ -122,6 +131,20 @@ impl Question {
             }
         }
         Ok(heard)
+    }
+
+    /// Who is in the room, if the members were left out.
+    fn servers(&self, members: &BTreeMap<String, Box<RawValue>>) -> Option<Vec<OwnedServerName>> {
+        let omitted = members.get("members_omitted");
+        let omitted = omitted.and_then(|json| serde_json::from_str::<bool>(json.get()).ok());
+        omitted.filter(|omitted| *omitted)?;
+        let told = members.get("servers_in_room");
+        let told = told.and_then(|json| serde_json::from_str(json.get()).ok());
+        let mut servers: Vec<OwnedServerName> = told.unwrap_or_default();
+        servers.truncate(MOST_TOLD_SERVERS);
+        servers.retain(|server| *server != self.server);
+        servers.insert(0, self.server.clone());
+        Some(servers)
     }
 
     /// Parses an answer that came as a whole.
@@ -143,6 +166,7 @@ impl Question {
             state: pdus(state),
             auth_chain: pdus(auth_chain),
             event: told.event,
+            servers: None,
         })
     }
 
@@ -168,7 +192,10 @@ impl Question {
         heard: Heard,
     ) -> Result<Told, AnswerError> {
         let Heard {
-            state, auth_chain, ..
+            state,
+            auth_chain,
+            servers,
+            ..
         } = heard;
         let state_ids: Vec<_> = state.iter().map(|pdu| pdu.event_id().to_owned()).collect();
         let mut signed = Vec::with_capacity(state.len() + auth_chain.len());
@@ -197,7 +224,7 @@ impl Question {
             }
         }
         let this = self.clone();
-        let judged = spawn_blocking(move || this.judge(join, &state_ids, right));
+        let judged = spawn_blocking(move || this.judge(join, &state_ids, right, servers));
         judged.await.map_err(|_| AnswerError::Stopped)?
     }
 
@@ -206,6 +233,7 @@ impl Question {
         join: Verified,
         state_ids: &[OwnedEventId],
         mut verified: BTreeMap<OwnedEventId, Verified>,
+        servers: Option<Vec<OwnedServerName>>,
     ) -> Result<Told, AnswerError> {
         let rules = &self.rules;
         let mut found: BTreeMap<OwnedEventId, Arc<Pdu>> = BTreeMap::new();
@@ -222,7 +250,11 @@ impl Question {
             found.insert(event_id, Arc::new(judged.pdu().clone()));
             events.push(judged);
         }
-        let state = self.state(state_ids, &found, join.pdu().event_id())?;
+        let mut state = self.state(state_ids, &found, join.pdu().event_id())?;
+        if servers.is_some() {
+            // The members that allow the join are left out as well, and are told for that.
+            add_members(&mut state, join.pdu(), &found);
+        }
         let lookup = |id: &EventId| found.get(id).cloned();
         let part = |event_type: &StateEventType, key: &str| {
             found
@@ -240,6 +272,7 @@ impl Question {
             join,
             state,
             events,
+            servers,
         })
     }
 
@@ -309,6 +342,21 @@ impl Question {
             Ok(state)
         } else {
             Err(AnswerError::NoCreateEvent)
+        }
+    }
+}
+
+/// Adds the memberships that an event names as what allows it.
+fn add_members(state: &mut StateMap, event: &Pdu, found: &BTreeMap<OwnedEventId, Arc<Pdu>>) {
+    for pdu in event.auth_events().iter().filter_map(|id| found.get(id)) {
+        if *pdu.event_type() == TimelineEventType::RoomMember
+            && !pdu.is_rejected()
+            && let Some(user_id) = pdu.state_key()
+        {
+            let key = (StateEventType::RoomMember, user_id.to_owned());
+            state
+                .entry(key)
+                .or_insert_with(|| pdu.event_id().to_owned());
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ruma::{
-    OwnedEventId, OwnedUserId,
+    OwnedEventId, OwnedServerName, OwnedUserId,
     events::{StateEventType, room::member::MembershipState},
 };
 use sotto_federation::room::{
@@ -25,20 +25,21 @@ use crate::{
         Families, StorageError,
         append::{Append, Gaps, NewEvent, NewOutlier, Placement},
         events::{Txn, TxnScope},
+        partial_joins::{Members as MembersGap, PartialJoin},
         rooms::{Head, Room, RoomNid},
-        state_map::{self, Changed, EventNid, StateKeyId},
+        state_map::{self, Changed, EventNid, NodeId, StateKeyId},
         state_nodes::pair,
     },
 };
 
 /// The number of an event, and whether the database has the event already.
 #[derive(Clone, Copy, Debug)]
-struct Numbered {
-    nid: EventNid,
+pub(super) struct Numbered {
+    pub(super) nid: EventNid,
     known: bool,
 }
 
-type Numbers = BTreeMap<OwnedEventId, Numbered>;
+pub(super) type Numbers = BTreeMap<OwnedEventId, Numbered>;
 
 /// Who is what, and the event that says so.
 type Members = Vec<(OwnedUserId, MembershipState, EventNid)>;
@@ -64,6 +65,7 @@ impl Remote {
         let members = members(&told, &numbers, nid);
         let memberships = self.changes(room.as_ref(), members, nid).await?;
         let outliers = self.outliers(told.events, &numbers);
+        let members = missing_members(room.as_ref(), told.servers, nid, around.before.root);
         let cache = self.storage.event_cache();
         cache.insert_pending(nid, Arc::new(told.join.pdu().clone()));
 
@@ -106,6 +108,7 @@ impl Remote {
             // Where the history of the room goes on that the others have.
             gaps: Gaps {
                 missing: before,
+                members,
                 ..Gaps::default()
             },
         };
@@ -114,7 +117,7 @@ impl Remote {
     }
 
     /// Gives numbers to events that have none.
-    async fn number(&self, events: &[JudgedOutlier]) -> Result<Numbers, StorageError> {
+    pub(super) async fn number(&self, events: &[JudgedOutlier]) -> Result<Numbers, StorageError> {
         let ids: Vec<_> = events
             .iter()
             .map(|judged| judged.pdu().event_id().to_owned())
@@ -137,7 +140,11 @@ impl Remote {
     }
 
     /// The events that the database does not have.
-    fn outliers(&self, events: Vec<JudgedOutlier>, numbers: &Numbers) -> Vec<NewOutlier> {
+    pub(super) fn outliers(
+        &self,
+        events: Vec<JudgedOutlier>,
+        numbers: &Numbers,
+    ) -> Vec<NewOutlier> {
         let mut outliers = Vec::new();
         for judged in events {
             if let Some(Numbered { nid, known: false }) = numbers.get(judged.pdu().event_id()) {
@@ -213,6 +220,23 @@ impl Remote {
         }
         Ok(changes)
     }
+}
+
+/// What becomes of members that were not told: now, or with an earlier join.
+fn missing_members(
+    room: Option<&Room>,
+    servers: Option<Vec<OwnedServerName>>,
+    join: EventNid,
+    state: NodeId,
+) -> Option<MembersGap> {
+    let missing = servers.map(|servers| PartialJoin {
+        join,
+        servers,
+        state,
+    });
+    let were_missing = room.is_some_and(|room| room.partial);
+    let known = were_missing.then_some(MembersGap::Known);
+    missing.map(MembersGap::Missing).or(known)
 }
 
 /// The members by the state after the join.

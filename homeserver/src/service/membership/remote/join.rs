@@ -24,7 +24,7 @@ use super::{AnswerError, Remote, RemoteError, answer::Question, as_before, conte
 use crate::service::incoming::{Errand, Refused};
 
 /// A large room takes its time, on both sides.
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     connect: Duration::from_secs(10),
     request: Duration::from_mins(5),
     answer: 256 * 1024 * 1024,
@@ -129,7 +129,9 @@ impl Remote {
 
         let event_id = join.pdu().event_id().to_owned();
         let json = join.pdu().json().to_owned();
-        let request = create_join_event::Request::new(room_id.to_owned(), event_id, json);
+        let mut request = create_join_event::Request::new(room_id.to_owned(), event_id, json);
+        // Whom the room has can be told later.
+        request.omit_members = true;
         let question = Question {
             server: server.to_owned(),
             room_id: room_id.to_owned(),

@@ -152,7 +152,8 @@ impl Splitter {
     /// The first byte of a value.
     fn value(&mut self, byte: u8) -> Result<(), SplitError> {
         let list = match self.name.as_str() {
-            "state" => Some(List::State),
+            // The one with a join, the other without.
+            "state" | "pdus" => Some(List::State),
             "auth_chain" => Some(List::AuthChain),
             _ => None,
         };
