@@ -115,6 +115,34 @@ async fn what_the_policy_server_does_not_recommend_is_not_sent_and_not_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_policy_server_is_asked_before_a_room_is_closed() {
+    let mut scene = Scene::new().await;
+    let key = scene.fake.policy_key();
+    let policy = json!({ "via": "b.test", "public_keys": { "ed25519": key } });
+    scene.set_policy(&policy).await;
+    scene.fake.lie(Lie::RefuseToSign);
+    let (path, version) = (
+        room(scene.room_id(), "upgrade"),
+        json!({ "new_version": "12" }),
+    );
+    let refused = scene.alice.post(&path, &version).await;
+    assert_eq!(refused.refused(), (400, "M_FORBIDDEN"));
+    let tombstone = room(scene.room_id(), "state/m.room.tombstone/?format=event");
+    assert_eq!(
+        scene.alice.get(&tombstone).await.refused(),
+        (404, "M_NOT_FOUND")
+    );
+    scene.fake.lie(Lie::None);
+    scene.alice.post(&path, &version).await.ok();
+    for kind in ["tombstone", "power_levels"] {
+        let path = format!("state/m.room.{kind}/?format=event");
+        let closed = scene.alice.get(&room(scene.room_id(), &path)).await.ok();
+        let signatures = scene.signatures(closed["event_id"].as_str().unwrap()).await;
+        assert!(signatures["b.test"]["ed25519:policy_server"].is_string());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_room_has_no_policy_server_that_is_not_in_it_or_has_no_key() {
     let mut scene = Scene::new().await;
     scene.fake.lie(Lie::RefuseToSign);

@@ -101,13 +101,10 @@ impl Judged {
         self.pdu
     }
 
-    /// The event with the signatures that it has got since. They say nothing about the verdict.
-    #[must_use]
-    pub fn with_signatures(self, signed: Verified) -> Self {
+    /// Adds the signatures that the event has got since. They say nothing about the verdict.
+    pub fn sign(&mut self, signed: Verified) {
         if signed.pdu().event_id() == self.pdu.event_id() {
-            Self::new(signed.into_pdu(), self.verdict)
-        } else {
-            self
+            *self = Self::new(signed.into_pdu(), self.verdict.clone());
         }
     }
 

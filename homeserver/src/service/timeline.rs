@@ -28,7 +28,7 @@ pub(crate) use self::{
 use super::{
     accounts::Requester,
     events::Events,
-    heads::Heads,
+    heads::{Heads, Slot},
     policy_servers::{PolicyError, PolicyServers},
     visibility::Visibility,
 };
@@ -296,22 +296,15 @@ impl Timeline {
         txn: Option<Txn>,
     ) -> Result<OwnedEventId, SendError> {
         for _ in 0..ATTEMPTS {
-            let mut slot = self.heads.hold(room_id).await?;
+            let slot = self.heads.hold(room_id).await?;
             let room = slot.room().ok_or(SendError::UnknownRoom)?;
             let mut draft = Draft::of(room).ok_or(SendError::UnknownRoom)?;
-            let (policy, version) = (self.policy_servers.of(room).await?, room.head_version);
             let event_id = self
                 .draft_event(&mut draft, sender, copy(&template), txn.clone())
                 .await?;
-            if let Some(policy) = policy {
-                // Nobody waits for the room while another server thinks.
-                drop(slot);
-                self.recommended(&mut draft, &policy).await?;
-                slot = self.heads.hold(room_id).await?;
-                if slot.room().map(|room| room.head_version) != Some(version) {
-                    continue;
-                }
-            }
+            let Some(slot) = self.recommended(slot, &mut draft).await? else {
+                continue;
+            };
             if slot.append(draft.finish()?).await?.is_some() {
                 return Ok(event_id);
             }
@@ -319,21 +312,37 @@ impl Timeline {
         Err(SendError::Busy)
     }
 
-    /// Has the newest event of a draft signed by the policy server of the room, if that has a say.
-    async fn recommended(&self, draft: &mut Draft, policy: &PolicyServer) -> Result<(), SendError> {
-        let rules = draft.rules()?;
-        let newest = draft.newest().filter(|pdu| PolicyServer::judges(pdu));
-        let Some(pdu) = newest else {
-            return Ok(());
+    /// Has the events of a draft signed by the policy server of the room, if that has a say. Nobody waits for the
+    /// room while another server thinks; `None` if it went on meanwhile.
+    pub(crate) async fn recommended(
+        &self,
+        slot: Slot,
+        draft: &mut Draft,
+    ) -> Result<Option<Slot>, SendError> {
+        let room = slot.room().ok_or(SendError::UnknownRoom)?;
+        let Some(policy) = self.policy_servers.of(room).await? else {
+            return Ok(Some(slot));
         };
-        match self.policy_servers.sign(policy, pdu, &rules).await {
-            Ok(signed) => draft.sign_newest(signed),
-            // Nobody is kept in a room.
-            Err(_)
-                if membership(pdu) == Some((pdu.sender().to_owned(), MembershipState::Leave)) => {}
-            Err(error) => return Err(error.into()),
+        let (room_id, version) = (room.room_id.clone(), room.head_version);
+        drop(slot);
+        let rules = draft.rules()?;
+        for event in draft.judged_mut() {
+            let pdu = event.pdu();
+            if !PolicyServer::judges(pdu) {
+                continue;
+            }
+            match self.policy_servers.sign(&policy, pdu, &rules).await {
+                Ok(signed) => event.sign(signed),
+                // Nobody is kept in a room.
+                Err(_)
+                    if membership(pdu)
+                        == Some((pdu.sender().to_owned(), MembershipState::Leave)) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(())
+        let slot = self.heads.hold(&room_id).await?;
+        let same = slot.room().map(|room| room.head_version) == Some(version);
+        Ok(same.then_some(slot))
     }
 }
 

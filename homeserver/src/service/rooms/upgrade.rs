@@ -108,6 +108,9 @@ impl Rooms {
                 .await?
         };
         self.close(&mut closing, user_id, &copies).await?;
+        let Some(slot) = self.timeline.recommended(slot, &mut closing).await? else {
+            return Ok(None);
+        };
         let (made, closed) = (made.finish()?, closing.finish()?);
         let new = made.room_id.clone();
         match self.storage.append(made).await {

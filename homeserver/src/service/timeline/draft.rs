@@ -14,9 +14,7 @@ use sotto_federation::room::{
     auth::{self, Judged, Verdict},
     builder::{self, Basis, BuildError, Hashes, Template},
     pdu::Pdu,
-    redaction,
-    signing::Verified,
-    version,
+    redaction, version,
 };
 
 use super::{SendError, Timeline};
@@ -129,12 +127,9 @@ impl Draft {
         self.events.last().map(|event| event.judged.pdu())
     }
 
-    /// The event that was drafted last has got signatures.
-    pub(super) fn sign_newest(&mut self, signed: Verified) {
-        if let Some(mut event) = self.events.pop() {
-            event.judged = event.judged.with_signatures(signed);
-            self.events.push(event);
-        }
+    /// The events, which may get signatures.
+    pub(super) fn judged_mut(&mut self) -> impl Iterator<Item = &mut Judged> {
+        self.events.iter_mut().map(|event| &mut event.judged)
     }
 
     pub(crate) fn rules(&self) -> Result<RoomVersionRules, SendError> {
