@@ -250,9 +250,13 @@ impl TestServer {
     }
 }
 
+/// A port on which nobody listens; of those that are given to nobody who asks for any, or one of the many
+/// connections of a test would take it before the server does.
 fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its number")
+    let ports = std::iter::repeat_with(|| rand::random_range(10_000..20_000));
+    let mut addresses = ports.map(|port: u16| SocketAddr::from(([127, 0, 0, 1], port)));
+    let is_free = |address: &SocketAddr| TcpListener::bind(address).is_ok();
+    addresses.find(is_free).expect("a free port")
 }
 
 /// Writes a certificate authority, and certificates for one or more names each, called after the first.
