@@ -117,6 +117,10 @@ impl UserDirectoryWorker {
                         let arrives = event.memberships.len() > 1;
                         self.directory.learn(event, arrives, &mut news).await?;
                     }
+                    Change::Completed(completed) => {
+                        let room_id = completed.room_id.clone();
+                        self.directory.learn_room(room_id, &mut news).await?;
+                    }
                     Change::Profile { user_id } => {
                         self.directory.learn_local(user_id, &mut news).await?;
                     }
@@ -182,7 +186,7 @@ struct Place {
 fn is_wanted(change: &Change) -> bool {
     match change {
         Change::Event(event) => event.pdu.is_state() || !event.memberships.is_empty(),
-        Change::Profile { .. } => true,
+        Change::Completed(_) | Change::Profile { .. } => true,
         _ => false,
     }
 }
