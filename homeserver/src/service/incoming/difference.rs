@@ -124,6 +124,33 @@ mod tests {
         proptest::collection::vec(numbers(), 2..5)
     }
 
+    #[test]
+    fn what_is_shared_is_not_walked_through_however_long_it_is() {
+        let long = 100_000;
+        let mut graph: Graph = vec![BTreeSet::new()];
+        graph.extend((1..long).map(|event| BTreeSet::from([event - 1])));
+        // A fork on top.
+        graph.extend([BTreeSet::from([long - 1]), BTreeSet::from([long - 1])]);
+        let states = [BTreeSet::from([long]), BTreeSet::from([long + 1])];
+        let mut walk = Difference::new(2, std::iter::empty());
+        for (number, state) in states.iter().enumerate() {
+            for auth in state.iter().flat_map(|event| &graph[*event]) {
+                walk.add(nid(*auth), &BTreeSet::from([number]));
+            }
+        }
+        let mut steps = 0;
+        while let Some((event, states)) = walk.next() {
+            steps += 1;
+            for auth in &graph[usize::try_from(event.0).unwrap()] {
+                walk.add(nid(*auth), &states);
+            }
+        }
+        assert!(steps < 5, "{steps}");
+        assert!(walk.found().iter().all(BTreeSet::is_empty));
+        // The control: so much is what the definition asks for.
+        assert_eq!(chain(&graph, &states[0]).len(), long);
+    }
+
     proptest! {
         #[test]
         fn what_is_found_is_the_difference_of_the_whole_chains(
