@@ -60,6 +60,8 @@ impl Rooms {
         let rules = version::rules(upgrade.version)
             .ok_or_else(|| UpgradeError::UnsupportedVersion(upgrade.version.clone()))?;
         let (user_id, old) = (upgrade.user_id, upgrade.room_id);
+        // Who is banned is so in the new room as well.
+        self.timeline.heads.whole(old).await?;
         let known = self.timeline.heads.room(old).await?;
         if known.and_then(|room| room.head).is_none() {
             return Err(UpgradeError::UnknownRoom);
