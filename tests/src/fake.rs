@@ -1,8 +1,11 @@
 //! A server that is not ours: it has one room, and says about it what a test wants.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::{
@@ -338,9 +341,11 @@ async fn endless(State(shared): State<Arc<Shared>>, request: Request, next: Next
         return next.run(request).await;
     }
     let taken = shared.endless.clone();
-    let pieces = stream::repeat_with(move || {
+    // Slower than anybody reads, so that little waits in buffers and what was sent is what was read.
+    let pieces = stream::unfold(taken, |taken| async {
+        tokio::time::sleep(Duration::from_millis(2)).await;
         taken.fetch_add(PIECE.len(), Ordering::Relaxed);
-        Ok::<_, std::convert::Infallible>(PIECE)
+        Some((Ok::<_, std::convert::Infallible>(PIECE), taken))
     });
     Body::from_stream(pieces).into_response()
 }

@@ -367,6 +367,8 @@ async fn restarts_of_both_sides_lose_and_repeat_nothing() -> Result<()> {
     server.kill().await?;
     server.resume().await?;
     go_on(&bob, &rooms[0], &mut said, 40).await?;
+    let declined = bob.create_room("Unwanted", &alice).await?;
+    alice.enter(&declined, "leave").await?;
     service.start().await;
     followed
         .agrees(&alice, "after a restart of the server")
