@@ -257,4 +257,6 @@ pub enum ResolveError {
 }
 
 #[cfg(test)]
+mod ruma_tests;
+#[cfg(test)]
 mod tests;
