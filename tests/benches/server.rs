@@ -75,7 +75,10 @@ async fn run(count_statements: bool, part: Part) {
     Run::head(&mut out);
     let alice = register(&server, "alice").await;
     match part {
-        Part::ManyRooms => return many_rooms::run(&mut server, &alice, &mut out).await,
+        Part::ManyRooms => {
+            many_rooms::run(&mut server, &alice, &mut out).await;
+            return;
+        }
         Part::BigRoom => return big_room::run(&mut server, &alice, &mut out).await,
         Part::Everything => {}
     }
@@ -87,7 +90,7 @@ async fn run(count_statements: bool, part: Part) {
     }
     idle_syncs(&mut server, &alice).await.print(&mut out);
     fan_out(&mut server, &alice).await.print(&mut out);
-    many_rooms::run(&mut server, &alice, &mut out).await;
+    let alice = many_rooms::run(&mut server, &alice, &mut out).await;
     big_room::run(&mut server, &alice, &mut out).await;
 }
 

@@ -27,6 +27,7 @@ pub struct Server {
     output: BufReader<ChildStdout>,
     pub url: String,
     directory: PathBuf,
+    counts_statements: bool,
 }
 
 /// What the server has used so far.
@@ -69,7 +70,21 @@ impl Server {
             output,
             url,
             directory: directory.to_owned(),
+            counts_statements: count_statements,
         }
+    }
+
+    /// Stops the server and starts it on what it has, at another address.
+    pub fn restart(&mut self) {
+        self.stop();
+        let directory = self.directory.clone();
+        *self = Self::start(&directory, self.counts_statements);
+    }
+
+    fn stop(&mut self) {
+        // Closing its input stops the server; it is waited for, so that its directory can go.
+        drop(writeln!(self.input, "stop"));
+        drop(self.child.wait());
     }
 
     /// What it has used so far.
@@ -105,9 +120,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Closing its input stops the server; it is waited for, so that its directory can go.
-        drop(writeln!(self.input, "stop"));
-        drop(self.child.wait());
+        self.stop();
     }
 }
 

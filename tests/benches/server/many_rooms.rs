@@ -13,8 +13,8 @@ const ROOMS: usize = 1_000;
 const TIMES: usize = 10;
 const SLIDING: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
 
-/// Makes the rooms, and measures the syncs.
-pub async fn run(server: &mut Server, alice: &User, out: &mut impl Write) {
+/// Makes the rooms, and measures the syncs of a server that has just started. Returns its client.
+pub async fn run(server: &mut Server, alice: &User, out: &mut impl Write) -> User {
     let name = format!("make a room and write in it, {ROOMS} times");
     let made = Run::of(server, &name, ROOMS, 8, |index| async move {
         // As people have them: most without a name of their own.
@@ -27,6 +27,11 @@ pub async fn run(server: &mut Server, alice: &User, out: &mut impl Write) {
         alice.send(&room_id, "An ordinary sentence.").await;
     });
     made.await.print(out);
+    server.restart();
+    let idle = server.usage().rss / 1024;
+    writeln!(out, "resident when idle, with all these rooms: {idle} KiB").expect("standard output");
+    let client = User::anonymous(server.url.clone()).with_token(&alice.token);
+    let alice = &client;
     let first = Run::of(server, "first sync", TIMES, 1, |_| async move {
         let answer = alice.sync(None, 0).await;
         assert!(count(&answer["rooms"]["join"]) >= ROOMS, "all rooms");
@@ -63,6 +68,7 @@ pub async fn run(server: &mut Server, alice: &User, out: &mut impl Write) {
         },
     );
     quiet.await.print(out);
+    client
 }
 
 async fn slide(alice: &User, pos: Option<&str>, last: usize) -> Value {

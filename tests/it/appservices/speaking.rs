@@ -209,6 +209,32 @@ async fn services_say_when_something_was_sent() {
     }
 }
 
+/// Which of several edits counts does not depend on the order in which they came.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_latest_edit_is_the_one_that_was_made_last() {
+    let (server, bridge) = server_and_bridge("").await;
+    let service = bridge.client(&server);
+    let room_id = service.create_room(&json!({})).await;
+    let event_id = service.send(&room_id, "a word").await;
+    for (ts, body) in [
+        (2_000, "the first edit"),
+        (3_000, "the last"),
+        (1_000, "an old one"),
+    ] {
+        let content = json!({
+            "msgtype": "m.text", "body": body,
+            "m.new_content": { "msgtype": "m.text", "body": body },
+            "m.relates_to": { "rel_type": "m.replace", "event_id": event_id },
+        });
+        let path = room(&room_id, &format!("send/m.room.message/{ts}?ts={ts}"));
+        service.put(&path, &content).await.ok();
+    }
+    let path = room(&room_id, &format!("event/{}", escape(&event_id)));
+    let event = service.get(&path).await.ok();
+    let edit = &event["unsigned"]["m.relations"]["m.replace"];
+    assert_eq!(edit["content"]["body"], "the last");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_can_be_free_of_rate_limits() {
     let free = Bridge::start("free", "rate_limited: false").await;

@@ -243,21 +243,32 @@ impl View<'_> {
                 && group.sender == parent.pdu.sender()
                 && group.event_type == parent.pdu.event_type().to_string()
         });
-        let Some(newest) = edit.and_then(|group| latest.get(&group.last)) else {
+        let Some((group, newest)) = edit.and_then(|group| Some((group, latest.get(&group.last)?)))
+        else {
             return Ok(None);
         };
         if is_edit {
             return Ok(None);
         }
         let none = Bundles::default();
-        if let Some(shown) = self.shown(newest, &none).await? {
+        if group.count == 1
+            && let Some(shown) = self.shown(newest, &none).await?
+        {
             return Ok(Some(shown));
         }
         let same = |event: &&Arc<StoredEvent>| {
             event.pdu.sender() == parent.pdu.sender()
                 && event.pdu.event_type() == parent.pdu.event_type()
         };
-        match self.seen(parent, REPLACE).await?.iter().find(same) {
+        // The latest is the one that was made last, not the one that came last.
+        let seen = self.seen(parent, REPLACE).await?;
+        let made = |event: &&Arc<StoredEvent>| {
+            (
+                event.pdu.origin_server_ts(),
+                event.pdu.event_id().to_owned(),
+            )
+        };
+        match seen.iter().filter(same).max_by_key(made) {
             Some(event) => self.shown(event, &none).await,
             None => Ok(None),
         }
