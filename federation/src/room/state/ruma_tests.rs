@@ -14,6 +14,68 @@ use serde_json::{Value, json, value::to_raw_value};
 use super::*;
 use crate::room::version;
 
+/// Rooms, and the files with their events.
+const ROOMS: [(&str, &[&str]); 9] = [
+    ("minimal_private_chat", &[PRIVATE]),
+    ("minimal_public_chat", &[PUBLIC]),
+    (
+        "origin_server_ts_tiebreak",
+        &[PRIVATE, "origin-server-ts-tiebreak.json"],
+    ),
+    (
+        "ban_vs_power_levels",
+        &[
+            PUBLIC,
+            "ban-vs-power-levels-alice.json",
+            "ban-vs-power-levels-bob.json",
+        ],
+    ),
+    (
+        "topic_vs_power_levels",
+        &[
+            PUBLIC,
+            "topic-vs-power-levels-alice.json",
+            "topic-vs-power-levels-bob.json",
+        ],
+    ),
+    (
+        "power_levels_admin_vs_mod",
+        &[
+            PUBLIC,
+            "power-levels-admin-vs-mod-alice.json",
+            "power-levels-admin-vs-mod-bob.json",
+        ],
+    ),
+    (
+        "topic_vs_ban",
+        &[
+            PUBLIC,
+            "topic-vs-ban-common.json",
+            "topic-vs-ban-alice.json",
+            "topic-vs-ban-bob.json",
+        ],
+    ),
+    (
+        "join_rules_vs_join",
+        &[
+            PUBLIC,
+            "join-rules-vs-join-common.json",
+            "join-rules-vs-join-alice.json",
+            "join-rules-vs-join-ella.json",
+        ],
+    ),
+    (
+        "concurrent_joins",
+        &[
+            PUBLIC,
+            "concurrent-joins-charlie.json",
+            "concurrent-joins-ella.json",
+        ],
+    ),
+];
+const PRIVATE: &str = "bootstrap-private-chat.json";
+const PUBLIC: &str = "bootstrap-public-chat.json";
+
 /// The events of one test, in no order.
 struct Graph {
     rules: RoomVersionRules,
@@ -151,66 +213,8 @@ impl Graph {
 #[test]
 fn rooms_of_ruma_come_to_the_state_that_it_expects() {
     let folder = resolve_folder();
-    let (private, public) = ("bootstrap-private-chat.json", "bootstrap-public-chat.json");
-    for (name, files) in [
-        ("minimal_private_chat", vec![private]),
-        ("minimal_public_chat", vec![public]),
-        (
-            "origin_server_ts_tiebreak",
-            vec![private, "origin-server-ts-tiebreak.json"],
-        ),
-        (
-            "ban_vs_power_levels",
-            vec![
-                public,
-                "ban-vs-power-levels-alice.json",
-                "ban-vs-power-levels-bob.json",
-            ],
-        ),
-        (
-            "topic_vs_power_levels",
-            vec![
-                public,
-                "topic-vs-power-levels-alice.json",
-                "topic-vs-power-levels-bob.json",
-            ],
-        ),
-        (
-            "power_levels_admin_vs_mod",
-            vec![
-                public,
-                "power-levels-admin-vs-mod-alice.json",
-                "power-levels-admin-vs-mod-bob.json",
-            ],
-        ),
-        (
-            "topic_vs_ban",
-            vec![
-                public,
-                "topic-vs-ban-common.json",
-                "topic-vs-ban-alice.json",
-                "topic-vs-ban-bob.json",
-            ],
-        ),
-        (
-            "join_rules_vs_join",
-            vec![
-                public,
-                "join-rules-vs-join-common.json",
-                "join-rules-vs-join-alice.json",
-                "join-rules-vs-join-ella.json",
-            ],
-        ),
-        (
-            "concurrent_joins",
-            vec![
-                public,
-                "concurrent-joins-charlie.json",
-                "concurrent-joins-ella.json",
-            ],
-        ),
-    ] {
-        let graph = Graph::read(&folder, &files);
+    for (name, files) in ROOMS {
+        let graph = Graph::read(&folder, files);
         assert_eq!(graph.play(), expected(&folder, name), "{name}");
     }
 }
