@@ -325,7 +325,22 @@ impl Remembered {
     }
 }
 
-/// A name for somebody who chose none.
+/// A name for somebody who chose none. Only letters and digits: names that begin with `_` are by custom those
+/// of application services.
 fn random_name() -> String {
-    random_id().to_lowercase()
+    let id = random_id().to_lowercase();
+    id.chars().filter(char::is_ascii_alphanumeric).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_names_are_nobodys_else() {
+        for _ in 0..1_000 {
+            let name = random_name();
+            assert!(name.len() > 12 && name.chars().all(char::is_alphanumeric));
+        }
+    }
 }
