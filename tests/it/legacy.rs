@@ -213,12 +213,9 @@ async fn who_is_not_in_a_room_may_watch_it_if_anybody_may() {
     let send = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/1");
     alice.put(&send, &json!({ "body": "hello" })).await.ok();
     let news = eve.get(&format!("{watch}&from={from}")).await.ok();
-    assert_eq!(
-        message(&news).unwrap()["content"]["body"],
-        "hello",
-        "{news}"
-    );
-    // And who comes and goes there.
+    let found = message(&news).unwrap().clone();
+    assert_eq!(found["content"]["body"], "hello", "{news}");
+    // And who comes and goes there, reads and types.
     let from = news["end"].as_str().unwrap().to_owned();
     let bob = server.register("bob").await;
     for user in [&bob, &alice] {
@@ -233,6 +230,22 @@ async fn who_is_not_in_a_room_may_watch_it_if_anybody_may() {
     assert_eq!(chunk[0]["type"], "m.presence");
     assert_eq!(chunk[0]["content"]["user_id"], alice.user_id.as_str());
     assert_eq!(chunk[0]["content"]["presence"], "unavailable");
+    let last = found["event_id"].as_str().unwrap();
+    let last = sotto_tests::escape(last);
+    let path = format!("/_matrix/client/v3/rooms/{room}/receipt/m.read/{last}");
+    alice.post(&path, &json!({})).await.ok();
+    let path = format!("/_matrix/client/v3/rooms/{room}/typing/{}", alice.user_id);
+    alice
+        .put(&path, &json!({ "typing": true, "timeout": 20_000 }))
+        .await
+        .ok();
+    let from = news["end"].as_str().unwrap();
+    let news = eve.get(&format!("{watch}&from={from}")).await.ok();
+    let chunk = news["chunk"].as_array().unwrap().iter();
+    let mut kinds: Vec<_> = chunk.map(|event| event["type"].as_str().unwrap()).collect();
+    kinds.retain(|kind| *kind != "m.presence");
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["m.receipt", "m.typing"], "{news}");
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ use super::{
     presence::Presence,
     sync::{Ask, Sync, SyncToken},
     timeline::{Direction, PageAsk, PageToken, ReadError, Timeline},
+    typing::Typing,
 };
 use crate::storage::{Families, Storage, StorageError, log::StreamPosition};
 
@@ -37,6 +38,7 @@ pub(crate) struct OldSync {
     sync: Sync,
     timeline: Timeline,
     presence: Presence,
+    typing: Typing,
     stopping: CancellationToken,
 }
 
@@ -53,6 +55,7 @@ impl OldSync {
         sync: Sync,
         timeline: Timeline,
         presence: Presence,
+        typing: Typing,
         stopping: CancellationToken,
     ) -> Self {
         Self {
@@ -60,6 +63,7 @@ impl OldSync {
             sync,
             timeline,
             presence,
+            typing,
             stopping,
         }
     }

@@ -359,6 +359,7 @@ pub(super) fn services(
         sync.clone(),
         timeline.clone(),
         presence.clone(),
+        typing.clone(),
         stopping.clone(),
     );
     let shared_secret = SharedSecret::new(accounts.clone(), clock.clone(), config);

@@ -7,16 +7,16 @@ use ruma::{
     OwnedUserId, RoomId, api::client::filter::RoomEventFilter,
     events::room::member::MembershipState,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{MOST_EVENTS, OldSync, Stretch, in_room, name_in_content, stream_token};
+use super::{MOST_EVENTS, OldSync, Stretch, in_room, name_in_content, stream_token, with_room};
 use crate::{
     service::{
         accounts::Requester,
-        sync::SyncToken,
+        sync::{SyncToken, ephemeral::receipt_events},
         timeline::{Direction, PageAsk, PageToken, ReadError},
     },
-    storage::log::StreamPosition,
+    storage::{Families, StorageError, log::StreamPosition},
 };
 
 impl OldSync {
@@ -65,7 +65,7 @@ impl OldSync {
         let page = self.timeline.page(&requester.user_id, room_id, ask).await?;
         let newest = page.events.last().and_then(|event| event.position);
         let end = newest.map_or(until.max(start), StreamPosition);
-        let mut chunk = self.came_and_went(requester, room_id, start, end);
+        let mut chunk = self.passing(requester, room_id, start, end).await?;
         for event in &page.events {
             let events = &self.timeline.events;
             let event = events.for_client_with_room::<()>(event, requester).await?;
@@ -78,30 +78,44 @@ impl OldSync {
         })
     }
 
-    /// The members of a room whose presence changed. Who was in the room and is not any more does not learn
-    /// of it.
-    fn came_and_went(
+    /// Who came and went, typed and read in a room. Who was in the room and is not any more does not learn of
+    /// it.
+    async fn passing(
         &self,
         requester: &Requester,
         room_id: &RoomId,
         start: StreamPosition,
         end: StreamPosition,
-    ) -> Vec<Value> {
+    ) -> Result<Vec<Value>, StorageError> {
         let roster = self.storage.log().roster();
         let place = roster.place(&requester.user_id, room_id);
         if place.is_some_and(|place| place.membership != MembershipState::Join) {
-            return Vec::new();
+            return Ok(Vec::new());
         }
+        let is_new = |position: StreamPosition| position > start && position <= end;
         let mut users = self.presence.everybody();
         users.retain(|user_id| {
-            let changed = self.presence.position(user_id);
-            changed.is_some_and(|at| at > start && at <= end) && roster.is_joined(user_id, room_id)
+            self.presence.position(user_id).is_some_and(is_new)
+                && roster.is_joined(user_id, room_id)
         });
         let event = |user_id: OwnedUserId| {
             let mut event = self.presence.event(&user_id);
             name_in_content(&mut event);
             event
         };
-        users.into_iter().map(event).collect()
+        let mut chunk: Vec<Value> = users.into_iter().map(event).collect();
+        let typing = self.typing.in_room(room_id);
+        let typing = typing.filter(|(position, _)| is_new(*position));
+        chunk.extend(typing.map(|(_, users)| {
+            let typing = json!({ "type": "m.typing", "content": { "user_ids": users } });
+            with_room(typing, room_id)
+        }));
+        let (rooms, user_id) = ([room_id.to_owned()], &requester.user_id);
+        let mut reader = self.storage.read().await?;
+        let mut receipts = reader.receipts();
+        let receipts = receipts.changed(&rooms, user_id, start, end).await?;
+        let receipts = receipt_events(&receipts).into_iter();
+        chunk.extend(receipts.map(|event| with_room(event, room_id)));
+        Ok(chunk)
     }
 }
