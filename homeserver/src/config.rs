@@ -16,7 +16,7 @@ use std::{
 
 pub use email::{Email, SmtpEncryption};
 pub use load::{ConfigError, Overrides};
-pub use media::{Media, Previews};
+pub use media::{Bucket, Media, MediaStore, Previews};
 pub use rate_limits::{Rate, RateLimits};
 pub use registration::{Captcha, Terms};
 use ruma::{OwnedServerName, RoomVersionId};

@@ -17,7 +17,8 @@ mod worker;
 pub use api::endpoints;
 pub use listen::ListenTlsError;
 pub use service::{
-    appservices::registration::AppserviceError, federation::FederationError, sign_on::JwtKeyError,
+    appservices::registration::AppserviceError, federation::FederationError, media::BucketError,
+    sign_on::JwtKeyError,
 };
 pub use start::{Homeserver, StartError};
 pub use storage::{StorageError, inspect};

@@ -22,6 +22,7 @@ use crate::{
         appservices::registration::AppserviceError,
         events::Events,
         federation::{Federation, FederationError},
+        media::BucketError,
         sign_on::JwtKeyError,
     },
     storage::{Storage, StorageError},
@@ -89,6 +90,9 @@ pub enum StartError {
     /// Other servers cannot be spoken to as the configuration says.
     #[error(transparent)]
     Federation(#[from] FederationError),
+    /// There is no place for files.
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
     /// No token with which somebody logs in could be checked.
     #[error(transparent)]
     Jwt(#[from] JwtKeyError),

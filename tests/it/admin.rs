@@ -6,7 +6,7 @@ use sotto_homeserver::admin::{self, Ask, AskError};
 use sotto_tests::{Setup, TestServer, User, escape};
 
 /// Asks; the command as it is written on the socket.
-async fn ask(server: &TestServer, command: Value) -> Result<Value, String> {
+pub(crate) async fn ask(server: &TestServer, command: Value) -> Result<Value, String> {
     let ask: Ask = serde_json::from_value(json!({ "command": command })).unwrap();
     let answer = admin::ask(server.data_dir(), &ask).await;
     answer.map_err(|error| match error {

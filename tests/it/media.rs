@@ -1,5 +1,6 @@
 //! Files that people send.
 
+mod bucket;
 mod care;
 mod remote;
 pub(crate) mod thumbnails;

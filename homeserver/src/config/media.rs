@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use super::Secret;
+
 const MIB: u64 = 1024 * 1024;
 
 /// What the server accepts to store, and for how long.
@@ -22,6 +24,46 @@ pub struct Media {
     pub remote_cache_bytes: Option<u64>,
     /// For how many days it is kept when nobody asks for it. Default 90.
     pub remote_cache_days: Option<u32>,
+    /// Where files are. What is in the directory already can still be read when this changes.
+    pub store: MediaStore,
+}
+
+/// Where files are.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MediaStore {
+    /// In `media` in the data directory.
+    #[default]
+    Directory,
+    /// In a bucket: `[media.store.s3]`.
+    S3(Bucket),
+}
+
+/// A bucket of S3, or of something that speaks like it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bucket {
+    /// Its name.
+    pub name: String,
+    /// Where it is. Default `us-east-1`, which most of those that are not Amazon accept.
+    #[serde(default = "region")]
+    pub region: String,
+    /// The URL of the store, if that is not Amazon's.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// What to log in with. Without it the environment is asked, as on machines of Amazon.
+    #[serde(default)]
+    pub access_key_id: Option<String>,
+    /// The secret that belongs to it.
+    #[serde(default)]
+    pub secret_access_key: Option<Secret>,
+    /// What the names of all files begin with, such as `sotto/`. Default nothing.
+    #[serde(default)]
+    pub prefix: String,
+}
+
+fn region() -> String {
+    "us-east-1".to_owned()
 }
 
 impl Default for Media {
@@ -34,6 +76,7 @@ impl Default for Media {
             max_remote_bytes: 100 * MIB,
             remote_cache_bytes: Some(10 * 1024 * MIB),
             remote_cache_days: Some(90),
+            store: MediaStore::default(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! random names, and a table that says what they are. A file can be seen when its row is there, and the row is
 //! written when the file is durable.
 
+mod bucket;
 mod care;
 mod files;
 mod multipart;
@@ -19,7 +20,9 @@ use ruma::{OwnedMxcUri, OwnedServerName, OwnedUserId, ServerName, UserId};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::bucket::BucketError;
 use self::{
+    bucket::Bucket,
     files::{Files, Spooled, WriteError},
     turns::Turns,
 };
@@ -133,15 +136,22 @@ pub(crate) enum FetchError {
 }
 
 impl Media {
-    pub(crate) fn new(parts: Parts<'_>) -> Self {
+    pub(crate) fn new(parts: Parts<'_>) -> Result<Self, BucketError> {
         let server_name = parts.federation.server_name().to_owned();
         let budget = usize::try_from(thumbnails::BUDGET).unwrap_or(usize::MAX >> 4);
-        Self(Arc::new(Inner {
+        let bucket = match &parts.settings.store {
+            config::MediaStore::Directory => None,
+            config::MediaStore::S3(bucket) => {
+                let tls = rustls::ClientConfig::clone(parts.federation.tls());
+                Some(Bucket::new(bucket, tls)?)
+            }
+        };
+        Ok(Self(Arc::new(Inner {
             storage: parts.storage,
             clock: parts.clock,
             federation: parts.federation,
             server_name,
-            files: Files::new(parts.data_dir),
+            files: Files::new(parts.data_dir, bucket),
             settings: parts.settings,
             tasks: parts.tasks,
             stopping: parts.stopping,
@@ -149,7 +159,7 @@ impl Media {
             turns: Turns::default(),
             fetching: Semaphore::new(FETCHES),
             decoding: Semaphore::new(budget),
-        }))
+        })))
     }
 
     /// The largest upload, in bytes.

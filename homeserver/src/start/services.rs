@@ -133,7 +133,7 @@ pub(super) fn services(
         settings: config.media.clone(),
         tasks: tasks.clone(),
         stopping: stopping.clone(),
-    });
+    })?;
     tasks.spawn(media.care());
     let previews = Previews::new(
         config.previews.clone(),

@@ -1,7 +1,7 @@
-//! Where files are: in a directory, under random names. Nothing that a client or another server chose is ever
-//! part of a path.
+//! Where files are: in a directory or a bucket, under random names. Nothing that a client or another server
+//! chose is ever part of a path.
 //!
-//! A file is written beside the others first, and takes its place when it is whole and durable. Until its row
+//! A file is written to the disk first, and takes its place when it is whole and durable. Until its row
 //! in the database is durable too, its copy in `incoming` says that it may have to go again: after a crash
 //! [`Files::left_over`] names those.
 
@@ -12,11 +12,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, future::Either};
 use tokio::{
     fs,
     io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt},
 };
+
+use super::bucket::Bucket;
 
 /// How much of a file is in memory at once.
 const PIECE: usize = 64 * 1024;
@@ -26,6 +28,8 @@ const PIECE: usize = 64 * 1024;
 pub(super) struct Files {
     directory: PathBuf,
     incoming: PathBuf,
+    /// Where new files go, if not into the directory.
+    bucket: Option<Bucket>,
 }
 
 /// Why there is no whole file.
@@ -61,12 +65,30 @@ impl Drop for Spooled {
     }
 }
 
+/// A file on the disk, for what reads it in one go.
+#[derive(Debug)]
+pub(super) enum Local {
+    Placed(PathBuf),
+    /// A copy of one that is in the bucket.
+    Fetched(Spooled),
+}
+
+impl Local {
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Placed(path) => path,
+            Self::Fetched(spooled) => spooled.path(),
+        }
+    }
+}
+
 impl Files {
-    pub(super) fn new(data_dir: &Path) -> Self {
+    pub(super) fn new(data_dir: &Path, bucket: Option<Bucket>) -> Self {
         let directory = data_dir.join("media");
         Self {
             incoming: directory.join("incoming"),
             directory,
+            bucket,
         }
     }
 
@@ -100,6 +122,9 @@ impl Files {
 
     /// Gives a file its place. The copy in `incoming` stays.
     pub(super) async fn place(&self, spooled: &Spooled) -> Result<(), WriteError> {
+        if let Some(bucket) = &self.bucket {
+            return Ok(bucket.put(&spooled.name, &spooled.path).await?);
+        }
         let path = self.path(&spooled.name);
         let folder = path.parent().unwrap_or(&self.directory).to_owned();
         fs::create_dir_all(&folder).await?;
@@ -117,8 +142,11 @@ impl Files {
     /// Removes a file; that there is none is no error.
     pub(super) async fn remove(&self, name: &str) -> std::io::Result<()> {
         match fs::remove_file(self.path(name)).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match &self.bucket {
+                Some(bucket) => bucket.remove(name).await,
+                None => Ok(()),
+            },
+            removed => removed,
         }
     }
 
@@ -148,25 +176,52 @@ impl Files {
         name: &str,
         part: Range<u64>,
     ) -> std::io::Result<impl Stream<Item = std::io::Result<Bytes>> + Send + use<>> {
-        let mut file = fs::File::open(self.path(name)).await?;
-        if part.start > 0 {
-            file.seek(SeekFrom::Start(part.start)).await?;
-        }
-        let file = file.take(part.end.saturating_sub(part.start));
-        Ok(futures_util::stream::unfold(Some(file), async |file| {
-            let mut file = file?;
-            let mut piece = Vec::with_capacity(PIECE);
-            match file.read_buf(&mut piece).await {
-                Ok(0) => None,
-                Ok(_) => Some((Ok(Bytes::from(piece)), Some(file))),
-                Err(error) => Some((Err(error), None)),
+        match (fs::File::open(self.path(name)).await, &self.bucket) {
+            (Ok(file), _) => Ok(Either::Left(pieces(file, part).await?)),
+            (Err(error), Some(bucket)) if error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Either::Right(bucket.get(name, part).await?))
             }
-        }))
+            (Err(error), _) => Err(error),
+        }
     }
 
-    /// Where a file is, for what reads it in one go.
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    /// A file of this many bytes on the disk, fetched if it is not there.
+    pub(super) async fn local(&self, name: &str, size: u64) -> std::io::Result<Local> {
+        let path = self.path(name);
+        if self.bucket.is_none() || fs::try_exists(&path).await? {
+            return Ok(Local::Placed(path));
+        }
+        let content = self.open(name, 0..size).await?;
+        match self.spool(content, size).await {
+            Ok(spooled) => Ok(Local::Fetched(spooled)),
+            Err(WriteError::Store(error)) => Err(error),
+            Err(_) => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
         let (folder, rest) = name.split_at_checked(2).unwrap_or(("", name));
         self.directory.join(folder).join(rest)
     }
+}
+
+async fn pieces(
+    mut file: fs::File,
+    part: Range<u64>,
+) -> std::io::Result<impl Stream<Item = std::io::Result<Bytes>> + Send + use<>> {
+    if part.start > 0 {
+        file.seek(SeekFrom::Start(part.start)).await?;
+    }
+    let file = file.take(part.end.saturating_sub(part.start));
+    let pieces = futures_util::stream::unfold(Some(file), async |file| {
+        let mut file = file?;
+        let mut piece = Vec::with_capacity(PIECE);
+        match file.read_buf(&mut piece).await {
+            Ok(0) => None,
+            Ok(_) => Some((Ok(Bytes::from(piece)), Some(file))),
+            Err(error) => Some((Err(error), None)),
+        }
+    });
+    // One that can be moved, as the pieces of a bucket can.
+    Ok(pieces.boxed())
 }

@@ -9,6 +9,7 @@ use ruma::ServerName;
 
 use super::{
     FetchError, Media, UploadError,
+    files::Local,
     picture::{self, Method, Picture, PictureError, Plan, Wish},
 };
 use crate::storage::{Families, media::StoredFile, thumbnails::ThumbnailId};
@@ -79,7 +80,10 @@ impl Media {
             return Ok(made);
         }
         let most = self.0.settings.max_image_pixels;
-        let plan = self.decode(file, move |content| picture::plan(content, wish, most));
+        let size = u64::try_from(file.size).unwrap_or(0);
+        let local = self.0.files.local(&file.name, size).await;
+        let local = local.map_err(FetchError::Store)?;
+        let plan = self.decode(&local, move |content| picture::plan(content, wish, most));
         let pixels = match plan.await? {
             Plan::Make { pixels } => pixels,
             Plan::Original(content_type) => {
@@ -96,7 +100,7 @@ impl Media {
         let cost = u32::try_from(pixels * u64::from(BUDGET) / most.max(1)).unwrap_or(BUDGET);
         let room = self.0.decoding.acquire_many(cost.clamp(LEAST, BUDGET));
         let room = room.await.map_err(|_| ThumbnailError::Unknown)?;
-        let made = self.decode(file, move |content| picture::shrink(content, wish, most));
+        let made = self.decode(&local, move |content| picture::shrink(content, wish, most));
         let picture = made.await?;
         drop(room);
         self.keep_thumbnail(id, picture).await
@@ -111,10 +115,10 @@ impl Media {
     /// Reads an image where that disturbs nobody. A decoder that panics has met something that is no image.
     async fn decode<T: Send + 'static>(
         &self,
-        file: &StoredFile,
+        local: &Local,
         decode: impl FnOnce(BufReader<File>) -> Result<T, PictureError> + Send + 'static,
     ) -> Result<T, ThumbnailError> {
-        let path = self.0.files.path(&file.name);
+        let path = local.path().to_owned();
         let task = tokio::task::spawn_blocking(move || {
             let file = File::open(path).map_err(FetchError::Store)?;
             let decoded = decode(BufReader::new(file));
