@@ -1,8 +1,13 @@
 //! Those who ask too often wait.
 
 use serde_json::json;
-use sotto_homeserver::config::Rate;
+use sotto_homeserver::config::{Rate, RateLimits};
 use sotto_tests::{Setup, User};
+
+#[test]
+fn there_are_limits_by_default() {
+    assert!(RateLimits::default().enabled);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_passwords_and_many_messages_are_slowed_down() {
@@ -68,6 +73,12 @@ async fn addresses_that_register_too_often_are_slowed_down() {
     let nobody = User::anonymous(server.url());
     let refused = nobody.post("/_matrix/client/v3/register", &json!({})).await;
     assert_eq!(refused.refused(), (429, "M_LIMIT_EXCEEDED"));
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("{}/_matrix/client/v3/register", server.url());
+    let refused = http.post(url).body("{}").send().await.unwrap();
+    let wait = refused.headers()["retry-after"].to_str().unwrap();
+    let wait: u64 = wait.parse().unwrap();
+    assert!((90..=100).contains(&wait), "{wait}");
     // Looking is not asking.
     let path = "/_matrix/client/v3/register/available?username=carol";
     nobody.get(path).await.ok();
