@@ -15,8 +15,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Attachment, EncryptedAttachment } from "@matrix-org/matrix-sdk-crypto-wasm";
 import { createClient, RoomEvent } from "matrix-js-sdk";
 
-import { JsRooms, until } from "./js_rooms.mjs";
+import { until } from "./js_rooms.mjs";
 import { load, save } from "./js_store.mjs";
+import { JsTrust } from "./js_trust.mjs";
 
 const ENCRYPTION = {
     type: "m.room.encryption",
@@ -26,7 +27,7 @@ const ENCRYPTION = {
 const POLL_MS = 100;
 const FIRST_SYNC_SECONDS = 60;
 
-class JsClient extends JsRooms {
+class JsClient extends JsTrust {
     databases = null;
 
     /** Logs in as a new device and keeps the session in `store` for a later `restore`. */
@@ -141,8 +142,11 @@ class JsClient extends JsRooms {
             userId: session.user_id,
             deviceId: session.device_id,
             accessToken: session.access_token,
+            cryptoCallbacks: this.cryptoCallbacks,
+            verificationMethods: ["m.sas.v1"],
         });
         await this.client.initRustCrypto({ cryptoDatabasePrefix: "interop" });
+        this.listen();
         this.client.on(RoomEvent.Timeline, (event) => this.events.set(event.getId(), event));
         await this.client.startClient({ initialSyncLimit: 50, threadSupport: true });
         await until(FIRST_SYNC_SECONDS, () => "no first sync", () => this.client.isInitialSyncComplete());

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -135,6 +136,21 @@ class NioClient(NioRooms):
     async def undecryptable(self):
         """Lists the events that no key has come for."""
         return {"event_ids": [i for i, e in self.events.items() if isinstance(e, MegolmEvent)]}
+
+    async def export_keys(self, passphrase):
+        """All room keys, as a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "keys")
+            await self.client.export_keys(str(file), passphrase)
+            return {"file": file.read_text()}
+
+    async def import_keys(self, file, passphrase):
+        """Takes the room keys of a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "keys")
+            path.write_text(file)
+            await self.client.import_keys(str(path), passphrase)
+        return {}
 
     async def quit(self):
         """Stops syncing and closes the store."""

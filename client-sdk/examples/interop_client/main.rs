@@ -1,6 +1,8 @@
 //! A client that is driven by JSON lines, for the interoperability tests: one request a line in,
 //! one answer a line out. `tests/interop/README.md` describes the requests.
 
+mod trust;
+
 use std::{
     collections::HashMap,
     error::Error,
@@ -84,6 +86,8 @@ enum Request {
     },
     Undecryptable {},
     Quit {},
+    #[serde(untagged)]
+    Trust(trust::Request),
 }
 
 /// The client and what it has seen.
@@ -203,6 +207,7 @@ impl Person {
             }
             Request::WaitEvent { event_id, timeout } => self.wait_event(event_id, timeout).await,
             Request::Undecryptable {} => Ok(self.undecryptable()),
+            Request::Trust(request) => self.trust(request).await,
             // It is answered where the lines are read.
             Request::Quit {} => Ok(json!({})),
         }
