@@ -241,6 +241,22 @@ async fn a_stale_device_list_is_fetched_until_it_is_right() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_known_is_not_said_to_have_no_devices() {
+    let (_ours, _other, fake, alice) = with_fake(RoomVersionId::V11).await;
+    alice.join_via(fake.room_id().as_str(), "b.test").await.ok();
+    let query = json!({ "device_keys": { "@mallory:b.test": [] } });
+    let path = "/_matrix/client/v3/keys/query";
+    fake.lie(Lie::RefuseDevices);
+    let answer = alice.post(path, &query).await.ok();
+    assert!(answer["failures"]["b.test"].is_object(), "{answer}");
+    assert_eq!(answer["device_keys"], json!({}));
+    fake.lie(Lie::None);
+    let answer = alice.post(path, &query).await.ok();
+    assert_eq!(answer["failures"], json!({}), "control");
+    assert!(answer["device_keys"]["@mallory:b.test"]["PHONE"].is_object());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_comes_is_not_sent_what_was_before() {
     let (ours, _other, fake, alice) = with_fake(RoomVersionId::V11).await;
     let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::{
-    DeviceId, OwnedUserId, UserId,
+    DeviceId, OwnedDeviceId, OwnedUserId, UserId,
     api::client::keys::get_keys,
     encryption::{CrossSigningKey, DeviceKeys as RawDeviceKeys},
     serde::Raw,
@@ -126,14 +126,16 @@ impl Machine {
             let failed = response
                 .failures
                 .contains_key(user_id.server_name().as_str());
-            if devices.is_none() && failed {
+            if failed {
+                // It is asked again; what is served meanwhile is better than nothing.
+                if devices.is_some_and(|devices| !devices.is_empty()) {
+                    let (taken, _) = self.take_keys(&mut batch, user_id, response).await?;
+                    alarms.extend(taken);
+                }
                 self.postpone(&mut batch, user_id).await?;
                 continue;
             }
-            alarms.extend(
-                self.take_list(&mut batch, user_id, devices, response)
-                    .await?,
-            );
+            alarms.extend(self.take_list(&mut batch, user_id, response).await?);
             if let Some(mut tracked) = TrackedUser::load(&batch, user_id).await? {
                 // A change that came after the question leaves the list outdated.
                 tracked.outdated = tracked.generation != *generation;
@@ -175,13 +177,31 @@ impl Machine {
         tracked.save(batch, user_id)
     }
 
+    /// Takes the list of a user: what is not in it is gone.
     async fn take_list(
         &self,
         batch: &mut Batch<'_>,
         user_id: &UserId,
-        served: Option<&BTreeMap<ruma::OwnedDeviceId, Raw<RawDeviceKeys>>>,
         response: &get_keys::v3::Response,
     ) -> Result<Vec<Alarm>, StoreError> {
+        let (alarms, present) = self.take_keys(batch, user_id, response).await?;
+        for mut device in devices::load_devices(batch, user_id).await? {
+            if !device.deleted && !present.contains(&device.device_id) {
+                device.deleted = true;
+                device.save(batch)?;
+            }
+        }
+        Ok(alarms)
+    }
+
+    /// Takes the keys of a user's identity and devices; returns which devices have usable ones.
+    async fn take_keys(
+        &self,
+        batch: &mut Batch<'_>,
+        user_id: &UserId,
+        response: &get_keys::v3::Response,
+    ) -> Result<(Vec<Alarm>, BTreeSet<OwnedDeviceId>), StoreError> {
+        let served = response.device_keys.get(user_id);
         let identities = cross_signing_keys(response, user_id);
         let mut alarms: Vec<_> = self
             .take_identity(batch, user_id, response)
@@ -222,13 +242,7 @@ impl Machine {
                 alarms.push(Alarm::DeviceKeysChanged { user_id, device_id });
             }
         }
-        for mut device in devices::load_devices(batch, user_id).await? {
-            if !device.deleted && !present.contains(&device.device_id) {
-                device.deleted = true;
-                device.save(batch)?;
-            }
-        }
-        Ok(alarms)
+        Ok((alarms, present))
     }
 }
 

@@ -277,6 +277,31 @@ async fn t_dl_5_a_server_that_does_not_answer_keeps_nobody_silent() {
 }
 
 #[tokio::test]
+async fn t_dl_5_what_comes_with_a_failure_is_not_the_newest() {
+    let (mut server, mut alice, bob) = alice_and_bob().await;
+    let environment = alice.environment.clone();
+    let far = another(&mut server, "@far:away.example", "FAR", &environment).await;
+    alice.share(&mut server, room(), &[&bob, &far]).await;
+    let _new = another(&mut server, "@far:away.example", "NEW", &environment).await;
+    alice.receive(&mut server).await;
+    let (id, query) = due(&alice).await.remove(0);
+    let mut response = server.query(&query);
+    let list = response.device_keys.get_mut(far.user());
+    list.unwrap().clear();
+    response
+        .failures
+        .insert("away.example".to_owned(), json!({}));
+    let answer = Response::KeysQuery(response);
+    let taken = alice.machine.mark_request_as_sent(&id, &answer).await;
+    taken.unwrap();
+    assert_eq!(device_names(&alice, &far).await, ["FAR"]);
+    assert!(due(&alice).await.is_empty(), "not at once");
+    environment.advance(Duration::from_secs(16));
+    alice.send_outgoing(&mut server).await;
+    assert_eq!(device_names(&alice, &far).await, ["FAR", "NEW"]);
+}
+
+#[tokio::test]
 async fn pauses_grow_and_end_with_news_of_the_user() {
     let (mut server, mut alice, bob, id, _) = with_a_query_under_way().await;
     alice

@@ -71,12 +71,13 @@ impl E2eKeys {
                 ask.entry(server).or_default().insert(user_id, devices);
             }
         }
-        let mut failures = Vec::new();
+        let (mut failures, mut unknown) = (Vec::new(), Vec::new());
         let fetches = fetch.iter().map(|user_id| self.fetch(user_id));
         for (user_id, outcome) in fetch.iter().zip(join_all(fetches).await) {
             if let Err(error) = outcome {
                 tracing::debug!(%user_id, %error, "a device list was not fetched");
                 failures.push(user_id.server_name().to_owned());
+                unknown.push(user_id);
             }
         }
         let answers = ask
@@ -84,6 +85,14 @@ impl E2eKeys {
             .map(|(server, wanted)| self.ask(server, wanted));
         let answers = join_all(answers).await;
         let mut found = self.query_stored(Asker::User(asker), &stored).await?;
+        for user_id in unknown {
+            // An old copy is better than nothing. No copy is not the same as no devices, and
+            // clients would forget those that they know.
+            let devices = found.device_keys.get(user_id);
+            if devices.is_some_and(BTreeMap::is_empty) {
+                found.device_keys.remove(user_id);
+            }
+        }
         for (server, answer) in answers {
             match answer {
                 Ok(answer) => found.add(answer),
