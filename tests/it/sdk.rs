@@ -4,6 +4,7 @@ mod bots;
 mod examples;
 mod files;
 mod history;
+mod relations;
 mod soak;
 mod trust;
 
