@@ -138,17 +138,21 @@ impl DeviceLists<'_> {
         Ok(())
     }
 
-    /// Says whether our copy is good: from where in the log on, or not any more.
-    pub(crate) async fn set_fetched_at(
+    /// An update says more than our copy of a remote user's list has, which is to be fetched again.
+    pub(crate) async fn outdate(
         &mut self,
         user_id: &UserId,
-        fetched_at: Option<StreamPosition>,
+        stream_id: DeviceStreamId,
     ) -> Result<(), StorageError> {
-        sqlx::query("UPDATE device_lists SET fetched_at = $1 WHERE user_id = $2")
-            .bind(fetched_at.map(|position| position.0))
-            .bind(user_id.as_str())
-            .execute(&mut *self.0)
-            .await?;
+        sqlx::query(
+            "INSERT INTO device_lists (user_id, position, stream_id, failures, retry_at)
+             VALUES ($1, 0, $2, 0, 0) ON CONFLICT (user_id) DO UPDATE
+             SET stream_id = excluded.stream_id, fetched_at = NULL, failures = 0, retry_at = 0",
+        )
+        .bind(user_id.as_str())
+        .bind(stream_id.0)
+        .execute(&mut *self.0)
+        .await?;
         Ok(())
     }
 

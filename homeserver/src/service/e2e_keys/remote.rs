@@ -238,7 +238,7 @@ impl E2eKeys {
     /// Fetches the list of a remote user whose server will tell us of changes.
     pub(super) async fn fetch(&self, user_id: &UserId) -> Result<(), FetchError> {
         let mut reader = self.storage.read().await?;
-        let before = reader.device_lists().remote(user_id).await?.changed_at;
+        let before = reader.device_lists().remote(user_id).await?;
         drop(reader);
         let at = self.storage.log().position();
         let request = get_devices::v1::Request::new(user_id.to_owned());
@@ -250,7 +250,9 @@ impl E2eKeys {
         let write = self.storage.write(move |tx| {
             async move {
                 // An update that came in the meantime may not be in the answer.
-                let current = tx.device_lists().remote(&user_id).await?.changed_at == before;
+                let now = tx.device_lists().remote(&user_id).await?;
+                let current =
+                    now.changed_at == before.changed_at && now.stream_id == before.stream_id;
                 replace(tx, &user_id, answer, current.then_some(at)).await
             }
             .boxed()
@@ -295,12 +297,12 @@ async fn apply(tx: &mut Tx, update: DeviceListUpdateContent) -> Result<Copy, Sto
     let follows = known.is_some_and(|known| {
         !update.prev_id.is_empty() && update.prev_id.iter().all(|id| number(*id) <= known)
     });
-    tx.change_device_list(user_id).await?;
     if !follows {
-        tx.device_lists().set_fetched_at(user_id, None).await?;
-        tx.device_lists().set_retry_at(user_id, Some(0), 0).await?;
+        // Clients hear of it once there is something new to be had, and then only.
+        tx.device_lists().outdate(user_id, stream_id).await?;
         return Ok(Copy::Outdated);
     }
+    tx.change_device_list(user_id).await?;
     if update.deleted == Some(true) {
         tx.device_keys().delete(user_id, &update.device_id).await?;
     } else if let Some(keys) = &update.keys {

@@ -83,9 +83,11 @@ impl Sync {
         response.device_unused_fallback_key_types = Some(counts.unused_fallback_keys.clone());
         let counted = counts_changed(look);
         let to_device = self.to_device(look, response).await?;
-        if !look.is_first() {
-            response.device_lists = self.device_lists(look).await?;
-        }
+        response.device_lists = if look.is_first() {
+            self.lately_changed(look)
+        } else {
+            self.device_lists(look).await?
+        };
         Ok(counted || to_device || !response.device_lists.is_empty())
     }
 
@@ -188,6 +190,21 @@ impl Sync {
             }
         }
         Ok(self.sort(user_id, changed, moved, invited))
+    }
+
+    /// Whose keys changed in the last while, for a device that begins: it may have asked for keys before it
+    /// first syncs, or lost its place but not what it knew.
+    fn lately_changed(&self, look: &Look<'_>) -> DeviceLists {
+        let log = self.storage.log();
+        let is_list = |change: &Change| matches!(change, Change::DeviceList { .. });
+        let entries = log.since_if(log.reach(), is_list).unwrap_or_default();
+        let changed = entries.iter().filter(|entry| entry.position <= look.until);
+        let changed = changed.filter_map(|entry| match &entry.change {
+            Change::DeviceList { user_id } => Some(user_id.clone()),
+            _ => None,
+        });
+        let user_id = &look.ask.requester.user_id;
+        self.sort(user_id, changed.collect(), BTreeSet::new(), BTreeSet::new())
     }
 
     /// Whose keys changed since a position, and who is out of sight, from the database
