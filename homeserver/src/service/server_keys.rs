@@ -16,17 +16,21 @@ use ruma::{
 };
 use serde_json::value::{RawValue, to_raw_value};
 use sotto_federation::{
-    client::FetchedKeys,
+    client::{ClientError, FetchedKeys},
     room::signing::{PublicKeyMap, RequiredKeys, SigningKey},
     server_keys::{self, KeysError},
     transaction::Backoff,
 };
 use tokio::sync::Mutex;
 
+pub(crate) use self::notary::Question;
 use super::federation::Federation;
 use crate::{
     clock::Clock,
-    storage::{Families, Storage, StorageError, server_keys::PublishedKeys},
+    storage::{
+        Families, Storage, StorageError,
+        server_keys::{MOST_LISTS, PublishedKeys},
+    },
 };
 
 /// For how long others may believe what we say about our keys.
@@ -37,7 +41,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(2);
 /// How many servers are asked at the same time.
 const AT_ONCE: usize = 64;
-/// A server that answered, but not with the key that is sought, is not asked again before.
+/// A server that answered, but not with the key that is sought, is asked again so often, and then not before
+/// a pause.
+const ANSWERS_WITHOUT_PAUSE: u32 = 8;
 const PAUSE_AFTER_ANSWER: Duration = Duration::from_mins(1);
 /// A server that did not answer is asked again at the latest after this.
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
@@ -60,7 +66,11 @@ struct Slot {
     /// Whether the database was asked.
     loaded: bool,
     keys: Option<Arc<server_keys::ServerKeys>>,
-    newest: Option<PublishedKeys>,
+    /// What the server published, the newest first; one list for each set of keys.
+    lists: Vec<PublishedKeys>,
+    /// How often it answered, and since when that is counted.
+    answers: u32,
+    counted_since: Option<MilliSecondsSinceUnixEpoch>,
     backoff: Backoff,
     not_before: Option<MilliSecondsSinceUnixEpoch>,
 }
@@ -209,27 +219,6 @@ impl ServerKeys {
         self.0.federation.heard_from(server);
     }
 
-    /// The list that a server published, if it is, or was lately, valid at some time: what we tell others
-    /// as a notary.
-    pub(crate) async fn published(
-        &self,
-        server: &ServerName,
-        valid_at: MilliSecondsSinceUnixEpoch,
-    ) -> Result<Option<(Box<RawValue>, Arc<server_keys::ServerKeys>)>, StorageError> {
-        let slot = self.slot(server);
-        let mut slot = slot.lock().await;
-        self.load_slot(server, &mut slot).await?;
-        if slot
-            .keys
-            .as_ref()
-            .is_none_or(|keys| keys.valid_until() < valid_at)
-        {
-            self.refresh(server, &mut slot).await?;
-        }
-        let json = slot.newest.as_ref().map(|newest| newest.json.clone());
-        Ok(json.zip(slot.keys.clone()))
-    }
-
     fn slot(&self, server: &ServerName) -> Arc<Mutex<Slot>> {
         let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
         match self.0.slots.get_or_insert_with(server, fresh) {
@@ -279,7 +268,12 @@ impl ServerKeys {
                 self.keep(server, &fetched).await?;
                 slot.take(fetched);
                 slot.backoff = slot.backoff.recovered();
-                slot.not_before = Some(after(now, PAUSE_AFTER_ANSWER));
+                slot.answered(now);
+            }
+            // It is there; but has no keys to tell at this moment.
+            Ok(Err(error @ ClientError::Matrix(_))) => {
+                tracing::debug!(%server, %error, "a server did not tell its keys");
+                slot.answered(now);
             }
             Ok(Err(error)) => {
                 tracing::debug!(%server, %error, "a server did not tell its keys");
@@ -409,26 +403,40 @@ impl Slot {
         self.loaded = true;
         for list in lists.into_iter().rev() {
             if let Ok(keys) = server_keys::ServerKeys::parse(&list.json, server, list.fetched_at) {
-                self.add(keys);
-                self.newest = Some(list);
+                self.add(keys, list);
             }
         }
     }
 
     fn take(&mut self, fetched: FetchedKeys) {
-        self.add(fetched.keys);
-        self.newest = Some(PublishedKeys {
+        let list = PublishedKeys {
             json: fetched.json,
             fetched_at: fetched.fetched_at,
-        });
+        };
+        self.add(fetched.keys, list);
     }
 
-    fn add(&mut self, keys: server_keys::ServerKeys) {
+    fn add(&mut self, keys: server_keys::ServerKeys, list: PublishedKeys) {
+        let ids = key_ids(&list.json);
+        self.lists.retain(|other| key_ids(&other.json) != ids);
+        self.lists.insert(0, list);
+        self.lists.truncate(MOST_LISTS);
         let keys = match &self.keys {
             Some(earlier) => keys.with_earlier(earlier),
             None => keys,
         };
         self.keys = Some(Arc::new(keys));
+    }
+
+    /// The server is there, so it may be asked again; but not by everybody all the time.
+    fn answered(&mut self, now: MilliSecondsSinceUnixEpoch) {
+        let is_over = |since| after(since, PAUSE_AFTER_ANSWER) <= now;
+        if self.counted_since.is_none_or(is_over) {
+            (self.counted_since, self.answers) = (Some(now), 0);
+        }
+        self.answers += 1;
+        let enough = self.answers >= ANSWERS_WITHOUT_PAUSE;
+        self.not_before = enough.then(|| after(now, PAUSE_AFTER_ANSWER));
     }
 
     fn failed(&mut self, now: MilliSecondsSinceUnixEpoch) {

@@ -10,7 +10,7 @@ use super::{StorageError, dialect};
 
 /// The most lists of one server that are looked at. A server that changes its key more often than that
 /// has old events that nobody can verify.
-const MOST_LISTS: usize = 16;
+pub(crate) const MOST_LISTS: usize = 16;
 
 /// A list of keys as a server published it.
 #[derive(Clone, Debug)]

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use axum::extract::State;
 use futures_util::{StreamExt, stream};
 use ruma::{
-    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedServerName,
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedServerSigningKeyId, UInt,
     api::federation::discovery::{
-        ServerSigningKeys, get_remote_server_keys, get_remote_server_keys_batch, get_server_keys,
+        ServerSigningKeys, get_remote_server_keys,
+        get_remote_server_keys_batch::{self, v2::QueryCriteria},
+        get_server_keys,
     },
     serde::Raw,
 };
@@ -19,11 +21,13 @@ use crate::{
         error::MatrixError,
         extract::{Anonymous, Matrix},
     },
-    service::server_keys::ServerKeys,
+    service::server_keys::{Question, ServerKeys},
 };
 
 /// The most servers that one question may be about.
 const MOST_SERVERS: usize = 100;
+/// The most keys of one server that a question may be about.
+const MOST_KEYS: usize = 50;
 /// How many servers are asked at the same time for one who asks us.
 const AT_ONCE: usize = 8;
 
@@ -48,8 +52,12 @@ async fn get_remote_server_keys(
     State(keys): State<ServerKeys>,
     Anonymous(request): Anonymous<get_remote_server_keys::v2::Request>,
 ) -> Result<Matrix<get_remote_server_keys::v2::Response>, MatrixError> {
-    let wanted = (request.server_name, request.minimum_valid_until_ts);
-    let found = look_up(&keys, std::iter::once(wanted)).await?;
+    let question = Question {
+        server: request.server_name,
+        ids: Vec::new(),
+        valid_at: request.minimum_valid_until_ts,
+    };
+    let found = look_up(&keys, std::iter::once(question)).await?;
     Ok(Matrix(get_remote_server_keys::v2::Response::new(found)))
 }
 
@@ -63,18 +71,19 @@ async fn get_remote_server_keys_batch(
             "Too many servers are asked about",
         ));
     }
-    let latest = |criteria: BTreeMap<_, get_remote_server_keys_batch::v2::QueryCriteria>| {
-        criteria
-            .into_values()
-            .filter_map(|criteria| criteria.minimum_valid_until_ts)
-            .max()
-            .unwrap_or(MilliSecondsSinceUnixEpoch(ruma::UInt::MIN))
+    let question = |(server, criteria): (_, BTreeMap<OwnedServerSigningKeyId, QueryCriteria>)| {
+        let times = criteria.values();
+        let latest = times.filter_map(|criteria| criteria.minimum_valid_until_ts);
+        Question {
+            server,
+            valid_at: latest
+                .max()
+                .unwrap_or(MilliSecondsSinceUnixEpoch(UInt::MIN)),
+            ids: criteria.into_keys().take(MOST_KEYS).collect(),
+        }
     };
-    let wanted = request
-        .server_keys
-        .into_iter()
-        .map(|(server, criteria)| (server, latest(criteria)));
-    let found = look_up(&keys, wanted).await?;
+    let questions = request.server_keys.into_iter().map(question);
+    let found = look_up(&keys, questions).await?;
     Ok(Matrix(get_remote_server_keys_batch::v2::Response::new(
         found,
     )))
@@ -82,16 +91,16 @@ async fn get_remote_server_keys_batch(
 
 async fn look_up(
     keys: &ServerKeys,
-    wanted: impl Iterator<Item = (OwnedServerName, MilliSecondsSinceUnixEpoch)>,
+    questions: impl Iterator<Item = Question>,
 ) -> Result<Vec<Raw<ServerSigningKeys>>, MatrixError> {
-    let lookups = wanted.map(|(server, at)| async move { keys.as_notary(&server, at).await });
+    let lookups = questions.map(|question| async move { keys.as_notary(&question).await });
     let found: Vec<_> = stream::iter(lookups)
         .buffer_unordered(AT_ONCE)
         .collect()
         .await;
     let mut lists = Vec::with_capacity(found.len());
-    for list in found {
-        if let Some(list) = list? {
+    for told in found {
+        for list in told? {
             lists.push(raw(&list)?);
         }
     }
