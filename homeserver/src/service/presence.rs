@@ -4,6 +4,7 @@
 //! the log; what is told of a user is worked out from what their devices said whenever somebody asks.
 //! That somebody is active is read off the log, so nobody who sends anything need say so.
 
+mod early;
 mod state;
 mod watch;
 
@@ -22,7 +23,10 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 pub(crate) use self::state::Status;
-use self::state::{Local, Remote};
+use self::{
+    early::Early,
+    state::{Local, Remote},
+};
 use super::accounts::Requester;
 use crate::{
     clock::Clock,
@@ -47,6 +51,7 @@ struct Inner {
     clock: Clock,
     settings: config::Presence,
     known: Mutex<HashMap<OwnedUserId, Known>>,
+    early: Early,
     /// Somebody came of whom nothing was known.
     begun: Notify,
     /// When something may next change by itself, in milliseconds since the Unix epoch.
@@ -114,6 +119,7 @@ impl Presence {
             clock,
             settings,
             known: Mutex::default(),
+            early: Early::default(),
             begun: Notify::new(),
             due: AtomicU64::new(u64::MAX),
         }))
@@ -190,8 +196,8 @@ impl Presence {
     }
 
     /// What other servers say of their users
-    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#presence)). What they may not say, and
-    /// what nobody here can see, is left out.
+    /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#presence)). What they may not say is left
+    /// out.
     pub(crate) async fn receive_remote(
         &self,
         origin: &ServerName,
@@ -206,15 +212,28 @@ impl Presence {
         let updates = updates.filter_map(|update| Update::deserialize(update).ok());
         let mut heard = Vec::new();
         for update in updates {
-            let roster = self.0.storage.log().roster();
-            if update.user_id.server_name() != origin
-                || !is_known(&update.presence)
-                || !roster.knows(&update.user_id)
-            {
+            if update.user_id.server_name() != origin || !is_known(&update.presence) {
                 continue;
             }
-            let user_id = update.user_id.clone();
-            let source = Source::Remote(update.remote(now));
+            let (user_id, remote) = (update.user_id.clone(), update.remote(now));
+            if self.0.storage.log().roster().knows(&user_id) {
+                heard.push((user_id, remote));
+            } else {
+                self.0.early.keep(user_id, remote);
+                self.0.begun.notify_one();
+            }
+        }
+        self.hear(heard).await
+    }
+
+    /// Notes what is said of users of other servers.
+    async fn hear(
+        &self,
+        said: impl IntoIterator<Item = (OwnedUserId, Remote)>,
+    ) -> Result<(), StorageError> {
+        let mut heard = Vec::new();
+        for (user_id, remote) in said {
+            let source = Source::Remote(remote);
             let mut known = self.known();
             if let Some(known) = known.get_mut(&user_id) {
                 known.source = source;
@@ -223,7 +242,7 @@ impl Presence {
             }
             heard.push(user_id);
         }
-        self.look_again(Some(now + state::SILENT_AFTER));
+        self.look_again(Some(self.now() + state::SILENT_AFTER));
         self.tell(heard).await
     }
 

@@ -77,6 +77,13 @@ impl Presence {
             }
             let acted = self.read_on(&mut read);
             let now = self.now();
+            let roster = self.0.storage.log().roster();
+            let early = (self.0.early).take(now, |user_id| roster.knows(user_id));
+            if !early.is_empty()
+                && let Err(error) = self.hear(early).await
+            {
+                tracing::warn!(%error, "presence could not be told");
+            }
             if now < self.0.due.load(Ordering::Relaxed) && !acted {
                 continue;
             }

@@ -65,7 +65,10 @@ impl FederationSender {
             let home = row.user_id.server_name();
             if home == own {
                 if !self.is_offline(&row.user_id) {
-                    self.saw(&row.user_id);
+                    for server in roster.remote_servers(&row.room_id) {
+                        self.0.queues.push_presence(&server, [row.user_id.clone()]);
+                        self.wake(server);
+                    }
                 }
                 continue;
             }
