@@ -15,6 +15,7 @@ use ruma::{
         base64::{Standard, UrlSafe},
     },
 };
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 pub use self::{
@@ -74,7 +75,9 @@ pub struct Basis {
 /// Builds, hashes and signs an event
 /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#adding-hashes-and-signatures-to-outgoing-events)).
 ///
-/// `key` is the key of `server_name`, to which `sender` must belong.
+/// `key` is the key of `server_name`, to which `sender` must belong; or, where somebody of another server
+/// invited an address, the user of `server_name` to whom it was found to belong
+/// ([spec](https://spec.matrix.org/v1.19/client-server-api/#third-party-invites)).
 pub fn build(
     template: Template,
     basis: &Basis,
@@ -84,7 +87,7 @@ pub fn build(
     server_name: &ServerName,
     key: &SigningKey,
 ) -> Result<Verified, BuildError> {
-    if sender.server_name() != server_name {
+    if sender.server_name() != server_name && !is_third_party_invite(&template, server_name) {
         return Err(BuildError::ForeignSender);
     }
     let mut object = outline(template, basis, rules)?;
@@ -103,6 +106,26 @@ pub fn build(
     key.sign_event(&mut object, server_name, &rules.redaction)?;
     let event_id = event_id(&object, rules)?;
     Ok(Verified::own(Pdu::from_object(&object, event_id)?))
+}
+
+/// Whether an event turns the invite of an address into that of a user of this server. Everybody in the room
+/// checks that the identity server, which whoever invited the address had chosen, says so.
+fn is_third_party_invite(template: &Template, server_name: &ServerName) -> bool {
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        membership: &'a str,
+        #[serde(borrow)]
+        third_party_invite: &'a RawValue,
+    }
+    let content = serde_json::from_str::<Content<'_>>(template.content.get());
+    let is_invite = content.is_ok_and(|content| {
+        content.membership == "invite" && content.third_party_invite.get().starts_with('{')
+    });
+    let target = template.state_key.as_deref().map(<&UserId>::try_from);
+    let is_ours = |target: &UserId| target.server_name() == server_name;
+    template.event_type == TimelineEventType::RoomMember
+        && is_invite
+        && target.is_some_and(|target| target.is_ok_and(is_ours))
 }
 
 /// Why there is no event.

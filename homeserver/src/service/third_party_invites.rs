@@ -229,9 +229,9 @@ impl ThirdPartyInvites {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Makes an invite of an address into one of the user, or has it made.
+    /// Makes an invite of an address into one of the user, if this server is in the room, or has it made.
     async fn take(&self, bound: &Bound) -> Result<(), ThirdPartyInviteError> {
-        if bound.sender.server_name() == self.timeline.server_name {
+        if self.membership.is_resident(&bound.room_id).await? {
             self.invite(&bound.room_id, &bound.signed).await
         } else {
             self.ask(bound).await
@@ -279,7 +279,8 @@ impl ThirdPartyInvites {
         let invite = events.state_pdu(head.state, &kind, &signed.token).await?;
         let (_, invite) = invite.ok_or(ThirdPartyInviteError::NoSuchInvite)?;
         let sender = invite.sender();
-        if sender.server_name() != self.timeline.server_name {
+        let own: &OwnedServerName = &self.timeline.server_name;
+        if sender.server_name() != own && signed.mxid.server_name() != own {
             return Err(ThirdPartyInviteError::NoSuchInvite);
         }
         let invite = invite.content_as::<Content>().unwrap_or_default();

@@ -1,18 +1,19 @@
 //! `events`: every event once, with the state around it.
 
 pub(super) mod rows;
+mod txn;
 
 use std::sync::{Arc, OnceLock};
 
 use ruma::{
-    EventId, OwnedEventId, OwnedTransactionId, RoomVersionId, ServerName,
-    events::AnySyncTimelineEvent, serde::Raw,
+    EventId, OwnedEventId, RoomVersionId, ServerName, events::AnySyncTimelineEvent, serde::Raw,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sotto_federation::room::{auth::Verdict, pdu::Pdu};
 use sqlx::{AnyConnection, Row, any::AnyRow};
 
+pub(crate) use self::txn::{Txn, TxnScope};
 use super::{
     StorageError,
     append::{NewEvent, NewOutlier},
@@ -22,32 +23,6 @@ use super::{
     roster::Membership,
     state_map::{EventNid, NodeId},
 };
-
-/// What a local client said to make an event idempotent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Txn {
-    /// User, device and endpoint.
-    pub(crate) scope: TxnScope,
-    /// The client's id.
-    pub(crate) id: OwnedTransactionId,
-}
-
-/// Within what a transaction id is unique.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct TxnScope(pub(crate) String);
-
-impl TxnScope {
-    /// The scope of events that another server made and handed in for this server to pass on, as with
-    /// `send_join`. No device has a scope like it.
-    pub(crate) fn handed_in() -> Self {
-        Self("handed in".to_owned())
-    }
-
-    /// The scope of events of ours that another server passes on, because we handed them in there.
-    pub(crate) fn passed_on() -> Self {
-        Self("passed on".to_owned())
-    }
-}
 
 /// An event as it is stored. Never changes, but for a redaction, which replaces the whole value.
 #[derive(Debug)]
@@ -214,7 +189,14 @@ impl StoredEvent {
     pub(crate) fn is_ours_to_send(&self, own: &ServerName) -> bool {
         let scope = self.txn.as_ref().map(|txn| &txn.scope);
         let ours = self.pdu.sender().server_name() == own && scope != Some(&TxnScope::passed_on());
-        self.is_accepted() && (ours || scope == Some(&TxnScope::handed_in()))
+        let handed_in = scope == Some(&TxnScope::handed_in());
+        self.is_accepted() && (ours || handed_in || self.is_for_another())
+    }
+
+    /// Whether the server of its sender does not know of the event.
+    pub(crate) fn is_for_another(&self) -> bool {
+        let for_another = |txn: &Txn| txn.scope == TxnScope::for_another();
+        self.txn.as_ref().is_some_and(for_another)
     }
 
     /// Whether other events may build on this one.

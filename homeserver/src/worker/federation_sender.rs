@@ -255,7 +255,9 @@ impl FederationSender {
         }
         // Whoever made the event has it.
         servers.remove(own);
-        servers.remove(event.pdu.sender().server_name());
+        if !event.is_for_another() {
+            servers.remove(event.pdu.sender().server_name());
+        }
         servers.into_iter().collect()
     }
 

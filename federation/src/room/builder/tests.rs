@@ -415,3 +415,34 @@ fn a_restricted_join_is_signed_if_our_user_opens_the_room() {
         }
     }
 }
+
+#[test]
+fn an_invite_of_an_address_is_made_for_who_invited_it_by_the_server_of_whose_it_is() {
+    let (room, branch) = Room::new(&RoomVersionId::V11);
+    let with = |sender: &str, target: &str, content: Value| {
+        let sender = <&UserId>::try_from(sender).unwrap();
+        let template = Room::template("m.room.member", Some(target), &content);
+        let basis = room.basis(&branch, sender, &template);
+        let own = server_name!("two.example");
+        build(template, &basis, sender, now(), &room.rules, own, &room.key).err()
+    };
+    let invite = json!({ "membership": "invite", "third_party_invite": { "signed": {} } });
+    assert_eq!(with(ALICE, BOB, invite.clone()), None);
+    for (target, content) in [
+        (CAROL, invite),
+        (BOB, json!({ "membership": "invite" })),
+        (
+            BOB,
+            json!({ "membership": "invite", "third_party_invite": 1 }),
+        ),
+        (
+            BOB,
+            json!({ "membership": "join", "third_party_invite": {} }),
+        ),
+    ] {
+        assert_eq!(
+            with(ALICE, target, content),
+            Some(BuildError::ForeignSender)
+        );
+    }
+}

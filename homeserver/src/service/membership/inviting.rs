@@ -2,14 +2,17 @@
 //! ([spec](https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3roomsroomidinvite)).
 
 use ruma::{
-    OwnedEventId, OwnedUserId, RoomId, UserId,
+    OwnedEventId, OwnedUserId, RoomId, TransactionId, UserId,
     events::{StateEventType, room::member::MembershipState},
 };
 use serde_json::value::to_raw_value;
 use sotto_federation::room::builder::{BuildError, Template};
 
 use super::{Change, Membership, MembershipError, RemoteError, template};
-use crate::service::timeline::{SendError, StatePart};
+use crate::{
+    service::timeline::{SendError, StatePart},
+    storage::events::{Txn, TxnScope},
+};
 
 impl Membership {
     /// Invites a user.
@@ -36,12 +39,18 @@ impl Membership {
         template: impl Fn() -> Template,
     ) -> Result<OwnedEventId, MembershipError> {
         self.timeline.heads.whole(room_id).await?;
-        if target.server_name() == self.timeline.server_name {
+        let own = &self.timeline.server_name;
+        if target.server_name() == own {
             self.appservices.look_for(&self.storage, target).await?;
             if self.timeline.visibility.blocks_invites(target).await? {
                 return Err(MembershipError::InviteBlocked);
             }
-            let appended = self.timeline.append(sender, room_id, template(), None);
+            let for_another = (sender.server_name() != own).then(|| Txn {
+                scope: TxnScope::for_another(),
+                id: TransactionId::new(),
+            });
+            let timeline = &self.timeline;
+            let appended = timeline.append(sender, room_id, template(), for_another);
             return Ok(appended.await?);
         }
         let invited = self.remote.invite(sender, target, room_id, template).await;
