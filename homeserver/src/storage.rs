@@ -70,6 +70,7 @@ use self::{
     append::{Append, AppendError, Appended},
     counters::Counters,
     dialect::Dialect,
+    event_cache::EventCache,
     log::Log,
     otk_epoch::OtkEpoch,
     related::Related,
@@ -158,7 +159,7 @@ struct Inner {
     counters: Arc<Counters>,
     log: Arc<Log>,
     states: StateNodes,
-    events: event_cache::EventCache,
+    events: Arc<EventCache>,
     otk_epoch: Arc<OtkEpoch>,
     related: Related,
     erased: RwLock<BTreeSet<OwnedUserId>>,
@@ -200,16 +201,17 @@ impl Storage {
         drop(connection);
         let log = Arc::new(Log::new(counters.position(), roster));
         let (jobs, queue) = mpsc::channel(1024);
+        let (states, events) = (StateNodes::new(secret), Arc::new(EventCache::new()));
         let writer = Writer {
             pool: pool.clone(),
             dialect,
             counters: counters.clone(),
             log: log.clone(),
+            events: events.clone(),
             jobs: queue,
         };
         tasks.spawn(writer.run());
         let related = Related::new(&counters);
-        let (states, events) = (StateNodes::new(secret), event_cache::EventCache::new());
         Ok(Self(Arc::new(Inner {
             pool,
             jobs,
@@ -237,7 +239,7 @@ impl Storage {
         &self.0.states
     }
 
-    pub(crate) fn event_cache(&self) -> &event_cache::EventCache {
+    pub(crate) fn event_cache(&self) -> &EventCache {
         &self.0.events
     }
 

@@ -1,8 +1,9 @@
 //! What other servers ask of us, and what they get.
 
+use http::Method;
 use ruma::RoomVersionId;
 use serde_json::{Value, json};
-use sotto_tests::{FakeServer, TestServer, User, room};
+use sotto_tests::{FakeServer, TestServer, User, escape, room};
 use sqlx::{AnyConnection, Connection};
 
 /// The texts of the messages of a room in a sync answer.
@@ -177,4 +178,56 @@ async fn a_full_inbox_costs_nobody_the_messages_of_other_servers() {
         .filter_map(|e| e["content"]["number"].as_u64())
         .collect();
     assert_eq!(numbers, [2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_events_are_asked_for_without_empty_lists() {
+    let (a, mut b) = TestServer::pair().await;
+    b.stop().await;
+    let fake = FakeServer::replace(&b, RoomVersionId::V11).await;
+    let alice = a.register("alice").await;
+    let body = json!({ "preset": "public_chat", "room_version": "11" });
+    let room_id = alice.create_room(&body).await;
+    let path = format!(
+        "/_matrix/federation/v1/get_missing_events/{}",
+        escape(&room_id)
+    );
+    let empty = json!({});
+    let ask = || fake.peer().ask(&a, Method::POST, &path, Some(&empty));
+    assert_eq!(ask().await.refused(), (403, "M_FORBIDDEN"));
+    fake.peer().join(&a, &room_id, "@mallory:b.test").await;
+    assert_eq!(ask().await.ok()["events"], json!([]));
+    let malformed = json!({ "latest_events": 7 });
+    let answer = fake
+        .peer()
+        .ask(&a, Method::POST, &path, Some(&malformed))
+        .await;
+    assert_eq!(answer.refused(), (400, "M_BAD_JSON"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invite_is_declined_though_its_server_is_gone() {
+    let (a, mut b) = TestServer::pair().await;
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    let room_id = bob.create_room(&json!({ "preset": "private_chat" })).await;
+    bob.invite(&room_id, &alice.user_id).await.ok();
+    let mut since = None;
+    let invited = |sync: &Value| sync["rooms"]["invite"].get(&room_id).cloned();
+    alice.sync_until(&mut since, invited).await;
+    b.stop().await;
+    alice
+        .post(&room(&room_id, "leave"), &json!({ "reason": "no" }))
+        .await
+        .ok();
+    let left = |sync: &Value| sync["rooms"]["leave"].get(&room_id).cloned();
+    let left = alice.sync_until(&mut since, left).await;
+    let event = &left["timeline"]["events"][0];
+    assert_eq!(event["type"], "m.room.member");
+    assert_eq!(
+        event["content"],
+        json!({ "membership": "leave", "reason": "no" })
+    );
+    assert_eq!(event["sender"], json!(alice.user_id));
+    assert_eq!(event["state_key"], json!(alice.user_id));
+    assert!(event["event_id"].is_string() && event["origin_server_ts"].is_u64());
 }

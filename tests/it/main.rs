@@ -32,6 +32,7 @@ mod federation_pair;
 mod federation_partial;
 mod federation_partition;
 mod federation_policy;
+mod federation_redactions;
 mod gone_clients;
 mod guests;
 mod hostile;

@@ -367,3 +367,60 @@ async fn one_who_comes_back_is_told_of_the_gap() {
     assert_eq!(timeline["limited"], true);
     assert_eq!(bodies(timeline), ["between"]);
 }
+
+#[tokio::test]
+async fn who_comes_back_sees_who_came_however_much_was_said_since() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let carol = server.register("carol").await;
+    let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    bob.join(&room_id).await.ok();
+    let only_joined = json!({ "history_visibility": "joined" });
+    let path = room(&room_id, "state/m.room.history_visibility/");
+    alice.put(&path, &only_joined).await.ok();
+    let since = bob.sync(None, 0).await["next_batch"].clone();
+    bob.post(&room(&room_id, "leave"), &json!({})).await.ok();
+    carol.join(&room_id).await.ok();
+    for number in 0..30 {
+        alice.send(&room_id, &format!("secret {number}")).await;
+    }
+    bob.join(&room_id).await.ok();
+    let sync = bob.sync(since.as_str(), 0).await;
+    assert!(!sync.to_string().contains("secret"), "{sync}");
+    let timeline = &sync["rooms"]["join"][&room_id]["timeline"];
+    let mut events = timeline["events"].as_array().unwrap().iter();
+    assert!(
+        events.any(|event| event["state_key"] == json!(carol.user_id)),
+        "{timeline}"
+    );
+    assert_eq!(timeline["limited"], true);
+}
+
+#[tokio::test]
+async fn a_first_sync_tells_that_nobody_types_any_more_and_whose_keys_just_changed() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    bob.join(&room_id).await.ok();
+    for typing in [true, false] {
+        let path = room(&room_id, &format!("typing/{}", escape(&alice.user_id)));
+        alice
+            .put(&path, &json!({ "typing": typing, "timeout": 30_000 }))
+            .await
+            .ok();
+    }
+    let keys = json!({
+        "user_id": alice.user_id, "device_id": alice.device_id,
+        "algorithms": [], "keys": {}, "signatures": {},
+    });
+    let path = "/_matrix/client/v3/keys/upload";
+    alice.post(path, &json!({ "device_keys": keys })).await.ok();
+    let sync = bob.sync(None, 0).await;
+    let ephemeral = &sync["rooms"]["join"][&room_id]["ephemeral"]["events"];
+    assert_eq!(
+        ephemeral[0],
+        json!({ "type": "m.typing", "content": { "user_ids": [] } })
+    );
+    let changed = sync["device_lists"]["changed"].as_array().unwrap();
+    assert!(changed.contains(&json!(alice.user_id)), "{sync}");
+}

@@ -13,7 +13,11 @@ use ruma::{
 use serde_json::value::RawValue;
 
 use self::snapshot::Snapshot;
-use super::{pdu::Pdu, signing::Verified};
+use super::{
+    pdu::Pdu,
+    redaction::{self, RedactError},
+    signing::Verified,
+};
 
 mod snapshot;
 
@@ -106,6 +110,13 @@ impl Judged {
         if signed.pdu().event_id() == self.pdu.event_id() {
             *self = Self::new(signed.into_pdu(), self.verdict.clone());
         }
+    }
+
+    /// The event without what a redaction took from it. Whether it is allowed was decided by what it said: it
+    /// still is where it was, and may be more than its pruned form could be.
+    pub fn redacted(self, rules: &RoomVersionRules) -> Result<Self, RedactError> {
+        let pruned = redaction::redact(&self.pdu, rules)?;
+        Ok(Self::new(pruned, self.verdict))
     }
 
     /// Soft-fails an accepted event that the room's policy server did not sign (step 7 of

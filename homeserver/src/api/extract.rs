@@ -225,7 +225,7 @@ fn object(body: &[u8]) -> Result<serde_json::Map<String, serde_json::Value>, Mat
     }
 }
 
-fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, MatrixError> {
+pub(super) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, MatrixError> {
     if nesting(body) > MAX_NESTING {
         return Err(MatrixError::bad_json(
             "The body of the request is nested too deeply",

@@ -193,16 +193,28 @@ impl Events {
         transaction_id: Option<&str>,
         with_room: bool,
     ) -> Result<Raw<AnySyncTimelineEvent>, StorageError> {
-        let replaced = match event.replaces {
-            Some(nid) => self.by_nids(&[nid]).await?.remove(&nid),
-            None => None,
-        };
         let redaction = match &event.redacted_by {
             Some(id) => self.by_id(id).await?,
             None => None,
         };
+        // That one may be redacted as well, and so on, or by this very event: what is in it is not told.
         let redacted_because = match &redaction {
-            Some(redaction) => Some(Box::pin(self.format(redaction, None, true)).await?),
+            Some(redaction) => Some(self.write(redaction, None, true, None).await?),
+            None => None,
+        };
+        self.write(event, transaction_id, with_room, redacted_because)
+            .await
+    }
+
+    async fn write(
+        &self,
+        event: &StoredEvent,
+        transaction_id: Option<&str>,
+        with_room: bool,
+        redacted_because: Option<Raw<AnySyncTimelineEvent>>,
+    ) -> Result<Raw<AnySyncTimelineEvent>, StorageError> {
+        let replaced = match event.replaces {
+            Some(nid) => self.by_nids(&[nid]).await?.remove(&nid),
             None => None,
         };
         let pdu = &event.pdu;
@@ -223,7 +235,7 @@ impl Events {
                 prev_content: replaced.as_ref().map(|event| event.pdu.content()),
                 prev_sender: replaced.as_ref().map(|event| event.pdu.sender()),
                 replaces_state: replaced.as_ref().map(|event| event.pdu.event_id()),
-                redacted_by: redaction.as_ref().map(|event| event.pdu.event_id()),
+                redacted_by: event.redacted_by.as_deref(),
                 redacted_because,
                 transaction_id,
             },

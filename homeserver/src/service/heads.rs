@@ -242,8 +242,7 @@ impl Slot {
                 None => self.guard.as_ref().is_some_and(|next| next.room.partial),
             },
         };
-        let redacted = append.redactions.iter().map(|redaction| redaction.target);
-        let mut changed: Vec<_> = redacted.collect();
+        let mut changed: Vec<_> = Vec::new();
         if let Some(Members::Came(completion)) = &append.gaps.members {
             changed.extend(completion.events.iter().map(|event| event.nid));
         }

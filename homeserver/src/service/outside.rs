@@ -1,7 +1,11 @@
 //! What users are to rooms that this server is not in: invited, or knocking.
 
 use futures_util::FutureExt;
-use ruma::{EventId, RoomId, RoomVersionId, UserId, events::room::member::MembershipState};
+use ruma::{
+    EventId, MilliSecondsSinceUnixEpoch, RoomId, RoomVersionId, UserId,
+    events::room::member::MembershipState,
+};
+use serde::Serialize;
 use serde_json::{
     Map, Value,
     value::{RawValue, to_raw_value},
@@ -80,14 +84,20 @@ impl Outside<'_> {
     }
 }
 
-/// What a user was to a room that this server is not in ends here.
+/// What a user was to a room that this server is not in ends here, and the user's clients hear of it. `by` is
+/// the event that says so.
 pub(crate) async fn let_out(
     storage: &Storage,
     room: &Room,
     user_id: &UserId,
     place: Place,
+    by: Option<&Pdu>,
 ) -> Result<(), StorageError> {
     let nid = room.nid;
+    let told = by.map(|by| OutsideEvent {
+        event_id: by.event_id().to_owned(),
+        stripped_state: told(by),
+    });
     let (room_id, user_id) = (room.room_id.clone(), user_id.to_owned());
     let write = storage.write(move |tx| {
         async move {
@@ -104,13 +114,39 @@ pub(crate) async fn let_out(
                     ..Place::new(MembershipState::Leave, position)
                 },
             };
-            tx.memberships().set_outside(nid, &row, event, None).await?;
+            tx.memberships()
+                .set_outside(nid, &row, event, told.as_ref())
+                .await?;
             tx.log_at(position, Change::OutsideMembership(row));
             Ok::<_, StorageError>(())
         }
         .boxed()
     });
     write.await
+}
+
+/// An event as clients get it, in a list: what is told of rooms from outside is one.
+fn told(pdu: &Pdu) -> String {
+    // Not through `Value`: events of old room versions have numbers that it cannot hold.
+    #[derive(Serialize)]
+    struct Told<'a> {
+        content: &'a RawValue,
+        event_id: &'a EventId,
+        origin_server_ts: MilliSecondsSinceUnixEpoch,
+        sender: &'a UserId,
+        state_key: Option<&'a str>,
+        #[serde(rename = "type")]
+        event_type: String,
+    }
+    let told = Told {
+        content: pdu.content(),
+        event_id: pdu.event_id(),
+        origin_server_ts: pdu.origin_server_ts(),
+        sender: pdu.sender(),
+        state_key: pdu.state_key(),
+        event_type: pdu.event_type().to_string(),
+    };
+    serde_json::to_string(&[told]).unwrap_or_default()
 }
 
 /// What the user sees of the room: the membership event, and what another server told, full or stripped

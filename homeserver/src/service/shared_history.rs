@@ -317,7 +317,7 @@ impl SharedHistory {
         event.ok_or(ShareError::UnknownEvent)
     }
 
-    /// The auth chain of events.
+    /// The auth chain of events, the oldest first: each after those on which it rests.
     pub(crate) async fn auth_chain(
         &self,
         from: &[Arc<StoredEvent>],
@@ -336,7 +336,9 @@ impl SharedHistory {
             chain.extend(found);
             next = ids(&events);
         }
-        Ok(chain.into_values().collect())
+        let mut chain: Vec<_> = chain.into_values().collect();
+        chain.sort_by_key(|event: &Arc<StoredEvent>| event.pdu.depth());
+        Ok(chain)
     }
 
     fn events(&self) -> &Events {

@@ -102,6 +102,9 @@ impl Visibility {
         let (Some(state), Some(position)) = (event.state, event.position) else {
             return Ok(false);
         };
+        if self.is_idle_redaction(event).await? {
+            return Ok(false);
+        }
         let sender = event.pdu.sender();
         if !event.pdu.is_state()
             && sender != user_id
@@ -143,6 +146,27 @@ impl Visibility {
         let joined_since = place.membership == MembershipState::Join
             || place.joined_until.is_some_and(|until| position < until.0);
         Ok(best == HistoryVisibility::Shared && joined_since)
+    }
+
+    /// Whether an event is a redaction without effect, of which clients do not hear: what it is about is not
+    /// there, or of another room, or not for the sender to redact
+    /// ([spec](https://spec.matrix.org/v1.19/rooms/v3/#handling-redactions)).
+    async fn is_idle_redaction(&self, event: &StoredEvent) -> Result<bool, StorageError> {
+        if *event.pdu.event_type() != TimelineEventType::RoomRedaction {
+            return Ok(false);
+        }
+        let rules = event.version.rules();
+        // In the first versions the rules let no other into the room.
+        let rules = rules.filter(|rules| !rules.authorization.special_case_room_redaction);
+        let target = rules.and_then(|rules| event.pdu.redacts(&rules));
+        let Some(target) = target else {
+            return Ok(false);
+        };
+        let target = self.events.by_id(&target).await?;
+        let takes_effect = |target: &Arc<StoredEvent>| {
+            target.room_nid == event.room_nid && target.redacted_by.is_some()
+        };
+        Ok(!target.as_ref().is_some_and(takes_effect))
     }
 
     /// Whether another server may see an event: one of its users may.

@@ -18,6 +18,7 @@ pub(crate) struct EventCache {
     pending: Cache<EventNid, Arc<Pdu>>,
     /// Events that the tail of the log may still hold as they were before their redaction.
     stale: Cache<EventNid, ()>,
+    redacted: Cache<EventNid, ()>,
 }
 
 impl EventCache {
@@ -32,6 +33,7 @@ impl EventCache {
             by_nid: Cache::new(16_384),
             pending: Cache::new(4_096),
             stale: Cache::new(16_384),
+            redacted: Cache::new(16_384),
         }
     }
 
@@ -51,6 +53,13 @@ impl EventCache {
         self.pending.insert(nid, pdu);
     }
 
+    /// Forgets an event that was redacted in the database, and never keeps it as it was again. The writer says
+    /// so before anybody learns of the redaction.
+    pub(super) fn redact(&self, nid: EventNid) {
+        self.redacted.insert(nid, ());
+        self.forget(nid);
+    }
+
     /// Forgets an event that changed in the database.
     pub(crate) fn forget(&self, nid: EventNid) {
         self.stale.insert(nid, ());
@@ -59,10 +68,16 @@ impl EventCache {
         }
     }
 
-    /// Keeps an event that is in the database.
+    /// Keeps an event that is in the database; not as it was before its redaction, which may have come while
+    /// somebody read it, or together with it.
     pub(crate) fn replace(&self, event: &Arc<StoredEvent>) {
-        self.by_id
-            .insert(event.pdu.event_id().to_owned(), event.clone());
+        let event_id = event.pdu.event_id();
+        self.by_id.insert(event_id.to_owned(), event.clone());
         self.by_nid.insert(event.nid, event.clone());
+        // Looked at last: what is marked after this removes the event itself.
+        if event.redacted_by.is_none() && self.redacted.get(&event.nid).is_some() {
+            self.by_nid.remove(&event.nid);
+            self.by_id.remove(event_id);
+        }
     }
 }

@@ -13,6 +13,7 @@ use super::{
     append::{self, Append, AppendError, Appended},
     counters::Counters,
     dialect::Dialect,
+    event_cache::EventCache,
     log::{Change, Entry, Log, StreamPosition},
 };
 
@@ -143,6 +144,7 @@ pub(super) struct Writer {
     pub(super) dialect: Dialect,
     pub(super) counters: Arc<Counters>,
     pub(super) log: Arc<Log>,
+    pub(super) events: Arc<EventCache>,
     pub(super) jobs: mpsc::Receiver<Job>,
 }
 
@@ -203,6 +205,11 @@ impl Writer {
         };
         let outcome = self.transaction(&mut tx, jobs, done).await;
         if outcome.is_ok() {
+            for entry in &tx.entries {
+                if let Change::Redacted { target, .. } = entry.change {
+                    self.events.redact(target);
+                }
+            }
             let position = tx.entries.last().map(|entry| entry.position);
             if let Some(position) = position {
                 self.log.publish(tx.entries, position);

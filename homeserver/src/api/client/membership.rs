@@ -93,6 +93,10 @@ impl From<RemoteError> for MatrixError {
                 ErrorKind::Unknown,
                 "The other server gave an answer that cannot be believed",
             ),
+            // As if the user had sent it: clients know this error, and none of the other server's.
+            RemoteError::NoEvent(_) => {
+                Self::bad_json("The other server answered with what is no event")
+            }
             RemoteError::Answer(AnswerError::NotAllowed(_)) => {
                 Self::forbidden("The room does not allow it")
             }

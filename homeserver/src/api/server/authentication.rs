@@ -6,12 +6,13 @@ use ruma::{
     CanonicalJsonValue, OwnedServerName,
     api::{IncomingRequest, error::ErrorKind, federation::authentication::ServerSignatures},
 };
+use serde::de::DeserializeOwned;
 use sotto_federation::x_matrix::{XMatrix, XMatrixError};
 
 use crate::{
     api::{
         error::MatrixError,
-        extract::{parse, read},
+        extract::{parse, parse_json, read},
     },
     service::{server_keys::ServerKeys, transactions::Transactions},
 };
@@ -33,21 +34,69 @@ where
     type Rejection = MatrixError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
-        let (request, path) = read(request, state).await?;
-        let keys = ServerKeys::from_ref(state);
-        let us = Transactions::from_ref(state);
-        let origin = authenticate(&request, &keys, us.server_name()).await?;
+        let (origin, request, path) = authenticated(request, state).await?;
+        let body = parse(&request, &path).map_err(|error| or_not_canonical(error, &request))?;
+        Ok(Self { origin, body })
+    }
+}
+
+/// A request that another server signed, for which ruma has a type that is stricter than servers are.
+pub(super) struct SignedJson {
+    /// Who sent it.
+    pub(super) origin: OwnedServerName,
+    /// The parameters of the path, in order.
+    pub(super) path: Vec<String>,
+    request: http::Request<Vec<u8>>,
+}
+
+impl SignedJson {
+    /// Reads the body.
+    pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, MatrixError> {
+        parse_json(self.request.body()).map_err(|error| or_not_canonical(error, &self.request))
+    }
+}
+
+impl<S> FromRequest<S> for SignedJson
+where
+    ServerKeys: FromRef<S>,
+    Transactions: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = MatrixError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
+        let (origin, request, path) = authenticated(request, state).await?;
         Ok(Self {
             origin,
-            body: parse(&request, &path).map_err(|error| {
-                // What servers cannot sign is no JSON to them, whatever else is wrong.
-                if is_canonical(request.body()) {
-                    error
-                } else {
-                    MatrixError::bad_json("The body of the request is not canonical JSON")
-                }
-            })?,
+            path,
+            request,
         })
+    }
+}
+
+/// Who signed a request, what it says, and the parameters of its path.
+async fn authenticated<S>(
+    request: Request,
+    state: &S,
+) -> Result<(OwnedServerName, http::Request<Vec<u8>>, Vec<String>), MatrixError>
+where
+    ServerKeys: FromRef<S>,
+    Transactions: FromRef<S>,
+    S: Send + Sync,
+{
+    let (request, path) = read(request, state).await?;
+    let keys = ServerKeys::from_ref(state);
+    let us = Transactions::from_ref(state);
+    let origin = authenticate(&request, &keys, us.server_name()).await?;
+    Ok((origin, request, path))
+}
+
+/// What servers cannot sign is no JSON to them, whatever else is wrong.
+fn or_not_canonical(error: MatrixError, request: &http::Request<Vec<u8>>) -> MatrixError {
+    if is_canonical(request.body()) {
+        error
+    } else {
+        MatrixError::bad_json("The body of the request is not canonical JSON")
     }
 }
 

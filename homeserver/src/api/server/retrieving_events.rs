@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use ruma::{
-    OwnedEventId,
+    OwnedEventId, RoomId, UInt,
     api::federation::{
         authorization::get_event_authorization,
         backfill::get_backfill,
@@ -16,7 +16,9 @@ use ruma::{
     },
 };
 
-use super::authentication::Signed;
+use serde::Deserialize;
+
+use super::authentication::{Signed, SignedJson};
 use crate::{
     api::{Routes, error::MatrixError, extract::Matrix},
     clock::Clock,
@@ -137,17 +139,36 @@ async fn get_backfill(
     )))
 }
 
-/// `POST /_matrix/federation/v1/get_missing_events/{roomId}`
+/// `POST /_matrix/federation/v1/get_missing_events/{roomId}`. Servers leave out lists that are empty.
 async fn get_missing_events(
     State(history): State<SharedHistory>,
-    Signed { origin, body }: Signed<get_missing_events::v1::Request>,
+    request: SignedJson,
 ) -> Result<Matrix<get_missing_events::v1::Response>, MatrixError> {
+    #[derive(Deserialize)]
+    struct Body {
+        #[serde(default = "usual_limit")]
+        limit: UInt,
+        #[serde(default)]
+        earliest_events: Vec<OwnedEventId>,
+        #[serde(default)]
+        latest_events: Vec<OwnedEventId>,
+    }
+    let body: Body = request.read()?;
+    let [room_id] = request.path.as_slice() else {
+        return Err(MatrixError::invalid_param("The room is missing"));
+    };
+    let room_id = RoomId::parse(room_id)
+        .map_err(|_| MatrixError::invalid_param("The id of the room is malformed"))?;
     let limit = usize::try_from(body.limit).unwrap_or(usize::MAX);
     let (earliest, latest) = (&body.earliest_events, &body.latest_events);
     let events = history
-        .missing(&origin, &body.room_id, earliest, latest, limit)
+        .missing(&request.origin, &room_id, earliest, latest, limit)
         .await?;
     Ok(Matrix(get_missing_events::v1::Response::new(events)))
+}
+
+fn usual_limit() -> UInt {
+    UInt::from(10_u32)
 }
 
 fn ids(events: &[Arc<StoredEvent>]) -> Vec<OwnedEventId> {

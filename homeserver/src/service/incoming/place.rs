@@ -228,12 +228,9 @@ impl<'a> Placing<'a> {
         };
         let auth_now = self.auth_state(now, pdu).await?;
         let at_hand = |id: &ruma::EventId| self.bench.auth_event(id);
-        let judge = |verified| {
-            let before = |event_type: &_, key: &_| get(&auth_before, event_type, key);
-            let now = |event_type: &_, key: &_| get(&auth_now, event_type, key);
-            auth::judge(verified, &at_hand, before, now, self.rules)
-        };
-        let mut judged = judge(verified);
+        let get_before = |event_type: &_, key: &_| get(&auth_before, event_type, key);
+        let get_now = |event_type: &_, key: &_| get(&auth_now, event_type, key);
+        let mut judged = auth::judge(verified, &at_hand, get_before, get_now, self.rules);
         if gathered.unwanted.contains(pdu.event_id()) && !self.is_past(pdu) {
             judged = judged.refused_by_policy_server();
         }
@@ -243,15 +240,12 @@ impl<'a> Placing<'a> {
         };
         let mut redacted_by = None;
         if judged.verdict().is_accepted() {
-            if let Some((pruned, by)) = self.pruned(&judged).await? {
-                let at_hand = |id: &ruma::EventId| self.bench.auth_event(id);
-                let before = |event_type: &_, key: &_| get(&auth_before, event_type, key);
-                let now = |event_type: &_, key: &_| get(&auth_now, event_type, key);
-                let verified = Verified::from_stored(pruned);
-                judged = auth::judge(verified, &at_hand, before, now, self.rules);
-                redacted_by = Some(by);
-            }
             self.redact(&judged, &auth_before)?;
+            redacted_by = self.redacted_before_it_came(&judged).await?;
+        }
+        if redacted_by.is_some() {
+            let wrong = |_| StorageError::inconsistent("events", "json", pdu.event_id().as_str());
+            judged = judged.redacted(self.rules).map_err(wrong)?;
         }
         let pruned = Arc::new(judged.pdu().clone());
         let target = self.put(judged, before).await?;

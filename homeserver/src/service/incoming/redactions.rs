@@ -63,11 +63,11 @@ impl Placing<'_> {
         Ok(())
     }
 
-    /// The redacted form of an event for which a redaction waited, and that redaction.
-    pub(super) async fn pruned(
+    /// The redaction of an event that waited for it.
+    pub(super) async fn redacted_before_it_came(
         &mut self,
         judged: &Judged,
-    ) -> Result<Option<(Pdu, OwnedEventId)>, StorageError> {
+    ) -> Result<Option<OwnedEventId>, StorageError> {
         let event_id = judged.pdu().event_id();
         let mut waited = self.waited.clone();
         waited.retain(|(target, _)| target == event_id);
@@ -81,7 +81,7 @@ impl Placing<'_> {
             };
             let auth = self.auth_state(state.before, &redaction.pdu).await?;
             if self.may_redact(redaction.pdu.sender(), judged.pdu().sender(), &auth) {
-                return Ok(Some((self.prune(judged.pdu())?, redaction_id)));
+                return Ok(Some(redaction_id));
             }
         }
         Ok(None)

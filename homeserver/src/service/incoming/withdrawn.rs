@@ -55,7 +55,7 @@ impl Incoming {
                 continue;
             };
             if let Some(place) = storage.log().roster().place(user_id, room_id) {
-                let_out(storage, &room, user_id, place).await?;
+                let_out(storage, &room, user_id, place, Some(&pdu)).await?;
             }
         }
         Ok(())

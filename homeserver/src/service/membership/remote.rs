@@ -23,6 +23,7 @@ use sotto_federation::{
     client::ClientError,
     room::{
         builder::BuildError,
+        pdu::PduError,
         signing::{SignatureError, SigningKey},
     },
 };
@@ -85,6 +86,9 @@ pub(crate) enum RemoteError {
     /// What another server let us do cannot be part of the room.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// What the server gave back is no event at all.
+    #[error("the server gave back what is no event: {0}")]
+    NoEvent(#[from] PduError),
     /// The room changed all the time.
     #[error(transparent)]
     Send(#[from] SendError),
@@ -109,6 +113,7 @@ impl RemoteError {
             | Self::OtherVersion
             | Self::Malformed(_)
             | Self::Answer(_)
+            | Self::NoEvent(_)
             | Self::Countersign(_)
             | Self::Refused(_) => false,
         }

@@ -44,10 +44,9 @@ impl EphemeralNews {
                 old.push(room_id.clone());
             }
             if let Some((position, users)) = sync.typing.in_room(room_id) {
+                // Also that nobody does any more: a client may know more than it says.
                 let changed = position > look.since && position <= look.until;
-                // Of a room that is new to a client of long standing it may know more than it says.
-                let anybody = is_new && !users.is_empty();
-                if anybody || (changed && !look.is_first()) {
+                if changed || (is_new && !users.is_empty()) {
                     found.typing.insert(room_id.clone(), users);
                 }
             }

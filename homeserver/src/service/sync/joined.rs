@@ -89,6 +89,7 @@ impl Sync {
         for event in &news.events {
             timeline.events.push(self.show(look, event, bundles).await?);
         }
+        timeline.events.extend(news.outside.iter().cloned());
         Ok(timeline)
     }
 

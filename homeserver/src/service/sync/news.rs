@@ -18,6 +18,10 @@ use crate::{
 
 /// How many events of a room are sent when the client does not say.
 const TIMELINE_LIMIT: usize = 10;
+/// The same for a first sync, which is a look at all rooms at once: as many as a new room begins with.
+const FIRST_TIMELINE_LIMIT: usize = 6;
+/// How far back is looked in a room in which the newest events are not for the user to see.
+const FARTHER: usize = 100;
 /// How many events of a room are sent at most, and how far back a filter looks for those it wants.
 const MAX_TIMELINE: usize = 1_000;
 
@@ -94,11 +98,20 @@ impl Sync {
     ) -> Result<Shown, StorageError> {
         let user_id = &look.ask.requester.user_id;
         let filter = &look.ask.filter.room.timeline;
+        let (nid, more) = (stretch.nid, stretch.more);
         let mut shown = self.shown(stretch, user_id, filter, limit(look)).await?;
-        let joined_now = look
-            .places
-            .get(room_id)
-            .is_some_and(|place| place.since > look.since);
+        let place = look.places.get(room_id);
+        let joined_now = place.is_some_and(|place| place.since > look.since);
+        let is_short = more && shown.events.len() < limit(look).min(reach(look));
+        if is_short && place.is_some_and(|place| look.is_fresh(place)) {
+            let room = self.timeline.heads.room(room_id).await?;
+            let rooms: Vec<_> = room.iter().filter(|room| nid == Some(room.nid)).collect();
+            let beginning = StreamPosition(i64::MIN);
+            let farther = self.stretches(&rooms, beginning, look.until, FARTHER);
+            if let Some(stretch) = farther.await?.remove(room_id) {
+                shown = self.shown(stretch, user_id, filter, limit(look)).await?;
+            }
+        }
         // What follows is not the continuation of what the client has, if it has anything.
         shown.limited |= joined_now && !look.is_first();
         Ok(shown)
@@ -152,9 +165,14 @@ impl Sync {
         let mut reader = self.storage.read().await?;
         let own = reader.memberships().outside(room.nid, user_id).await?;
         drop(reader);
-        if let Some((nid, _)) = own {
+        if let Some((nid, told)) = own {
             let own = self.events.by_nids(&[nid]).await?.remove(&nid);
             let filter = &look.ask.filter.room.timeline;
+            if own.is_none() && filter::wants_type_in(filter, &room.room_id, "m.room.member") {
+                let told = told.and_then(|told| serde_json::from_str::<Vec<_>>(&told).ok());
+                shown.outside = told.unwrap_or_default();
+                shown.any |= !shown.outside.is_empty();
+            }
             let wanted = own.filter(|event| filter::wants_event(filter, &event.pdu));
             shown.any |= wanted.is_some();
             shown.events.extend(wanted);
@@ -165,11 +183,16 @@ impl Sync {
 
 /// How many events of a room the client wants.
 fn limit(look: &Look<'_>) -> usize {
+    let usual = if look.is_first() {
+        FIRST_TIMELINE_LIMIT
+    } else {
+        TIMELINE_LIMIT
+    };
     let asked = look.ask.filter.room.timeline.limit;
     let asked = asked.map(|limit: UInt| u64::from(limit));
     let asked = asked
         .and_then(|limit| usize::try_from(limit).ok())
-        .unwrap_or(TIMELINE_LIMIT);
+        .unwrap_or(usual);
     asked.min(MAX_TIMELINE)
 }
 

@@ -4,8 +4,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{
-    OwnedRoomId, RoomId, UserId, api::client::filter::RoomEventFilter,
-    events::room::member::MembershipState,
+    OwnedRoomId, RoomId, UserId,
+    api::client::filter::RoomEventFilter,
+    events::{AnySyncTimelineEvent, room::member::MembershipState},
+    serde::Raw,
 };
 
 use super::{Sync, state::is_member};
@@ -41,6 +43,8 @@ pub(super) struct Stretch {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shown {
     pub(super) events: Vec<Arc<StoredEvent>>,
+    /// What was told of the room from outside, after the events.
+    pub(super) outside: Vec<Raw<AnySyncTimelineEvent>>,
     /// Whether there were more.
     pub(super) limited: bool,
     /// Whether somebody's membership changed.
@@ -217,6 +221,7 @@ impl Sync {
             end: stretch.end,
             completed: stretch.completed,
             events: Vec::new(),
+            outside: Vec::new(),
         };
         for event in &stretch.events {
             shown.members |= self.moves_somebody(event).await?;

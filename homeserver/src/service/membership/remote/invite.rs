@@ -15,7 +15,7 @@ use sotto_federation::{
     room::{
         builder::{Hashes, Template},
         pdu::Pdu,
-        signing::{self, SignatureError},
+        signing,
     },
 };
 
@@ -83,8 +83,7 @@ impl Remote {
             Some(event) => event,
             None => self.ask_as_before(server, pdu, room_state).await?,
         };
-        let wrong = |_| SignatureError::Malformed;
-        let answer = Pdu::parse(&event, &proposal.rules).map_err(wrong)?;
+        let answer = Pdu::parse(&event, &proposal.rules)?;
         let required = signing::keys_of_countersigner(&answer, server)?;
         let keys = self.server_keys.key_map(&required, &[]).await?;
         Ok(signing::verify_countersigned(

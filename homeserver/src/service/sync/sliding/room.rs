@@ -242,6 +242,9 @@ impl Sync {
                 let json = self.events.for_client(own, requester).await?;
                 room.required_state.push(json.cast_unchecked());
             }
+            let told = shown.outside.iter().cloned();
+            room.required_state
+                .extend(told.map(ruma::serde::Raw::cast_unchecked));
         }
         frame_timeline(slide, planned, &shown, &mut room);
         describe(&mut room, planned);
