@@ -226,18 +226,9 @@ fn object(body: &[u8]) -> Result<serde_json::Map<String, serde_json::Value>, Mat
 }
 
 pub(super) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, MatrixError> {
-    if nesting(body) > MAX_NESTING {
-        return Err(MatrixError::bad_json(
-            "The body of the request is nested too deeply",
-        ));
-    }
-    serde_json::from_slice(body).map_err(|error| {
-        if error.is_data() {
-            MatrixError::bad_json("The body of the request does not have the form it must have")
-        } else {
-            let sentence = "The body of the request is not JSON";
-            MatrixError::bad_request(ErrorKind::NotJson, sentence)
-        }
+    json(body)?;
+    serde_json::from_slice(body).map_err(|_| {
+        MatrixError::bad_json("The body of the request does not have the form it must have")
     })
 }
 
