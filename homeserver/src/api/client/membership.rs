@@ -77,7 +77,7 @@ impl From<RemoteError> for MatrixError {
             }
             RemoteError::UnsupportedVersion(_) => Self::bad_request(
                 ErrorKind::UnsupportedRoomVersion,
-                "The room has a version that this server does not support",
+                "A server does not support the version of the room",
             ),
             RemoteError::OtherVersion
             | RemoteError::Malformed(_)
@@ -137,11 +137,6 @@ fn refusal(error: &client::MatrixError) -> Option<(http::StatusCode, ErrorKind)>
             | ErrorKind::UserLocked
             | ErrorKind::UserSuspended
     );
-    // A server says of versions that it does not know what we say to clients of those that we do not know.
-    let kind = match kind {
-        ErrorKind::IncompatibleRoomVersion(_) => &ErrorKind::UnsupportedRoomVersion,
-        kind => kind,
-    };
     let may_say = status.is_client_error() && status != http::StatusCode::UNAUTHORIZED;
     (may_say && !about_account).then(|| (status, kind.clone()))
 }

@@ -68,7 +68,7 @@ pub(crate) enum RemoteError {
     /// The server refused, or did not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The room has a version of which we cannot have part.
+    /// The room has a version of which we, or the server of whom we invite, cannot have part.
     #[error("the room version {0} is not supported")]
     UnsupportedVersion(RoomVersionId),
     /// The server says another version than we know.

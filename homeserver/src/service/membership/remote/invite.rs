@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 use ruma::{
     OwnedEventId, RoomId, ServerName, UserId,
-    api::federation::membership::{RawStrippedState, create_invite::v2 as create_invite},
+    api::{
+        error::ErrorKind,
+        federation::membership::{RawStrippedState, create_invite::v2 as create_invite},
+    },
     events::StateEventType,
 };
 use serde::Deserialize;
@@ -77,6 +80,9 @@ impl Remote {
         let event = match self.federation.send(server, request).await {
             Ok(answer) => Some(answer.event),
             Err(error) if Hashes::needed(&proposal.rules) && error.is_unknown_endpoint() => None,
+            Err(error) if does_not_know_version(&error) => {
+                return Err(RemoteError::UnsupportedVersion(proposal.version.clone()));
+            }
             Err(error) => return Err(error.into()),
         };
         let event = match event {
@@ -134,4 +140,9 @@ impl Remote {
         }
         Ok(found)
     }
+}
+
+fn does_not_know_version(error: &ClientError) -> bool {
+    let kind = error.matrix().and_then(|error| error.error_kind());
+    matches!(kind, Some(ErrorKind::IncompatibleRoomVersion(_)))
 }
