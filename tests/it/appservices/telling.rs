@@ -62,10 +62,14 @@ async fn services_are_told_of_rooms_of_their_namespaces() {
     alice.send(&room_id, "three").await;
     log.wait_for_text("three").await;
     assert_eq!(log.texts(), ["one", "two", "three"]);
+    // The service has come past the third when it is told of what came after.
+    let own = service.create_room(&json!({})).await;
+    service.send(&own, "mark").await;
+    irc.wait_for_text("mark").await;
     service.put(path, &body).await.ok();
     alice.send(&room_id, "four").await;
     irc.wait_for_text("four").await;
-    assert_eq!(irc.texts(), ["two", "four"]);
+    assert_eq!(irc.texts(), ["two", "mark", "four"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
