@@ -134,6 +134,26 @@ async fn members_that_come_later_are_told_to_whom_wants_all_of_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn history_waits_for_the_members() {
+    let (crowd, _ours, alice) = join(SIZE).await;
+    let path = room(crowd.room_id().as_str(), "messages?dir=b&limit=1000");
+    let reading = alice.get(&path);
+    let release = async {
+        while crowd.asked() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Longer than anybody would need who does not wait.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        crowd.hold(false);
+    };
+    let (read, ()) = tokio::join!(reading, release);
+    let read = read.ok();
+    let events = read["chunk"].as_array().unwrap();
+    let created = events.iter().find(|event| event["type"] == "m.room.create");
+    assert!(created.is_some(), "{events:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn members_come_though_the_server_stops_in_between() {
     let (crowd, mut ours, alice) = join(SIZE).await;
     let room_id = crowd.room_id().as_str();

@@ -51,7 +51,9 @@ impl Backfill {
 
     /// Fetches a piece of what comes before all that is here; whether there is more now.
     pub(crate) async fn earlier(&self, room_id: &RoomId) -> Result<bool, StorageError> {
-        // What happened before goes on top of states that are not known without the members.
+        // What happened before goes on top of states that are not known without the members. Who asks
+        // for it would take an answer without it for the beginning of the room.
+        self.timeline.heads.whole(room_id).await?;
         let room = self.timeline.heads.room(room_id).await?;
         let Some(room) = room.filter(|room| !room.partial) else {
             return Ok(false);

@@ -72,6 +72,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
             put(send_join),
         )
         .route("/_matrix/federation/v1/state/{room}", get(room_state))
+        .route("/_matrix/federation/v1/backfill/{room}", get(backfill))
         .route("/_matrix/federation/v1/send/{txn}", put(transaction))
         .with_state(shared)
 }
@@ -149,4 +150,15 @@ async fn room_state(State(shared): State<Arc<Shared>>) -> Response {
     held.wait_for(|held| !held).await.ok();
     let kind = [("content-type", "application/json")];
     (kind, shared.state.clone()).into_response()
+}
+
+/// All that happened, the latest first.
+async fn backfill(State(shared): State<Arc<Shared>>) -> String {
+    let room = &shared.room;
+    let events = room.state.values().chain(&room.before);
+    let mut events: Vec<_> = events.map(|made| &made.json).collect();
+    events.sort_by_key(|event| std::cmp::Reverse(event["depth"].as_u64()));
+    let names: Vec<_> = shared.keys.keys().collect();
+    let told = json!({ "origin": names[0], "origin_server_ts": 1, "pdus": events });
+    told.to_string()
 }
