@@ -334,5 +334,18 @@ async fn first_syncs_cost_no_statement_for_each_room() {
     for (few, many) in costs[0].iter().zip(&costs[1]) {
         let more = many.statements.saturating_sub(few.statements);
         assert!(more <= 8, "32 more rooms cost {more} more: {costs:?}");
+    } // Nor is there one when nothing is in memory yet.
+    for sliding in [false, true] {
+        drop(server);
+        server = Counted::start(folder.path(), &database);
+        let bob = User::anonymous(server.url.clone()).with_token(&bob.token);
+        let before = server.spent();
+        if sliding {
+            slide(&bob, None).await;
+        } else {
+            bob.sync(None, 0).await;
+        }
+        let spent = server.spent().statements - before.statements;
+        assert!(spent < 64, "{spent} for 64 rooms, sliding: {sliding}");
     }
 }

@@ -1,6 +1,9 @@
 //! Events and room states, read through memory, and the format in which clients get them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ruma::{
     EventId, OwnedEventId, UserId,
@@ -15,7 +18,8 @@ use super::accounts::Requester;
 use crate::storage::{
     Families, Storage, StorageError,
     events::{StoredEvent, TxnScope},
-    state_map::{EventNid, NodeId},
+    rooms::RoomNid,
+    state_map::{EventNid, NodeId, StateKeyId},
 };
 
 /// Reads events.
@@ -94,6 +98,30 @@ impl Events {
         Ok(found)
     }
 
+    /// The newest events of rooms above and up to a position, at most `limit` of each room, oldest first;
+    /// nothing for a room without any.
+    pub(crate) async fn newest(
+        &self,
+        rooms: &[RoomNid],
+        above: i64,
+        at_most: i64,
+        limit: i64,
+    ) -> Result<Vec<Vec<Arc<StoredEvent>>>, StorageError> {
+        let mut reader = self.storage.read().await?;
+        let mut table = reader.events();
+        let newest = table.newest(rooms, above, at_most, limit).await?;
+        drop(reader);
+        let nids: Vec<_> = newest.iter().flatten().copied().collect();
+        let events = self.by_nids(&nids).await?;
+        let of_room = |nids: Vec<EventNid>| {
+            let found = nids.iter().filter_map(|nid| events.get(nid).cloned());
+            let mut found: Vec<_> = found.collect();
+            found.sort_unstable_by_key(|event| event.position);
+            found
+        };
+        Ok(newest.into_iter().map(of_room).collect())
+    }
+
     /// Keeps what was read from the database, unless memory has it already.
     pub(crate) fn keep(&self, event: StoredEvent) -> Arc<StoredEvent> {
         let cache = self.storage.event_cache();
@@ -102,6 +130,18 @@ impl Events {
             cache.replace(&event);
             event
         })
+    }
+
+    /// Brings into memory the events that states have for keys, and these events: few trips for all of them.
+    pub(crate) async fn fetch(
+        &self,
+        keys: &[(NodeId, StateKeyId)],
+        events: impl IntoIterator<Item = EventNid>,
+    ) -> Result<(), StorageError> {
+        let of_states = self.storage.state_gets(keys).await?;
+        let nids: BTreeSet<_> = events.into_iter().chain(of_states).collect();
+        let nids: Vec<_> = nids.into_iter().collect();
+        self.by_nids(&nids).await.map(drop)
     }
 
     /// The event that a state has for a type and a state key.

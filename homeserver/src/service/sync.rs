@@ -6,6 +6,7 @@
 //! again. Who is up to date is answered from memory, without SQL.
 
 mod account_data;
+mod ahead;
 mod encryption;
 pub(crate) mod ephemeral;
 mod format;

@@ -112,6 +112,13 @@ impl Visibility {
         {
             return Ok(false);
         }
+        let roster = self.storage.log().roster();
+        let place = roster.place(user_id, event.pdu.room_id());
+        let place = place.filter(|place| !place.forgotten);
+        let after = self.membership(state.after, user_id).await?;
+        if place.is_some() && after == MembershipState::Join {
+            return Ok(true);
+        }
         let mut best = self.history_visibility(state.after).await?;
         if *event.pdu.event_type() == TimelineEventType::RoomHistoryVisibility {
             // The more generous of the two sides of a change.
@@ -123,15 +130,10 @@ impl Visibility {
         if best == HistoryVisibility::WorldReadable {
             return Ok(true);
         }
-        let roster = self.storage.log().roster();
-        let Some(place) = roster.place(user_id, event.pdu.room_id()) else {
+        let Some(place) = place else {
             return Ok(false);
         };
-        if place.forgotten {
-            return Ok(false);
-        }
         let own = event.pdu.membership_target() == Some(user_id);
-        let after = self.membership(state.after, user_id).await?;
         let before = if own {
             self.membership(state.before, user_id).await?
         } else {

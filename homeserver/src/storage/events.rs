@@ -313,30 +313,36 @@ impl Events<'_> {
         rows.await?.iter().map(read).collect()
     }
 
-    /// The newest events of many rooms, at most `limit` each, above and up to a position, oldest first
-    /// within each room.
+    /// The newest events of many rooms, at most `limit` each, above and up to a position: by room, in no
+    /// order; nothing for a room without any.
     pub(crate) async fn newest(
         &mut self,
         rooms: &[RoomNid],
         above: i64,
         at_most: i64,
         limit: i64,
-    ) -> Result<Vec<StoredEvent>, StorageError> {
-        let mut found = Vec::new();
+    ) -> Result<Vec<Vec<EventNid>>, StorageError> {
+        let mut found = Vec::with_capacity(rooms.len());
         for piece in dialect::pieces(rooms) {
-            let list = dialect::numbered(4, piece.len());
+            // One row for a room: rows cost more than what is in them. Each room reads its newest rows alone,
+            // where a window function would number all that it has.
             let sql = format!(
-                "SELECT {COLUMNS} FROM (SELECT nid AS chosen, ROW_NUMBER() OVER \
-                 (PARTITION BY room_nid ORDER BY position DESC) AS age FROM events \
-                 WHERE position > $1 AND position <= $2 AND room_nid IN ({list})) AS newest \
-                 JOIN events ON events.nid = newest.chosen \
-                 JOIN rooms ON rooms.room_nid = events.room_nid \
-                 WHERE newest.age <= $3 ORDER BY events.position ASC"
+                "SELECT (SELECT string_agg(CAST(nid AS TEXT), ',') FROM (SELECT nid \
+                 FROM events WHERE events.room_nid = rooms.room_nid AND position > $1 \
+                 AND position <= $2 ORDER BY position DESC LIMIT $3) AS newest) \
+                 FROM rooms WHERE rooms.room_nid IN ({})",
+                dialect::numbered(4, piece.len())
             );
             let query = dialect::query(sql).bind(above).bind(at_most).bind(limit);
             let query = piece.iter().fold(query, |q, room| q.bind(room.0));
             for row in query.fetch_all(&mut *self.0).await? {
-                found.push(read(&row)?);
+                let Some(list) = row.try_get::<Option<String>, _>(0)? else {
+                    continue;
+                };
+                let nids = list
+                    .split(',')
+                    .map(|nid| parse("nid", nid, nid.parse()).map(EventNid));
+                found.push(nids.collect::<Result<_, _>>()?);
             }
         }
         Ok(found)

@@ -222,6 +222,23 @@ pub(crate) fn entries(
     }
 }
 
+/// The answers of many questions, or all that any of them misses, so that it is loaded together.
+pub(crate) fn all<T>(answers: impl Iterator<Item = Result<T, Missing>>) -> Result<Vec<T>, Missing> {
+    let mut found = Vec::new();
+    let mut missing = BTreeSet::new();
+    for answer in answers {
+        match answer {
+            Ok(answer) => found.push(answer),
+            Err(Missing(ids)) => missing.extend(ids),
+        }
+    }
+    if missing.is_empty() {
+        Ok(found)
+    } else {
+        Err(Missing(missing))
+    }
+}
+
 /// The keys on which two states differ; looks at nothing that they share.
 pub(crate) fn difference(
     nodes: &impl Nodes,

@@ -106,6 +106,21 @@ impl Storage {
             .await
     }
 
+    /// The events of keys of many states: a trip per level for all of them together.
+    pub(crate) async fn state_gets(
+        &self,
+        keys: &[(NodeId, StateKeyId)],
+    ) -> Result<Vec<EventNid>, StorageError> {
+        let get = |nodes: &AtHand<'_>| {
+            let found = keys
+                .iter()
+                .map(|(state, key)| state_map::get(nodes, *state, *key));
+            let found = state_map::all(found)?;
+            Ok(found.into_iter().flatten().collect())
+        };
+        self.with_nodes(get).await
+    }
+
     /// All of a state.
     pub(crate) async fn state_entries(
         &self,
@@ -113,6 +128,18 @@ impl Storage {
     ) -> Result<BTreeMap<StateKeyId, EventNid>, StorageError> {
         self.with_nodes(|nodes| state_map::entries(nodes, state))
             .await
+    }
+
+    /// All of many states: a trip per level for all of them together.
+    pub(crate) async fn states_entries(
+        &self,
+        states: &[NodeId],
+    ) -> Result<Vec<BTreeMap<StateKeyId, EventNid>>, StorageError> {
+        let entries = |nodes: &AtHand<'_>| {
+            let found = states.iter().map(|state| state_map::entries(nodes, *state));
+            state_map::all(found)
+        };
+        self.with_nodes(entries).await
     }
 
     /// How two states differ.

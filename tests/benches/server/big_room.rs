@@ -20,20 +20,14 @@ pub async fn run(server: &mut Server, alice: &User, out: &mut impl Write) {
         alice.create_room(&json!({ "name": "A room" })).await;
     });
     made.await.print(out);
+    // All of them are made before any is measured, so that each is measured on the same database.
+    let mut rooms = Vec::new();
     for members in MEMBERS {
-        let body = json!({ "preset": "public_chat", "initial_state": [
-            { "type": "m.room.guest_access", "content": { "guest_access": "can_join" } } ] });
-        let room_id = &alice.create_room(&body).await;
-        stream::iter(0..members)
-            .for_each_concurrent(AT_ONCE, |_| async {
-                let nobody = User::anonymous(url.clone());
-                let path = "/_matrix/client/v3/register?kind=guest";
-                let session = nobody.post(path, &json!({})).await.ok();
-                User::new(url.clone(), &session).join(room_id).await.ok();
-            })
-            .await;
-        // What follows from so many joins, such as the user directory, is not what is measured.
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        rooms.push((members, make(&url, &alice, members).await));
+    }
+    // What follows from so many joins, such as the user directory, is not what is measured.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for (members, room_id) in &rooms {
         let alice = &alice;
         let name = format!("send, {members} idle members");
         let sends = Run::of(server, &name, 500, 1, |_| async move {
@@ -60,4 +54,20 @@ pub async fn run(server: &mut Server, alice: &User, out: &mut impl Write) {
             read.await.print(out);
         }
     }
+}
+
+/// A room with idle members.
+async fn make(url: &str, alice: &User, members: usize) -> String {
+    let body = json!({ "preset": "public_chat", "initial_state": [
+        { "type": "m.room.guest_access", "content": { "guest_access": "can_join" } } ] });
+    let room_id = &alice.create_room(&body).await;
+    stream::iter(0..members)
+        .for_each_concurrent(AT_ONCE, |_| async {
+            let nobody = User::anonymous(url.to_owned());
+            let path = "/_matrix/client/v3/register?kind=guest";
+            let session = nobody.post(path, &json!({})).await.ok();
+            User::new(url.to_owned(), &session).join(room_id).await.ok();
+        })
+        .await;
+    room_id.clone()
 }

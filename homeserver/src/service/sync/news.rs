@@ -6,6 +6,7 @@ use ruma::{OwnedRoomId, RoomId, UInt, events::room::member::MembershipState};
 
 use super::{
     Look, Sync,
+    ahead::Needed,
     stretch::{self, Shown, Stretch},
 };
 use crate::{
@@ -66,6 +67,11 @@ impl News {
                 let stretch = stretches.entry(room_id).or_default();
                 (stretch.nid, stretch.end) = (Some(nid), Some(state));
             }
+        }
+        if look.entries.is_none() || !rooms.is_empty() {
+            let user_id = &look.ask.requester.user_id;
+            sync.read_ahead(user_id, stretches.values(), &Needed::of(look))
+                .await?;
         }
         let mut news = Self::default();
         for (room_id, stretch) in stretches {

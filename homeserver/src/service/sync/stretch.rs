@@ -14,7 +14,7 @@ use super::{Sync, state::is_member};
 use crate::{
     service::{filter, timeline::membership},
     storage::{
-        Families, StorageError,
+        StorageError,
         events::StoredEvent,
         log::{Change, Entry, StreamPosition},
         rooms::{Room, RoomNid},
@@ -122,14 +122,15 @@ impl Sync {
         }
         let nids: Vec<_> = rooms.iter().map(|room| room.nid).collect();
         let asked = i64::try_from(reach.saturating_add(1)).unwrap_or(i64::MAX);
-        let mut reader = self.storage.read().await?;
-        let mut table = reader.events();
-        for event in table.newest(&nids, above.0, until.0, asked).await? {
-            let room_id = event.pdu.room_id().to_owned();
-            let event = self.events.keep(event);
-            found.entry(room_id).or_default().push(event);
+        let newest = self.events.newest(&nids, above.0, until.0, asked);
+        for events in newest.await? {
+            let mut stretch = Stretch::default();
+            let room_id = events.first().map(|event| event.pdu.room_id().to_owned());
+            for event in events {
+                stretch.push(event);
+            }
+            found.extend(room_id.map(|room_id| (room_id, stretch)));
         }
-        drop(reader);
         let mut touched = Vec::new();
         for stretch in found.values_mut() {
             // What memory knows of the state before belongs to another event than the first.
@@ -186,10 +187,9 @@ impl Sync {
         if rooms.is_empty() {
             return Ok(Vec::new());
         }
-        let mut reader = self.storage.read().await?;
-        let last = reader.events().newest(rooms, i64::MIN, at.0, 1).await?;
+        let last = self.events.newest(rooms, i64::MIN, at.0, 1).await?;
         let roster = self.storage.log().roster();
-        let state = |event: StoredEvent| {
+        let state = |event: Arc<StoredEvent>| {
             let room_id = event.pdu.room_id().to_owned();
             // No event says when missing members came.
             let completed = roster.completed(&room_id, at);
@@ -201,7 +201,7 @@ impl Sync {
                 head.or(event.state.map(|state| state.head))?,
             ))
         };
-        Ok(last.into_iter().filter_map(state).collect())
+        Ok(last.into_iter().flatten().filter_map(state).collect())
     }
 
     /// What a user wants and may see of a stretch: the newest events, at most `limit`.

@@ -23,10 +23,10 @@ impl FederationSender {
     ) -> Result<Vec<Waiting>, StorageError> {
         let own = self.0.federation.server_name();
         let roster = self.0.storage.log().roster();
-        let mut reader = self.0.storage.read().await?;
         let mut missed: BTreeMap<StreamPosition, Arc<StoredEvent>> = BTreeMap::new();
         let mut latest = Vec::new();
         for room_id in roster.rooms_with(server) {
+            let mut reader = self.0.storage.read().await?;
             let Some(room) = reader.rooms().by_id(&room_id).await? else {
                 continue;
             };
@@ -35,15 +35,17 @@ impl FederationSender {
                 .in_room_since(server, &room_id)
                 .await?;
             let above = since.map_or(after, |since| since.max(after));
-            let newest = reader
-                .events()
+            drop(reader);
+            let events = &self.0.events;
+            let newest = events
                 .newest(&[room.nid], above.0, horizon.0, NEWEST)
                 .await?;
+            let newest: Vec<_> = newest.into_iter().flatten().collect();
             let is_all = i64::try_from(newest.len()).is_ok_and(|count| count < NEWEST);
             let mut ours: Vec<_> = newest
                 .into_iter()
                 .filter(|event| event.is_ours_to_send(own))
-                .filter_map(|event| Some((event.log_position()?, Arc::new(event))))
+                .filter_map(|event| Some((event.log_position()?, event)))
                 .collect();
             if !is_all {
                 ours.drain(..ours.len().saturating_sub(1));
@@ -51,6 +53,7 @@ impl FederationSender {
             latest.extend(ours.pop());
             missed.extend(ours);
         }
+        let mut reader = self.0.storage.read().await?;
         let departures = reader.destinations().departures(server, after).await?;
         drop(reader);
         for event in self.0.events.by_nids(&departures).await?.into_values() {

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::super::Sync;
 use crate::storage::{
-    Families, StorageError,
+    StorageError,
     events::StoredEvent,
     log::{Change, Log, StreamPosition},
     rooms::Room,
@@ -87,6 +87,15 @@ impl Sync {
             return Ok(found);
         }
         let rooms = self.timeline.heads.rooms(&missing).await?;
+        // What a room is follows from these.
+        let states = self.storage.states();
+        let decisive = [StateEventType::RoomCreate, StateEventType::RoomEncryption];
+        let decisive = decisive.map(|event_type| states.key(&event_type, ""));
+        let heads = rooms.values().filter_map(|room| room.head.as_ref());
+        let keys: Vec<_> = heads
+            .flat_map(|head| decisive.map(|key| (head.state, key)))
+            .collect();
+        self.events.fetch(&keys, []).await?;
         let mut open: Vec<&Room> = rooms.values().collect();
         let mut loaded: HashMap<_, _> = missing
             .into_iter()
@@ -94,8 +103,8 @@ impl Sync {
             .collect();
         for reach in [1, REACH] {
             let nids: Vec<_> = open.iter().map(|room| room.nid).collect();
-            let mut reader = self.storage.read().await?;
-            for event in reader.events().newest(&nids, 0, at.0, reach).await? {
+            let newest = self.events.newest(&nids, 0, at.0, reach).await?;
+            for event in newest.into_iter().flatten() {
                 if moves_up(&event)
                     && let Some(fact) = loaded.get_mut(event.pdu.room_id())
                 {

@@ -5,16 +5,21 @@ use std::{
     sync::Arc,
 };
 
-use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId, events::room::member::MembershipState};
+use ruma::{
+    OwnedRoomId, OwnedUserId, RoomId, UserId,
+    events::{StateEventType, room::member::MembershipState},
+};
 
 use super::{
     super::{
         Sync,
+        ahead::{Needed, Rest},
         state::is_member,
         stretch::{self, Stretch},
     },
     Slide,
     connection::{Memory, Patterns, RoomTold, Told},
+    required::Required,
     window::{Wanted, Window, stamp},
 };
 use crate::storage::{
@@ -162,7 +167,48 @@ impl Sync {
                 planned.stretch = Some(stretch);
             }
         }
-        self.name(slide, plan).await
+        self.name(slide, plan).await?;
+        self.read_ahead_of(slide, plan, &from_memory).await
+    }
+
+    /// Reads together what will be told of rooms of which memory may have nothing yet.
+    async fn read_ahead_of(
+        &self,
+        slide: &Slide<'_>,
+        plan: &Plan,
+        from_memory: &BTreeSet<OwnedRoomId>,
+    ) -> Result<(), StorageError> {
+        let states = self.storage.states();
+        let user_id = &slide.look.ask.requester.user_id;
+        let named = [StateEventType::RoomName, StateEventType::RoomAvatar];
+        let mut keys: BTreeSet<_> = named.map(|named| states.key(&named, "")).into();
+        let (mut heroes, mut rest) = (Vec::new(), Rest::Nothing);
+        let rooms = plan.rooms.iter();
+        let rooms = rooms.filter(|(room_id, _)| !from_memory.contains(*room_id));
+        let rooms: Vec<_> = rooms
+            .filter_map(|(_, planned)| Some((planned, planned.stretch.as_ref()?)))
+            .collect();
+        for (planned, stretch) in &rooms {
+            let required = Required::new(&planned.wanted.required, user_id);
+            match required.exact() {
+                Some(exact) => keys.extend(
+                    exact
+                        .into_iter()
+                        .map(|(event_type, key)| states.key(&event_type.into(), key)),
+                ),
+                None => rest = Rest::AllButMembers,
+            }
+            let members = planned.heroes.iter().map(|hero| {
+                let member = states.key(&StateEventType::RoomMember, hero.as_str());
+                Some((stretch.end?, member))
+            });
+            heroes.extend(members.flatten());
+        }
+        self.events.fetch(&heroes, []).await?;
+        let stretches = rooms.into_iter().map(|(_, stretch)| stretch);
+        let keys = keys.into_iter().collect();
+        let needed = Needed { keys, rest };
+        self.read_ahead(user_id, stretches, &needed).await
     }
 
     /// Finds out together who stands for the names of rooms that are new, or whose members changed.

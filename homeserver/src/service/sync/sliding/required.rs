@@ -60,7 +60,7 @@ impl<'a> Required<'a> {
     }
 
     /// The keys that are named, if none is a pattern.
-    fn exact(&self) -> Option<BTreeSet<(&str, &str)>> {
+    pub(super) fn exact(&self) -> Option<BTreeSet<(&str, &str)>> {
         let patterns = self.patterns.iter().filter(|(_, key)| key != LAZY);
         let keys = patterns.map(|(event_type, key)| match key.as_str() {
             _ if event_type == ANY => None,
