@@ -4,4 +4,5 @@ mod model;
 mod notifications;
 mod pushers;
 mod rules;
+mod storm;
 mod unread;

@@ -9,7 +9,7 @@ const SET: &str = "/_matrix/client/v3/pushers/set";
 const PUSHERS: &str = "/_matrix/client/v3/pushers";
 
 /// A server that reaches gateways on this machine.
-async fn start() -> TestServer {
+pub(super) async fn start() -> TestServer {
     let setup = Setup::with(|config| {
         config.federation.allow_networks = vec!["127.0.0.0/8".to_owned()];
     });
@@ -29,7 +29,7 @@ fn pusher(pushkey: &str, url: &str) -> Value {
     })
 }
 
-async fn set(user: &User, pushkey: &str, gateway: &Gateway) {
+pub(super) async fn set(user: &User, pushkey: &str, gateway: &Gateway) {
     user.post(SET, &pusher(pushkey, &gateway.url())).await.ok();
 }
 
