@@ -225,6 +225,30 @@ async fn a_gateway_is_told_exactly_what_the_rules_demand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn counts_alone_are_told_only_when_they_go_down() {
+    let server = start().await;
+    let (alice, bob, room_id) = pair(&server).await;
+    let gateway = Gateway::start().await;
+    set(&alice, "key", &gateway).await;
+    // What is said next is said while it is counted what is left to read.
+    for n in 0..40 {
+        let event_id = bob.send(&room_id, &format!("{n}")).await;
+        let (text, again) = (format!("{n} again"), room_id.clone());
+        gateway.wait(|told| told["event_id"] == event_id).await;
+        tokio::join!(read(&alice, &room_id, &event_id), bob.send(&again, &text));
+    }
+    gateway.wait_for_text("39 again").await;
+    let (received, mut before) = (gateway.received(), 0);
+    for told in &received {
+        let unread = told["counts"]["unread"].as_i64().unwrap();
+        let of_event = told.get("event_id").is_some();
+        assert!(of_event || unread < before, "{received:#?}");
+        before = unread;
+    }
+    assert_eq!(gateway.events().len(), 80);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn invites_are_pushed() {
     let server = start().await;
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);

@@ -142,7 +142,7 @@ impl PushSender {
             if index >= AT_ONCE {
                 return Ok(Step::More);
             }
-            let notice = self.notice(&pusher, &judge, next).await?;
+            let notice = self.notice(&pusher, &judge, next, work.until).await?;
             if let Some((notice, badge)) = notice {
                 match self
                     .send(&mut pusher, &notice, badge, next.position)
@@ -155,7 +155,7 @@ impl PushSender {
             *done = next.position;
         }
         if pending.is_empty() && work.read {
-            let badge = self.badge(&id.user_id).await?;
+            let badge = self.badge(&id.user_id, work.until).await?;
             if pusher.progress.badge.unwrap_or(0) != badge {
                 let notice = notice::badge(&pusher, badge);
                 let position = pusher.progress.position;
@@ -255,6 +255,7 @@ impl PushSender {
         pusher: &StoredPusher,
         judge: &Judge,
         pending: &Pending,
+        until: StreamPosition,
     ) -> Result<Option<(Value, i64)>, StorageError> {
         let (told, verdict, around) = match &pending.what {
             What::Event(nid) => {
@@ -288,7 +289,7 @@ impl PushSender {
         if !verdict.notify {
             return Ok(None);
         }
-        let badge = self.badge(&pusher.id.user_id).await?;
+        let badge = self.badge(&pusher.id.user_id, until).await?;
         let notice = notice::event(pusher, &told, &verdict, around, badge);
         Ok(Some((notice, badge)))
     }
@@ -300,22 +301,22 @@ impl PushSender {
         pusher.progress.failures > 0 && now.saturating_sub(sent_at) > OLDEST
     }
 
-    /// How many events the user has yet to read, and invites to answer.
-    async fn badge(&self, user_id: &UserId) -> Result<i64, StorageError> {
+    /// How many events the user has yet to read, and invites to answer. What came after `until` does not
+    /// count: the notification of it will say so.
+    async fn badge(&self, user_id: &UserId, until: StreamPosition) -> Result<i64, StorageError> {
         let places = self.storage().log().roster().places(user_id);
         let (mut joined, mut badge) = (Vec::new(), 0);
         for (room_id, place) in places {
             match place.membership {
                 MembershipState::Join => joined.push(room_id),
-                MembershipState::Invite if !place.forgotten => badge += 1,
+                MembershipState::Invite if !place.forgotten && place.since <= until => badge += 1,
                 _ => {}
             }
         }
         let unread = self.0.parts.unread.of_rooms(user_id, joined).await?;
-        let counts = unread
-            .values()
-            .map(|room| i64::from(room.total().notifications));
-        Ok(badge + counts.sum::<i64>())
+        let items = unread.values().flat_map(|room| room.items());
+        let count = items.filter(|item| item.position <= until).count();
+        Ok(badge + i64::try_from(count).unwrap_or(i64::MAX - badge))
     }
 
     /// Sends a notification, and remembers that.
