@@ -172,6 +172,25 @@ async fn events_come_as_one_stream() {
     }
 }
 
+#[tokio::test]
+async fn nothing_is_lost_between_a_sync_and_a_stream_of_events() {
+    let server = TestServer::start().await;
+    let (alice, room) = room(&server).await;
+    let phone = server.log_in("alice").await;
+    alice.get("/_matrix/client/v3/sync").await.ok();
+    let send = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/1");
+    let body = json!({ "msgtype": "m.text", "body": "in between" });
+    alice.put(&send, &body).await.ok();
+    let events = "/_matrix/client/v3/events?timeout=0";
+    let news = alice.get(events).await.ok();
+    assert_eq!(message(&news).unwrap()["content"]["body"], "in between");
+    let from = news["end"].as_str().unwrap();
+    let more = alice.get(&format!("{events}&from={from}")).await.ok();
+    assert_eq!(message(&more), None);
+    // For a device that has not synced it begins now.
+    assert_eq!(message(&phone.get(events).await.ok()), None);
+}
+
 /// A stream of events says nothing of messages between devices, so it must not confirm them.
 #[tokio::test]
 async fn a_stream_of_events_confirms_no_message_to_a_device() {

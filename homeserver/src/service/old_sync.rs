@@ -236,15 +236,16 @@ impl OldSync {
     }
 
     /// What has happened since a token, as one stream; waits until there is something. Without a token it
-    /// begins now.
+    /// begins where the last sync of the device ended, so that nothing is lost between the two, or else now.
     pub(crate) async fn events(
         &self,
         requester: &Requester,
         from: Option<SyncToken>,
         wait: Duration,
     ) -> Result<Stretch, StorageError> {
-        let now = || SyncToken::at(self.storage.log().position());
-        let since = from.unwrap_or_else(now);
+        let now = self.storage.log().position();
+        let begin = || SyncToken::at(self.sync.end_of_last(requester).unwrap_or(now));
+        let since = from.unwrap_or_else(begin);
         let mut filter = filter(MOST_EVENTS);
         filter.room.state.lazy_load_options = ruma::api::client::filter::LazyLoadOptions::Disabled;
         let ask = Ask {

@@ -29,6 +29,7 @@ use std::{
     time::Duration,
 };
 
+use quick_cache::sync::Cache;
 use ruma::{
     OwnedRoomId, RoomId,
     api::client::{filter::FilterDefinition, sync::sync_events::v3::Response},
@@ -68,6 +69,8 @@ use crate::storage::{
 
 /// The longest that a request may wait.
 const MAX_WAIT: Duration = Duration::from_mins(5);
+/// Of how many devices it is remembered where their last sync ended.
+const DEVICES: usize = 4_096;
 
 /// Answers syncs.
 #[derive(Clone)]
@@ -83,6 +86,8 @@ pub(crate) struct Sync {
     unread: Unread,
     members: KnownMembers,
     told: Told,
+    /// Where the last sync of each device ended.
+    ends: Arc<Cache<Requester, StreamPosition>>,
     connections: Connections,
     direct: OwnData<BTreeSet<OwnedRoomId>>,
     facts: Facts,
@@ -238,6 +243,7 @@ impl Sync {
             unread: parts.unread,
             members: KnownMembers::new(),
             told: Told::default(),
+            ends: Arc::new(Cache::new(DEVICES)),
             connections: Connections::new(),
             direct,
             facts: Facts::default(),
@@ -268,6 +274,10 @@ impl Sync {
             changed.as_mut().enable();
             let (response, news) = self.look(ask).await?;
             if news || last {
+                if let (true, Ok(end)) = (ask.for_device, response.next_batch.parse::<SyncToken>())
+                {
+                    self.ends.insert(ask.requester.clone(), end.position);
+                }
                 return Ok(response);
             }
             tokio::select! {
@@ -276,6 +286,12 @@ impl Sync {
                 () = self.stopping.cancelled() => last = true,
             }
         }
+    }
+
+    /// Where the last sync of a device ended, unless that was long ago.
+    pub(crate) fn end_of_last(&self, requester: &Requester) -> Option<StreamPosition> {
+        let end = self.ends.get(requester)?;
+        (end >= self.storage.log().reach()).then_some(end)
     }
 
     /// The answer as of now, and whether it says anything.
