@@ -3,7 +3,7 @@
 
 use sqlx::{
     Any, AnyConnection, AssertSqlSafe, SqlSafeStr,
-    any::{AnyArguments, AnyQueryResult},
+    any::{AnyArguments, AnyQueryResult, AnyRow},
     migrate::Migrator,
     query::Query,
 };
@@ -196,6 +196,24 @@ pub(super) fn pieces<T>(mut items: &[T]) -> Vec<&[T]> {
         items = rest;
     }
     pieces
+}
+
+/// The rows for keys, asked for in pieces. `query` makes a query from the list that goes into its `IN (…)`,
+/// numbered from `first`, and binds what comes before that; `bind` adds one key.
+pub(super) async fn rows_for<'q, K>(
+    connection: &mut AnyConnection,
+    keys: &'q [K],
+    first: usize,
+    query: impl Fn(String) -> Query<'q, Any, AnyArguments>,
+    bind: impl Fn(Query<'q, Any, AnyArguments>, &'q K) -> Query<'q, Any, AnyArguments>,
+) -> sqlx::Result<Vec<AnyRow>> {
+    let mut found = Vec::with_capacity(keys.len());
+    for piece in pieces(keys) {
+        let query = query(numbered(first, piece.len()));
+        let query = piece.iter().fold(query, &bind);
+        found.extend(query.fetch_all(&mut *connection).await?);
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

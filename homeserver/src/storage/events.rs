@@ -11,7 +11,11 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sotto_federation::room::{auth::Verdict, pdu::Pdu};
-use sqlx::{AnyConnection, Row, any::AnyRow};
+use sqlx::{
+    Any, AnyConnection, Row,
+    any::{AnyArguments, AnyRow},
+    query::Query,
+};
 
 pub(crate) use self::txn::{Txn, TxnScope};
 use super::{
@@ -239,18 +243,8 @@ impl Events<'_> {
         &mut self,
         ids: &[OwnedEventId],
     ) -> Result<Vec<StoredEvent>, StorageError> {
-        let mut found = Vec::with_capacity(ids.len());
-        for piece in dialect::pieces(ids) {
-            let list = dialect::numbered(1, piece.len());
-            let sql = format!("SELECT {COLUMNS} {FROM} WHERE events.event_id IN ({list})");
-            let query = piece
-                .iter()
-                .fold(dialect::query(sql), |q, id| q.bind(id.to_string()));
-            for row in query.fetch_all(&mut *self.0).await? {
-                found.push(read(&row)?);
-            }
-        }
-        Ok(found)
+        self.by("event_id", ids, |query, id| query.bind(id.to_string()))
+            .await
     }
 
     /// Events of timelines by their positions, in no order.
@@ -258,18 +252,8 @@ impl Events<'_> {
         &mut self,
         positions: &[i64],
     ) -> Result<Vec<StoredEvent>, StorageError> {
-        let mut found = Vec::with_capacity(positions.len());
-        for piece in dialect::pieces(positions) {
-            let list = dialect::numbered(1, piece.len());
-            let sql = format!("SELECT {COLUMNS} {FROM} WHERE events.position IN ({list})");
-            let query = piece
-                .iter()
-                .fold(dialect::query(sql), |q, position| q.bind(*position));
-            for row in query.fetch_all(&mut *self.0).await? {
-                found.push(read(&row)?);
-            }
-        }
-        Ok(found)
+        self.by("position", positions, |query, id| query.bind(*id))
+            .await
     }
 
     /// Events by their numbers, in no order.
@@ -277,18 +261,19 @@ impl Events<'_> {
         &mut self,
         nids: &[EventNid],
     ) -> Result<Vec<StoredEvent>, StorageError> {
-        let mut found = Vec::with_capacity(nids.len());
-        for piece in dialect::pieces(nids) {
-            let list = dialect::numbered(1, piece.len());
-            let sql = format!("SELECT {COLUMNS} {FROM} WHERE events.nid IN ({list})");
-            let query = piece
-                .iter()
-                .fold(dialect::query(sql), |q, nid| q.bind(nid.0));
-            for row in query.fetch_all(&mut *self.0).await? {
-                found.push(read(&row)?);
-            }
-        }
-        Ok(found)
+        self.by("nid", nids, |query, id| query.bind(id.0)).await
+    }
+
+    async fn by<'q, K>(
+        &mut self,
+        column: &str,
+        keys: &'q [K],
+        bind: impl Fn(Query<'q, Any, AnyArguments>, &'q K) -> Query<'q, Any, AnyArguments>,
+    ) -> Result<Vec<StoredEvent>, StorageError> {
+        let sql = |list| format!("SELECT {COLUMNS} {FROM} WHERE events.{column} IN ({list})");
+        let query = |list| dialect::query(sql(list));
+        let rows = dialect::rows_for(self.0, keys, 1, query, bind).await?;
+        rows.iter().map(read).collect()
     }
 
     /// A part of the timeline of a room.
@@ -322,26 +307,28 @@ impl Events<'_> {
         at_most: i64,
         limit: i64,
     ) -> Result<Vec<Vec<EventNid>>, StorageError> {
-        let mut found = Vec::with_capacity(rooms.len());
-        for piece in dialect::pieces(rooms) {
-            // One row for a room: rows cost more than what is in them. Each room reads its newest rows alone,
-            // where a window function would number all that it has.
-            let sql = format!(
+        // One row for a room: rows cost more than what is in them. Each room reads its newest rows alone,
+        // where a window function would number all that it has.
+        let sql = |list| {
+            format!(
                 "SELECT (SELECT string_agg(CAST(nid AS TEXT), ',') FROM (SELECT nid \
                  FROM events WHERE events.room_nid = rooms.room_nid AND position > $1 \
                  AND position <= $2 ORDER BY position DESC LIMIT $3) AS newest) \
-                 FROM rooms WHERE rooms.room_nid IN ({})",
-                dialect::numbered(4, piece.len())
-            );
-            let query = dialect::query(sql).bind(above).bind(at_most).bind(limit);
-            let query = piece.iter().fold(query, |q, room| q.bind(room.0));
-            for row in query.fetch_all(&mut *self.0).await? {
-                let Some(list) = row.try_get::<Option<String>, _>(0)? else {
-                    continue;
-                };
-                let nids = list
-                    .split(',')
-                    .map(|nid| parse("nid", nid, nid.parse()).map(EventNid));
+                 FROM rooms WHERE rooms.room_nid IN ({list})"
+            )
+        };
+        let query = |list| {
+            dialect::query(sql(list))
+                .bind(above)
+                .bind(at_most)
+                .bind(limit)
+        };
+        let rows = dialect::rows_for(self.0, rooms, 4, query, |query, room| query.bind(room.0));
+        let mut found = Vec::new();
+        for row in rows.await? {
+            if let Some(list) = row.try_get::<Option<String>, _>(0)? {
+                let nids = list.split(',');
+                let nids = nids.map(|nid| parse("nid", nid, nid.parse()).map(EventNid));
                 found.push(nids.collect::<Result<_, _>>()?);
             }
         }

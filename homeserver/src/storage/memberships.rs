@@ -73,24 +73,23 @@ impl Memberships<'_> {
         limit: i64,
     ) -> Result<Vec<(RoomNid, OwnedUserId, MembershipState)>, StorageError> {
         let mut found = Vec::new();
-        for piece in dialect::pieces(rooms) {
-            let sql = format!(
+        let sql = |list| {
+            format!(
                 "SELECT room_nid, user_id, membership FROM (SELECT room_nid, user_id, membership, \
                  ROW_NUMBER() OVER (PARTITION BY room_nid ORDER BY CASE membership \
                  WHEN 'join' THEN 0 WHEN 'invite' THEN 0 ELSE 1 END, event_nid) AS place \
-                 FROM memberships WHERE user_id <> $1 AND room_nid IN ({})) AS members \
-                 WHERE place <= $2 ORDER BY room_nid, place",
-                dialect::numbered(3, piece.len())
-            );
-            let query = dialect::query(sql).bind(user_id.as_str()).bind(limit);
-            let query = piece.iter().fold(query, |query, room| query.bind(room.0));
-            for row in query.fetch_all(&mut *self.0).await? {
-                let user_id: String = row.try_get(1)?;
-                let parsed = UserId::parse(&user_id)
-                    .map_err(|_| StorageError::inconsistent("memberships", "user_id", &user_id))?;
-                let membership: String = row.try_get(2)?;
-                found.push((RoomNid(row.try_get(0)?), parsed, membership.into()));
-            }
+                 FROM memberships WHERE user_id <> $1 AND room_nid IN ({list})) AS members \
+                 WHERE place <= $2 ORDER BY room_nid, place"
+            )
+        };
+        let query = |list| dialect::query(sql(list)).bind(user_id.as_str()).bind(limit);
+        let rows = dialect::rows_for(self.0, rooms, 3, query, |query, room| query.bind(room.0));
+        for row in rows.await? {
+            let user_id: String = row.try_get(1)?;
+            let parsed = UserId::parse(&user_id)
+                .map_err(|_| StorageError::inconsistent("memberships", "user_id", &user_id))?;
+            let membership: String = row.try_get(2)?;
+            found.push((RoomNid(row.try_get(0)?), parsed, membership.into()));
         }
         Ok(found)
     }

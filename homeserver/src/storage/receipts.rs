@@ -99,24 +99,18 @@ impl Receipts<'_> {
         since: StreamPosition,
         until: StreamPosition,
     ) -> Result<Vec<StoredReceipt>, StorageError> {
-        let mut found = Vec::new();
-        for piece in dialect::pieces(room_ids) {
-            let sql = format!(
+        let sql = |list| {
+            format!(
                 "SELECT room_id, user_id, receipt_type, thread_id, event_id, event_position, \
                  received_at FROM receipts WHERE position > $1 AND position <= $2 \
-                 AND room_id IN ({})",
-                dialect::numbered(3, piece.len())
-            );
-            let query = dialect::query(sql).bind(since.0).bind(until.0);
-            let query = piece
-                .iter()
-                .fold(query, |query, room_id| query.bind(room_id.as_str()));
-            let rows = query.fetch_all(&mut *self.0).await?;
-            for row in &rows {
-                found.push(read(row)?);
-            }
-        }
-        Ok(found)
+                 AND room_id IN ({list})"
+            )
+        };
+        let query = |list| dialect::query(sql(list)).bind(since.0).bind(until.0);
+        let rows = dialect::rows_for(self.0, room_ids, 3, query, |query, id| {
+            query.bind(id.as_str())
+        });
+        rows.await?.iter().map(read).collect()
     }
 }
 

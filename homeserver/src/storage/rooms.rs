@@ -61,18 +61,12 @@ impl Rooms<'_> {
         &mut self,
         room_ids: &[OwnedRoomId],
     ) -> Result<Vec<Room>, StorageError> {
-        let mut found = Vec::with_capacity(room_ids.len());
-        for piece in dialect::pieces(room_ids) {
-            let list = dialect::numbered(1, piece.len());
-            let sql = format!("SELECT {COLUMNS} FROM rooms WHERE room_id IN ({list})");
-            let query = piece
-                .iter()
-                .fold(dialect::query(sql), |q, id| q.bind(id.to_string()));
-            for row in query.fetch_all(&mut *self.0).await? {
-                found.push(read(&row)?);
-            }
-        }
-        Ok(found)
+        let sql = |list| format!("SELECT {COLUMNS} FROM rooms WHERE room_id IN ({list})");
+        let query = |list| dialect::query(sql(list));
+        let rows = dialect::rows_for(self.0, room_ids, 1, query, |query, id| {
+            query.bind(id.as_str())
+        });
+        rows.await?.iter().map(read).collect()
     }
 
     /// The rooms that the server takes, or took, part in.

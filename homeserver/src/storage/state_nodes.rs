@@ -188,26 +188,24 @@ impl Storage {
             return Ok(found);
         }
         let mut reader = self.read().await?;
-        for piece in dialect::pieces(&missing) {
-            let list = dialect::numbered(1, piece.len());
-            let sql = format!("SELECT id, pair FROM state_keys WHERE id IN ({list})");
-            let query = piece
+        let sql = |list| format!("SELECT id, pair FROM state_keys WHERE id IN ({list})");
+        let query = |list| dialect::query(sql(list));
+        let rows = dialect::rows_for(reader.connection(), &missing, 1, query, |query, id| {
+            query.bind(id.0.cast_signed())
+        });
+        for row in rows.await? {
+            let id = StateKeyId(row.try_get::<i64, _>(0)?.cast_unsigned());
+            let bytes: Vec<u8> = row.try_get(1)?;
+            let wrong = || StorageError::inconsistent("state_keys", "pair", &format!("{id:?}"));
+            let at = bytes
                 .iter()
-                .fold(dialect::query(sql), |q, id| q.bind(id.0.cast_signed()));
-            for row in query.fetch_all(reader.connection()).await? {
-                let id = StateKeyId(row.try_get::<i64, _>(0)?.cast_unsigned());
-                let bytes: Vec<u8> = row.try_get(1)?;
-                let wrong = || StorageError::inconsistent("state_keys", "pair", &format!("{id:?}"));
-                let at = bytes
-                    .iter()
-                    .position(|byte| *byte == 0xff)
-                    .ok_or_else(wrong)?;
-                let (event_type, state_key) = bytes.split_at(at);
-                let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| wrong());
-                let pair = Arc::new((text(event_type)?.into(), text(&state_key[1..])?));
-                cache.insert(id, pair.clone());
-                found.insert(id, pair);
-            }
+                .position(|byte| *byte == 0xff)
+                .ok_or_else(wrong)?;
+            let (event_type, state_key) = bytes.split_at(at);
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| wrong());
+            let pair = Arc::new((text(event_type)?.into(), text(&state_key[1..])?));
+            cache.insert(id, pair.clone());
+            found.insert(id, pair);
         }
         Ok(found)
     }
@@ -249,19 +247,17 @@ impl Storage {
         let ids: Vec<_> = ids.iter().copied().collect();
         let mut found = HashMap::with_capacity(ids.len());
         let mut reader = self.read().await?;
-        for piece in dialect::pieces(&ids) {
-            let list = dialect::numbered(1, piece.len());
-            let sql = format!("SELECT id, node FROM state_nodes WHERE id IN ({list})");
-            let query = piece
-                .iter()
-                .fold(dialect::query(sql), |q, id| q.bind(id.0.to_vec()));
-            for row in query.fetch_all(reader.connection()).await? {
-                let id: Vec<u8> = row.try_get(0)?;
-                let bytes: Vec<u8> = row.try_get(1)?;
-                let wrong = || StorageError::inconsistent("state_nodes", "node", "");
-                let id = NodeId(id.try_into().map_err(|_| wrong())?);
-                found.insert(id, Arc::new(Node::decode(&bytes).ok_or_else(wrong)?));
-            }
+        let sql = |list| format!("SELECT id, node FROM state_nodes WHERE id IN ({list})");
+        let query = |list| dialect::query(sql(list));
+        let rows = dialect::rows_for(reader.connection(), &ids, 1, query, |query, id| {
+            query.bind(id.0.to_vec())
+        });
+        for row in rows.await? {
+            let id: Vec<u8> = row.try_get(0)?;
+            let bytes: Vec<u8> = row.try_get(1)?;
+            let wrong = || StorageError::inconsistent("state_nodes", "node", "");
+            let id = NodeId(id.try_into().map_err(|_| wrong())?);
+            found.insert(id, Arc::new(Node::decode(&bytes).ok_or_else(wrong)?));
         }
         Ok(found)
     }

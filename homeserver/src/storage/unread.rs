@@ -53,21 +53,18 @@ impl Unread<'_> {
         user_id: &UserId,
         room_ids: &[OwnedRoomId],
     ) -> Result<Vec<Mark>, StorageError> {
-        let mut found = Vec::new();
-        for piece in dialect::pieces(room_ids) {
-            let sql = format!(
+        let sql = |list| {
+            format!(
                 "SELECT room_id, thread_id, event_position FROM receipts WHERE user_id = $1 \
                  AND receipt_type IN ('m.read', 'm.read.private') \
-                 AND event_position IS NOT NULL AND room_id IN ({})",
-                dialect::numbered(2, piece.len())
-            );
-            let query = dialect::query(sql).bind(user_id.as_str());
-            let query = piece.iter().fold(query, |q, id| q.bind(id.as_str()));
-            for row in query.fetch_all(&mut *self.0).await? {
-                found.push(mark(&row)?);
-            }
-        }
-        Ok(found)
+                 AND event_position IS NOT NULL AND room_id IN ({list})"
+            )
+        };
+        let query = |list| dialect::query(sql(list)).bind(user_id.as_str());
+        let rows = dialect::rows_for(self.0, room_ids, 2, query, |query, id| {
+            query.bind(id.as_str())
+        });
+        rows.await?.iter().map(mark).collect()
     }
 
     /// The events of rooms, each after a position of its own, up to `until`: of each room the newest
@@ -80,18 +77,22 @@ impl Unread<'_> {
     ) -> Result<Vec<TimelineEvent>, StorageError> {
         let mut found = Vec::new();
         for piece in rooms.chunks(ROOMS_AT_ONCE).flat_map(dialect::pieces) {
+            // Where the newest begin is looked up for each room, by its index: numbering the rows would read
+            // all that nobody ever read.
             let sql = format!(
                 "SELECT events.nid, events.event_id, events.position, events.json, \
-                 events.state_before, events.redacted_by FROM (SELECT events.nid AS chosen, \
-                 ROW_NUMBER() OVER (PARTITION BY events.room_nid ORDER BY events.position DESC) \
-                 AS age FROM (VALUES {}) AS asked JOIN rooms ON rooms.room_id = asked.column1 \
-                 JOIN events ON events.room_nid = rooms.room_nid \
-                 AND events.position > asked.column2 AND events.position <= ${}) AS newer \
-                 JOIN events ON events.nid = newer.chosen WHERE newer.age <= ${} \
+                 events.state_before, events.redacted_by FROM (SELECT rooms.room_nid, \
+                 COALESCE((SELECT older.position FROM events AS older \
+                 WHERE older.room_nid = rooms.room_nid AND older.position > asked.column2 \
+                 AND older.position <= ${until} ORDER BY older.position DESC LIMIT 1 OFFSET ${most}), \
+                 asked.column2) AS above FROM (VALUES {}) AS asked \
+                 JOIN rooms ON rooms.room_id = asked.column1) AS bounds \
+                 JOIN events ON events.room_nid = bounds.room_nid \
+                 AND events.position > bounds.above AND events.position <= ${until} \
                  ORDER BY events.position ASC",
                 dialect::rows(piece.len(), 2),
-                piece.len() * 2 + 1,
-                piece.len() * 2 + 2,
+                until = piece.len() * 2 + 1,
+                most = piece.len() * 2 + 2,
             );
             let query = piece
                 .iter()
@@ -114,22 +115,21 @@ impl Unread<'_> {
         at_most: StreamPosition,
         most: i64,
     ) -> Result<Vec<TimelineEvent>, StorageError> {
-        let mut found = Vec::new();
-        for piece in dialect::pieces(room_ids) {
-            let sql = format!(
+        let sql = |list| {
+            format!(
                 "SELECT events.nid, events.event_id, events.position, events.json, \
                  events.state_before, events.redacted_by FROM events \
                  JOIN rooms ON rooms.room_nid = events.room_nid \
-                 WHERE events.position > 0 AND events.position <= $1 AND rooms.room_id IN ({}) \
-                 ORDER BY events.position DESC LIMIT $2",
-                dialect::numbered(3, piece.len())
-            );
-            let query = dialect::query(sql).bind(at_most.0).bind(most);
-            let query = piece.iter().fold(query, |q, id| q.bind(id.as_str()));
-            for row in query.fetch_all(&mut *self.0).await? {
-                found.push(event(&row)?);
-            }
-        }
+                 WHERE events.position > 0 AND events.position <= $1 AND rooms.room_id IN ({list}) \
+                 ORDER BY events.position DESC LIMIT $2"
+            )
+        };
+        let query = |list| dialect::query(sql(list)).bind(at_most.0).bind(most);
+        let rows = dialect::rows_for(self.0, room_ids, 3, query, |query, id| {
+            query.bind(id.as_str())
+        });
+        let found: Result<Vec<_>, _> = rows.await?.iter().map(event).collect();
+        let mut found = found?;
         found.sort_by_key(|event| std::cmp::Reverse(event.position));
         found.truncate(usize::try_from(most).unwrap_or(usize::MAX));
         Ok(found)
