@@ -3,7 +3,7 @@
 use http::Method;
 use ruma::RoomVersionId;
 use serde_json::{Value, json};
-use sotto_tests::{FakeServer, TestServer, User, escape, room};
+use sotto_tests::{FakeServer, Setup, TestServer, User, escape, room};
 use sqlx::{AnyConnection, Connection};
 
 /// The texts of the messages of a room in a sync answer.
@@ -140,14 +140,35 @@ async fn a_notary_tells_the_keys_of_others() {
     assert_eq!(answer.refused(), (400, "M_INVALID_PARAM"));
 }
 
-/// As many messages as may wait for a device, put into the database as if they had come.
-async fn fill_inbox(server: &TestServer, user: &User) {
+/// As many messages as may wait for a device, of a server or, without a name, of our own users, put into the database as if they had come.
+async fn fill_inbox(server: &TestServer, user: &User, origin: &str) {
     sqlx::any::install_default_drivers();
     let connection = AnyConnection::connect(&server.database_url()).await;
     let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)
-         INSERT INTO to_device (user_id, device_id, position, json) SELECT $1, $2, -i, '{}' FROM n";
+         INSERT INTO to_device (user_id, device_id, position, json, origin)
+         SELECT $1, $2, -i, '{}', $3 FROM n";
     let filled = sqlx::query(fill).bind(&user.user_id).bind(&user.device_id);
+    let filled = filled.bind(origin);
     filled.execute(&mut connection.unwrap()).await.unwrap();
+}
+
+/// A message to all devices of a user, which says a number.
+fn message(from: &str, to: &User, number: u64) -> Value {
+    let content = json!({
+        "sender": from, "type": "m.test", "message_id": number.to_string(),
+        "messages": { &to.user_id: { &to.device_id: { "number": number } } },
+    });
+    json!({ "edu_type": "m.direct_to_device", "content": content })
+}
+
+/// The numbers that a user's device was told.
+async fn numbers(user: &User) -> Vec<u64> {
+    let sync = user.sync(None, 0).await;
+    let events = sync["to_device"]["events"].as_array();
+    let events = events.into_iter().flatten();
+    events
+        .filter_map(|event| event["content"]["number"].as_u64())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,28 +177,39 @@ async fn a_full_inbox_costs_nobody_the_messages_of_other_servers() {
     b.stop().await;
     let fake = FakeServer::replace(&b, RoomVersionId::V11).await;
     let (alice, carol) = (a.register("alice").await, a.register("carol").await);
-    fill_inbox(&a, &alice).await;
-    let to = |number: u64| json!({ &alice.user_id: { &alice.device_id: { "number": number } } });
+    fill_inbox(&a, &alice, "").await;
     // Those of our own users wait.
     let path = "/_matrix/client/v3/sendToDevice/m.test/one";
-    let answer = carol.put(path, &json!({ "messages": to(1) })).await;
+    let body = json!({ "messages": { &alice.user_id: { "*": { "number": 1 } } } });
+    let answer = carol.put(path, &body).await;
     assert_eq!(answer.refused(), (429, "M_LIMIT_EXCEEDED"));
-    let edu = |number: u64| {
-        let content = json!({
-            "sender": "@mallory:b.test", "type": "m.test",
-            "message_id": number.to_string(), "messages": to(number),
-        });
-        json!({ "edu_type": "m.direct_to_device", "content": content })
-    };
-    let edus = [edu(2), edu(3)];
+    let edus = [2, 3].map(|number| message("@mallory:b.test", &alice, number));
     fake.peer().send(&a, &[], &edus).await.ok();
-    let sync = alice.sync(None, 0).await;
-    let events = sync["to_device"]["events"].as_array().unwrap();
-    let numbers: Vec<_> = events
-        .iter()
-        .filter_map(|e| e["content"]["number"].as_u64())
-        .collect();
-    assert_eq!(numbers, [2, 3]);
+    assert_eq!(numbers(&alice).await, [2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_server_cannot_fill_the_disk_with_messages_that_nobody_reads() {
+    let mut servers = Setup::default().federation(3).await;
+    let mut fakes = Vec::new();
+    for server in &mut servers[1..] {
+        server.stop().await;
+        fakes.push(FakeServer::replace(server, RoomVersionId::V11).await);
+    }
+    let alice = servers[0].register("alice").await;
+    let second = servers[0].log_in("alice").await;
+    fill_inbox(&servers[0], &alice, "b.test").await;
+    for (fake, number) in fakes.iter().zip(1..) {
+        let sender = format!("@mallory:{}", fake.peer().name());
+        let edus = [
+            message(&sender, &alice, number),
+            message(&sender, &second, 10 + number),
+        ];
+        fake.peer().send(&servers[0], &[], &edus).await.ok();
+    }
+    // The control: what has room gets there, of the same server to another device, and of another server.
+    assert_eq!(numbers(&second).await, [11, 12]);
+    assert_eq!(numbers(&alice).await, [2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

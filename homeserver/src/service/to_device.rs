@@ -27,6 +27,7 @@ const MAX_CONTENT: usize = 64 * 1024;
 /// How many messages may wait for a device before users of this server must wait with theirs. Messages of
 /// other servers are taken all the same: to drop one loses a key for good, and a transaction that is put off
 /// until a device reads its messages, which it may never do, would hold up all that the other server says.
+/// Only of one server that alone has sent as many, the next ones are dropped: it costs nobody else.
 const MAX_WAITING: i64 = 50_000;
 
 /// Messages, by user and device.
@@ -130,7 +131,12 @@ impl ToDevice {
                     return Ok(());
                 }
                 refuse_if_full(tx, &local).await?;
-                deliver(tx, user_id, &event_type, &local).await?;
+                let sent = Sent {
+                    sender: user_id,
+                    origin: None,
+                    event_type: &event_type,
+                };
+                deliver(tx, &sent, &local).await?;
                 for (server, content) in edus {
                     tx.push_edu(&server, "m.direct_to_device", &content).await?;
                 }
@@ -164,7 +170,12 @@ impl ToDevice {
                 let mut received = tx.to_device();
                 let new = received.begin_received(&origin, message_id.as_str(), now);
                 if new.await? {
-                    deliver(tx, &sender, &event_type, &messages).await?;
+                    let sent = Sent {
+                        sender: &sender,
+                        origin: Some(&origin),
+                        event_type: &event_type,
+                    };
+                    deliver(tx, &sent, &messages).await?;
                 }
                 Ok(())
             }
@@ -195,15 +206,31 @@ async fn refuse_if_full(tx: &mut Tx, messages: &Messages) -> Result<(), ToDevice
     Ok(())
 }
 
+/// What messages have in common.
+#[derive(Clone, Copy)]
+struct Sent<'a> {
+    sender: &'a UserId,
+    /// The other server from which they come, if they do.
+    origin: Option<&'a ServerName>,
+    event_type: &'a ToDeviceEventType,
+}
+
 /// Leaves messages for local devices that exist.
-async fn deliver(
-    tx: &mut Tx,
-    sender: &UserId,
-    event_type: &ToDeviceEventType,
-    messages: &Messages,
-) -> Result<(), ToDeviceError> {
+async fn deliver(tx: &mut Tx, sent: &Sent<'_>, messages: &Messages) -> Result<(), ToDeviceError> {
+    let Sent {
+        sender,
+        origin,
+        event_type,
+    } = *sent;
     for (user_id, devices) in messages {
-        let existing = tx.to_device().devices_of(user_id).await?;
+        let mut existing = tx.to_device().devices_of(user_id).await?;
+        if let Some(origin) = origin {
+            let full = tx.to_device().full_of(origin, user_id, MAX_WAITING).await?;
+            if !full.is_empty() {
+                tracing::warn!(%origin, %user_id, "a server leaves too much for a device");
+                existing.retain(|device_id| !full.contains(device_id));
+            }
+        }
         for (target, content) in devices {
             let event = Event {
                 content: content.json(),
@@ -214,7 +241,8 @@ async fn deliver(
                 StorageError::inconsistent("to_device", "json", event_type.to_string().as_str())
             })?;
             for device_id in existing.iter().filter(|id| is_for(target, id)) {
-                tx.leave_for_device(user_id, device_id, &json).await?;
+                tx.leave_for_device(user_id, device_id, origin, &json)
+                    .await?;
             }
         }
     }

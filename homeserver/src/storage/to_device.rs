@@ -24,11 +24,12 @@ pub(crate) struct StoredMessage {
 }
 
 impl Tx {
-    /// Leaves an event for a device.
+    /// Leaves an event for a device; `origin` is the other server from which it came, if it did.
     pub(crate) async fn leave_for_device(
         &mut self,
         user_id: &UserId,
         device_id: &DeviceId,
+        origin: Option<&ServerName>,
         json: &str,
     ) -> Result<(), StorageError> {
         let position = self.log(Change::ToDevice {
@@ -36,12 +37,14 @@ impl Tx {
             device_id: device_id.to_owned(),
         });
         sqlx::query(
-            "INSERT INTO to_device (user_id, device_id, position, json) VALUES ($1, $2, $3, $4)",
+            "INSERT INTO to_device (user_id, device_id, position, json, origin) \
+             VALUES ($1, $2, $3, $4, $5)",
         )
         .bind(user_id.as_str())
         .bind(device_id.as_str())
         .bind(position.0)
         .bind(json)
+        .bind(origin.map_or("", ServerName::as_str))
         .execute(self.connection())
         .await?;
         Ok(())
@@ -114,6 +117,28 @@ impl ToDevice<'_> {
             "SELECT device_id FROM to_device WHERE user_id = $1
              GROUP BY device_id HAVING COUNT(*) >= $2",
         )
+        .bind(user_id.as_str())
+        .bind(limit)
+        .fetch_all(&mut *self.0)
+        .await?;
+        rows.iter()
+            .map(|row| Ok(row.try_get::<String, _>(0)?.into()))
+            .collect()
+    }
+
+    /// The devices of a user for which `limit` messages of another server or more wait.
+    pub(crate) async fn full_of(
+        &mut self,
+        origin: &ServerName,
+        user_id: &UserId,
+        limit: i64,
+    ) -> Result<Vec<OwnedDeviceId>, StorageError> {
+        // That it is not empty is said for the index, which has such rows only.
+        let rows = sqlx::query(
+            "SELECT device_id FROM to_device WHERE origin = $1 AND origin <> '' AND user_id = $2
+             GROUP BY device_id HAVING COUNT(*) >= $3",
+        )
+        .bind(origin.as_str())
         .bind(user_id.as_str())
         .bind(limit)
         .fetch_all(&mut *self.0)
