@@ -129,9 +129,18 @@ impl Room {
 impl Crowd {
     /// Makes the room, and tells of it after a pause.
     pub async fn gather(size: Size, pause: Duration) -> Self {
+        let names: Vec<_> = (0..size.servers)
+            .map(|number| format!("s{number}.test"))
+            .collect();
+        Self::named(&names, size, pause).await
+    }
+
+    /// As [`Crowd::gather`], with servers of these names, the first of which is that of the founder.
+    pub async fn named(names: &[String], size: Size, pause: Duration) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
-        let names: Vec<OwnedServerName> = (0..size.servers)
-            .map(|number| ServerName::parse(format!("s{number}.test")).expect("a name"))
+        let names: Vec<OwnedServerName> = names
+            .iter()
+            .map(|name| ServerName::parse(name).expect("a name"))
             .collect();
         let keys = names.iter().map(|name| {
             let key = SigningKey::generate().expect("a key");
@@ -144,7 +153,10 @@ impl Crowd {
         let gone = names.iter().rev().take(size.gone).cloned().collect();
         let (answer, short) = (answer(&room, &names), short(&room, &names));
         let state = state(&room);
-        let texts: Vec<_> = names.iter().map(|name| name.as_str()).collect();
+        let texts: Vec<_> = names
+            .iter()
+            .map(|name| name.host().trim_matches(['[', ']']))
+            .collect();
         certificates(directory.path(), std::iter::once(texts.as_slice()));
         let shared = Arc::new(Shared {
             keys,

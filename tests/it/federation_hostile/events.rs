@@ -51,13 +51,8 @@ async fn an_event_from_before_a_ban_that_comes_late_is_not_shown() {
     }
 }
 
-/// How many rejected events lie between two good ones; `SOTTO_HOSTILE_TESTS=full` for many more.
-fn rejected() -> usize {
-    match std::env::var("SOTTO_HOSTILE_TESTS").as_deref() {
-        Ok("full") => 10_000,
-        _ => 500,
-    }
-}
+/// How many rejected events lie between two good ones.
+const REJECTED: usize = 10_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rejected_events_change_nothing_and_hide_nothing() {
@@ -87,7 +82,7 @@ async fn rejected_events_change_nothing_and_hide_nothing() {
         (404, "M_NOT_FOUND")
     );
     // Many of them do not end anybody's reading.
-    for part in 0..rejected() / 50 {
+    for part in 0..REJECTED / 50 {
         let mut many = Vec::new();
         for number in 0..50 {
             let levels = json!({ "users": { MALLORY: 100 }, "number": 50 * part + number });
