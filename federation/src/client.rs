@@ -24,7 +24,10 @@ pub use self::{
     keys::FetchedKeys,
     tls::{TlsError, tls_config},
 };
-use self::{connections::Connections, routes::Routes};
+use self::{
+    connections::Connections,
+    routes::{Nowhere, Routes},
+};
 use crate::{
     egress::Egress, resolver::Resolver, room::signing::SigningKey, x_matrix::SignedRequest,
 };
@@ -250,13 +253,33 @@ impl FederationClient {
         Ok(header)
     }
 
-    /// How to connect to a server, from the cache or by discovery.
+    /// How to connect to a server, from the cache or by discovery. A name is looked up once at a time: who
+    /// comes meanwhile waits for that answer.
     async fn connections(&self, destination: &ServerName) -> Result<Arc<Connections>, ClientError> {
-        let config = &self.0.config;
-        let known = self.with_routes(|routes| routes.connections(destination, (config.now)()));
-        if let Some(connections) = known {
-            return Ok(connections);
+        let known = || {
+            let now = (self.0.config.now)();
+            self.with_routes(|routes| routes.connections(destination, now))
+        };
+        if let Some(known) = known() {
+            return Ok(known?);
         }
+        let turn = self.with_routes(|routes| routes.turn(destination));
+        let _turn = turn.lock().await;
+        if let Some(known) = known() {
+            return Ok(known?);
+        }
+        let found = match self.look_up(destination).await {
+            Ok(connections) => Ok(Arc::new(connections)),
+            Err(ClientError::NotFound) => Err(Nowhere),
+            Err(error) => return Err(error),
+        };
+        let now = (self.0.config.now)();
+        self.with_routes(|routes| routes.keep(destination, found.clone(), now));
+        Ok(found?)
+    }
+
+    async fn look_up(&self, destination: &ServerName) -> Result<Connections, ClientError> {
+        let config = &self.0.config;
         let route = match config.names.get(destination) {
             Some(address) => crate::discovery::Route {
                 addresses: vec![*address],
@@ -265,11 +288,7 @@ impl FederationClient {
             },
             None => self.discover(destination).await?,
         };
-        let connections = Arc::new(Connections::new(route, config)?);
-        self.with_routes(|routes| {
-            routes.keep(destination, Arc::clone(&connections), (config.now)());
-        });
-        Ok(connections)
+        Connections::new(route, config)
     }
 
     fn forget(&self, destination: &ServerName) {

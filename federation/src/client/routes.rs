@@ -1,9 +1,15 @@
 //! Finding servers, and remembering where they are.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use reqwest::Url;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt};
+use tokio::sync::Mutex;
 
 use super::{ClientError, FederationClient, connections::Connections};
 use crate::{
@@ -17,6 +23,9 @@ use crate::{
 /// `.well-known` files say; name servers have caches of their own.
 const ROUTE_LIFETIME: Duration = Duration::from_mins(10);
 
+/// For how long a server that was not found is not looked up again.
+const ABSENCE_LIFETIME: Duration = Duration::from_mins(1);
+
 /// How many servers are remembered.
 const MOST_ROUTES: usize = 5_000;
 
@@ -28,8 +37,23 @@ const WELL_KNOWN_TIMEOUT: Duration = Duration::from_secs(15);
 /// What was found out about other servers.
 #[derive(Default)]
 pub(super) struct Routes {
-    connections: BTreeMap<OwnedServerName, Kept<Arc<Connections>>>,
+    connections: BTreeMap<OwnedServerName, Kept<Found>>,
+    /// Whose turn it is to look a server up, while anybody does.
+    turns: BTreeMap<OwnedServerName, Weak<Mutex<()>>>,
     well_known: BTreeMap<String, Kept<Delegation>>,
+}
+
+/// What became of looking for a server.
+type Found = Result<Arc<Connections>, Nowhere>;
+
+/// No server was found.
+#[derive(Clone, Copy)]
+pub(super) struct Nowhere;
+
+impl From<Nowhere> for ClientError {
+    fn from(_: Nowhere) -> Self {
+        Self::NotFound
+    }
 }
 
 struct Kept<T> {
@@ -44,27 +68,43 @@ struct Delegation {
 }
 
 impl Routes {
+    /// What was found out about a server lately, be it that there is none.
     pub(super) fn connections(
         &self,
         server: &ServerName,
         now: MilliSecondsSinceUnixEpoch,
-    ) -> Option<Arc<Connections>> {
+    ) -> Option<Found> {
         let kept = self
             .connections
             .get(server)
             .filter(|kept| now < kept.until)?;
-        Some(Arc::clone(&kept.value))
+        Some(kept.value.clone())
+    }
+
+    /// What is locked by whoever looks a server up.
+    pub(super) fn turn(&mut self, server: &ServerName) -> Arc<Mutex<()>> {
+        if let Some(turn) = self.turns.get(server).and_then(Weak::upgrade) {
+            return turn;
+        }
+        self.turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::default();
+        self.turns.insert(server.to_owned(), Arc::downgrade(&turn));
+        turn
     }
 
     pub(super) fn keep(
         &mut self,
         server: &ServerName,
-        connections: Arc<Connections>,
+        found: Found,
         now: MilliSecondsSinceUnixEpoch,
     ) {
+        let lifetime = match &found {
+            Ok(_) => ROUTE_LIFETIME,
+            Err(Nowhere) => ABSENCE_LIFETIME,
+        };
         let kept = Kept {
-            value: connections,
-            until: after(now, ROUTE_LIFETIME),
+            value: found,
+            until: after(now, lifetime),
         };
         insert(&mut self.connections, server.to_owned(), kept, now);
     }

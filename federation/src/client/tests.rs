@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -17,19 +18,27 @@ use crate::{
     x_matrix::XMatrix,
 };
 
+mod finding;
 mod peer;
 
 /// Names of tests. The addresses of all hosts are those of this machine.
 #[derive(Default)]
 struct Local {
     services: BTreeMap<String, u16>,
+    /// Hosts that have no addresses after all.
+    unknown: BTreeSet<String>,
     lookups: AtomicU32,
 }
 
 impl Resolver for Local {
-    fn addresses<'a>(&'a self, _host: &'a str) -> Lookup<'a, Vec<IpAddr>> {
+    fn addresses<'a>(&'a self, host: &'a str) -> Lookup<'a, Vec<IpAddr>> {
         self.lookups.fetch_add(1, Ordering::Relaxed);
-        Box::pin(async { Ok(vec!["127.0.0.1".parse().unwrap()]) })
+        let known = !self.unknown.contains(host);
+        let found = known.then(|| "127.0.0.1".parse().unwrap());
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            Ok(found.into_iter().collect())
+        })
     }
 
     fn services<'a>(&'a self, name: &'a str) -> Lookup<'a, Vec<Service>> {
@@ -154,32 +163,6 @@ async fn a_service_is_found_and_must_prove_the_name_of_the_server() {
     assert!(matches!(error, ClientError::Connect(_)), "{error:?}");
     assert!(error.is_server_down());
     assert!(peer.requests.try_recv().is_err());
-}
-
-#[tokio::test]
-async fn where_a_server_is_is_remembered_for_ten_minutes_and_forgotten_after_a_failure() {
-    let peer = Peer::json("peer.test", VERSION).await;
-    let mut config = config(&[&peer]);
-    let resolver = Arc::new(Local::default());
-    let now = Arc::new(AtomicU32::new(0));
-    config.resolver = Arc::<Local>::clone(&resolver);
-    let clock = Arc::clone(&now);
-    config.now = Arc::new(move || MilliSecondsSinceUnixEpoch(clock.load(Ordering::Relaxed).into()));
-    let client = FederationClient::new(config);
-    let name = format!("peer.test:{}", peer.address.port());
-    let lookups = || resolver.lookups.load(Ordering::Relaxed);
-
-    version_of(&client, &name).await.unwrap();
-    version_of(&client, &name).await.unwrap();
-    assert_eq!(lookups(), 1);
-    now.store(10 * 60 * 1000, Ordering::Relaxed);
-    version_of(&client, &name).await.unwrap();
-    assert_eq!(lookups(), 2);
-
-    for expected in [3, 4] {
-        version_of(&client, "other.test:1").await.unwrap_err();
-        assert_eq!(lookups(), expected);
-    }
 }
 
 #[tokio::test]
@@ -321,103 +304,4 @@ async fn keys_are_fetched_without_a_signature_and_verified() {
         .unwrap();
     assert_eq!(fetched.len(), 1);
     assert_eq!(fetched[0].keys.server_name(), name);
-}
-
-/// A client that finds the files and servers of these peers. Each stands for the port of its name.
-fn client_of(peers: &[(&str, &Peer)]) -> FederationClient {
-    let all: Vec<&Peer> = peers.iter().map(|(_, peer)| *peer).collect();
-    let mut config = config(&all);
-    for (name, peer) in peers {
-        config
-            .names
-            .insert((*name).try_into().unwrap(), peer.address);
-    }
-    FederationClient::new(config)
-}
-
-#[tokio::test]
-async fn a_server_delegates_by_its_well_known_file() {
-    let delegation = r#"{"m.server":"peer.test:8449"}"#;
-    let mut web = Peer::json("example.test", delegation).await;
-    let mut peer = Peer::json("peer.test", VERSION).await;
-    let client = client_of(&[("example.test:443", &web), ("peer.test:8449", &peer)]);
-
-    for _ in 0..2 {
-        version_of(&client, "example.test").await.unwrap();
-        let request = peer.requests.recv().await.unwrap();
-        assert_eq!(header(&request, "host"), Some("peer.test:8449"));
-        let authorization = XMatrix::parse(header(&request, "authorization").unwrap()).unwrap();
-        let uri = "/_matrix/federation/v1/version";
-        let destination = server_name!("example.test");
-        authorization
-            .verify("GET", uri, b"", destination, &key().public_key())
-            .unwrap();
-        client.forget(destination);
-    }
-    let request = web.requests.recv().await.unwrap();
-    assert!(request.starts_with("GET /.well-known/matrix/server HTTP/1.1\r\n"));
-    assert_eq!(header(&request, "host"), Some("example.test"));
-    assert_eq!(header(&request, "authorization"), None);
-    // The second time the file was remembered.
-    assert!(web.requests.try_recv().is_err());
-}
-
-#[tokio::test]
-async fn redirects_of_the_file_are_followed_but_not_for_ever() {
-    let to = |location: &str| with_body("302 Found", &format!("Location: {location}\r\n"), "");
-    let first = Peer::start("first.test", to("https://second.test/x?y")).await;
-    let mut second = Peer::json("second.test", r#"{"m.server":"peer.test:1"}"#).await;
-    let peer = Peer::json("peer.test", VERSION).await;
-    let client = client_of(&[
-        ("first.test:443", &first),
-        ("second.test:443", &second),
-        ("peer.test:1", &peer),
-    ]);
-    version_of(&client, "first.test").await.unwrap();
-    assert!(
-        second
-            .requests
-            .recv()
-            .await
-            .unwrap()
-            .starts_with("GET /x?y HTTP/1.1")
-    );
-
-    for location in [
-        "/.well-known/matrix/server",
-        "http://second.test/",
-        "https://127.1/",
-        "x:",
-    ] {
-        let peer = Peer::start("loop.test", to(location)).await;
-        let client = client_of(&[("loop.test:443", &peer)]);
-        assert_eq!(client.well_known("loop.test".to_owned()).await, None);
-        let mut requests = peer.requests;
-        let mut count = 0;
-        while requests.try_recv().is_ok() {
-            count += 1;
-        }
-        assert!((1..=6).contains(&count), "{location}: {count}");
-    }
-}
-
-#[tokio::test]
-async fn a_file_that_is_wrong_or_too_large_is_as_good_as_none() {
-    let large = format!(
-        "{{\"m.server\":\"a.test\",\"x\":\"{}\"}}",
-        "x".repeat(50 * 1024)
-    );
-    for answer in [
-        with_body("200 OK", "", &large),
-        with_body("200 OK", "", "{}"),
-        with_body("404 Not Found", "", r#"{"m.server":"a.test"}"#),
-    ] {
-        let mut peer = Peer::start("wrong.test", answer).await;
-        let client = client_of(&[("wrong.test:443", &peer)]);
-        assert_eq!(client.well_known("wrong.test".to_owned()).await, None);
-        assert_eq!(client.well_known("wrong.test".to_owned()).await, None);
-        // Asked once: errors are remembered too.
-        assert!(peer.requests.try_recv().is_ok());
-        assert!(peer.requests.try_recv().is_err());
-    }
 }

@@ -2,28 +2,50 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpListener,
     sync::mpsc,
     task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
 
-/// A web server with a certificate for one name. It gives the same answer to every request, and
-/// tells what was asked.
+/// What a [`Peer`] says.
+pub(super) enum Answers {
+    /// The same every time.
+    Same(String),
+    /// Something else each time, by its number.
+    Each(Box<dyn Fn(usize) -> String + Send + Sync>),
+    /// This, and then bytes without an end.
+    Endless(String),
+}
+
+/// A web server with a certificate for one name. It tells what was asked.
 pub(super) struct Peer {
     pub(super) address: SocketAddr,
     pub(super) ca_pem: String,
     pub(super) requests: mpsc::UnboundedReceiver<String>,
+    /// How much of endless answers was taken.
+    taken: Arc<AtomicUsize>,
     /// End with the peer.
     _tasks: JoinSet<()>,
 }
 
 impl Peer {
     pub(super) async fn start(name: &str, answer: impl Into<String>) -> Self {
+        Self::start_with(name, Answers::Same(answer.into())).await
+    }
+
+    pub(super) async fn start_with(name: &str, answers: Answers) -> Self {
         let certified = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
         let key = certified.signing_key.serialize_der().try_into().unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -37,9 +59,11 @@ impl Peer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, requests) = mpsc::unbounded_channel();
-        let answer = answer.into();
+        let taken = Arc::<AtomicUsize>::default();
+        let count = Arc::clone(&taken);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
+            let mut number = 0;
             while let Ok((stream, _)) = listener.accept().await {
                 let Ok(mut stream) = acceptor.accept(stream).await else {
                     continue;
@@ -51,7 +75,15 @@ impl Peer {
                     }
                 }
                 let _ = sender.send(String::from_utf8(request).unwrap());
+                let answer = match &answers {
+                    Answers::Same(answer) | Answers::Endless(answer) => answer.clone(),
+                    Answers::Each(answer) => answer(number),
+                };
+                number += 1;
                 let _ = stream.write_all(answer.as_bytes()).await;
+                if let Answers::Endless(_) = answers {
+                    flood(&mut stream, &count).await;
+                }
                 let _ = stream.shutdown().await;
             }
         });
@@ -59,13 +91,27 @@ impl Peer {
             address,
             ca_pem: certified.cert.pem(),
             requests,
+            taken,
             _tasks: tasks,
         }
+    }
+
+    pub(super) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// A server that answers with JSON.
     pub(super) async fn json(name: &str, body: &str) -> Self {
         Self::start(name, with_body("200 OK", "", body)).await
+    }
+}
+
+/// Writes until nobody reads any more; slowly, so that little waits in buffers.
+async fn flood(stream: &mut (impl AsyncWrite + Unpin), taken: &AtomicUsize) {
+    const PIECE: &[u8] = &[b' '; 64 * 1024];
+    while stream.write_all(PIECE).await.is_ok() {
+        taken.fetch_add(PIECE.len(), Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
