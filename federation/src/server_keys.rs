@@ -19,6 +19,10 @@ mod own;
 /// said so ([spec](https://spec.matrix.org/v1.19/rooms/v5/#signing-key-validity-period)).
 const LONGEST_VALIDITY_MS: u32 = 7 * 24 * 60 * 60 * 1000;
 
+/// Keys whose secret half is no secret: an installer once gave the same one to many servers (CVE-2026-24044).
+/// What they sign proves nothing.
+const SHARED_KEYS: &[&str] = &["l/O9hxMVKB6Lg+3Hqf0FQQZhVESQcMzbPN1Cz2nM3og"];
+
 /// The keys of a server, as it published and signed them
 /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#publishing-keys)).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +46,16 @@ impl ServerKeys {
     ///
     /// The answer must be signed with at least one of the keys in it, and wrongly with none.
     pub fn parse(
+        json: &RawValue,
+        server_name: &ServerName,
+        fetched_at: MilliSecondsSinceUnixEpoch,
+    ) -> Result<Self, KeysError> {
+        Self::parse_without(SHARED_KEYS, json, server_name, fetched_at)
+    }
+
+    /// As [`ServerKeys::parse`], without keys that are not to be believed.
+    fn parse_without(
+        shared: &[&str],
         json: &RawValue,
         server_name: &ServerName,
         fetched_at: MilliSecondsSinceUnixEpoch,
@@ -81,12 +95,14 @@ impl ServerKeys {
                 },
             );
         }
-        let keys = Self {
+        let mut keys = Self {
             server_name: server_name.to_owned(),
             valid_until,
             keys,
         };
         keys.check_signature(&object)?;
+        let is_shared = |key: &Key| shared.contains(&key.public.encode().trim_end_matches('='));
+        keys.keys.retain(|_, key| !is_shared(key));
         Ok(keys)
     }
 

@@ -64,6 +64,28 @@ fn nobody_is_believed_for_more_than_seven_days() {
 }
 
 #[test]
+fn keys_that_many_have_prove_nothing() {
+    let json = to_raw_value(&response(at(11))).unwrap();
+    let public = key("new").public_key_base64();
+    // The control: without the list they count.
+    for (shared, counts) in [(Vec::new(), true), (vec![public.as_str()], false)] {
+        let keys = ServerKeys::parse_without(&shared, &json, one(), at(10)).unwrap();
+        assert_eq!(
+            keys.for_request(id("ed25519:new"), at(10)).is_some(),
+            counts
+        );
+        assert_eq!(keys.for_event(id("ed25519:new"), None).is_some(), counts);
+        assert_eq!(keys.for_event(id("ed25519:old"), None).is_some(), counts);
+    }
+    for shared in SHARED_KEYS {
+        assert_eq!(
+            Base64::<Standard>::parse(shared).unwrap().as_bytes().len(),
+            32
+        );
+    }
+}
+
+#[test]
 fn an_answer_must_be_signed_with_its_own_keys() {
     let wrong = Err(KeysError::WrongSignature);
     let mut object = response(at(11));
