@@ -137,6 +137,50 @@ async fn a_server_that_was_away_gets_what_it_missed() {
     arrived(&fake, "after").await;
 }
 
+/// One event that a server cannot stomach keeps nothing else from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_transaction_is_taken_apart_until_the_refused_event_is_found() {
+    let (ours, _other, fake, alice) = with_fake(RoomVersionId::V11).await;
+    let room_id = fake.room_id().as_str();
+    alice.join_via(room_id, "b.test").await.ok();
+    // The control: whoever takes everything gets it.
+    alice.send(room_id, "poison, taken").await;
+    arrived(&fake, "poison, taken").await;
+    fake.lie(Lie::RefusePoison);
+    for text in ["one", "two", "poison", "three", "four"] {
+        alice.send(room_id, text).await;
+    }
+    // Signs of life, lest the pauses take long.
+    let visits = async {
+        loop {
+            let path = "/_matrix/federation/v1/version";
+            fake.peer().get(&ours, path).await;
+            let path = "/_matrix/federation/v1/query/profile?user_id=%40alice%3Aa.test";
+            fake.peer().get(&ours, path).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let others = async {
+        for text in ["one", "two", "three", "four"] {
+            arrived(&fake, text).await;
+        }
+        alice.send(room_id, "after").await;
+        arrived(&fake, "after").await;
+    };
+    tokio::select! {
+        () = visits => {}
+        () = others => {}
+    }
+    let received = fake.received();
+    let of = |text: &str| {
+        let said = received.iter();
+        said.filter(|e| e["content"]["body"] == text).count()
+    };
+    assert_eq!(of("poison"), 0);
+    let refused = received.iter().filter(|e| e["refused"] == true).count();
+    assert!((1..20).contains(&refused), "{refused}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_room_that_nobody_knows_is_not_found() {
     let (ours, _other) = TestServer::pair().await;

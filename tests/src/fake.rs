@@ -52,6 +52,8 @@ pub enum Lie {
     Banned,
     /// Refuses every transaction.
     RefuseTransactions,
+    /// Refuses transactions with an event that says `poison`.
+    RefusePoison,
     /// Does not tell of its users' devices.
     RefuseDevices,
     /// Says of its keys that they were valid until long ago.
@@ -105,11 +107,8 @@ impl FakeServer {
     /// Takes the place of a server that was stopped: its name, address, certificate and key. It has a
     /// public room of the version.
     pub async fn replace(server: &TestServer, version: RoomVersionId) -> Self {
-        let name = server.name().to_owned();
-        let text = std::fs::read_to_string(server.data_dir().join("signing.key"));
-        let text = text.expect("the server had a key");
-        let parts: Vec<_> = text.split_whitespace().collect();
-        let key = Arc::new(SigningKey::from_seed(parts[1], parts[2]).expect("a key"));
+        let peer = Peer::of(server);
+        let (name, key) = (server.name().to_owned(), peer.key().clone());
         let rules = version.rules().expect("a known version");
         let user = UserId::parse(format!("@mallory:{name}")).expect("a user id");
         let (room_id, state, references) = make_room(&user, &key, &version, &rules);
@@ -153,7 +152,6 @@ impl FakeServer {
         let task = tokio::spawn(async move {
             axum::serve(tls, router).await.ok();
         });
-        let peer = Peer::new(&name, shared.key.clone(), server.directory());
         Self { shared, peer, task }
     }
 
@@ -466,6 +464,11 @@ async fn transaction(State(shared): State<Arc<Shared>>, body: String) -> (Status
             StatusCode::SERVICE_UNAVAILABLE,
             json!({ "errcode": "M_UNKNOWN" }).to_string(),
         );
+    }
+    if *lock(&shared.lie) == Lie::RefusePoison && body.contains("poison") {
+        lock(&shared.received).push(json!({ "refused": true }));
+        let error = json!({ "errcode": "M_BAD_JSON" });
+        return (StatusCode::BAD_REQUEST, error.to_string());
     }
     let body: Value = serde_json::from_str(&body).expect("JSON");
     for part in ["pdus", "edus"] {

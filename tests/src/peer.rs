@@ -105,6 +105,16 @@ impl<'a> Draft<'a> {
 }
 
 impl Peer {
+    /// What speaks with the name and the key of a server of ours, whether or not it runs.
+    #[must_use]
+    pub fn of(server: &TestServer) -> Self {
+        let text = std::fs::read_to_string(server.data_dir().join("signing.key"));
+        let text = text.expect("the server had a key");
+        let parts: Vec<_> = text.split_whitespace().collect();
+        let key = SigningKey::from_seed(parts[1], parts[2]).expect("a key");
+        Self::new(server.name(), Arc::new(key), server.directory())
+    }
+
     pub(crate) fn new(name: &ServerName, key: Arc<SigningKey>, directory: &Path) -> Self {
         let authority = std::fs::read(directory.join("ca.crt")).expect("an authority");
         Self {
@@ -118,6 +128,10 @@ impl Peer {
     #[must_use]
     pub fn name(&self) -> &ServerName {
         &self.name
+    }
+
+    pub(crate) fn key(&self) -> &Arc<SigningKey> {
+        &self.key
     }
 
     /// A signed request.

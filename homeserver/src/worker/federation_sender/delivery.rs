@@ -27,17 +27,29 @@ use crate::storage::{
     Families, StorageError, destinations::Behind, federation_edus::WaitingEdu, log::StreamPosition,
 };
 
-/// How often in a row a server may refuse the same single event before it is left out: an event that
-/// one server cannot stomach must not keep all later ones from it.
+/// How often a server may refuse the same single thing before it is left out: what one server cannot stomach must
+/// not keep all that comes later from it.
 const MOST_REFUSALS: u32 = 3;
 
 /// What became of a transaction.
+#[derive(Clone, Copy, Debug)]
 enum Outcome {
     Delivered,
     /// The server answered that it does not want it.
     Refused,
     /// The server did not answer.
     Down,
+}
+
+/// What to do after a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It is done with: delivered, or refused often enough.
+    On,
+    /// Less is to be sent, to find what is refused.
+    Less,
+    /// It is to be sent once more later.
+    Wait,
 }
 
 /// What goes into one transaction.
@@ -57,6 +69,12 @@ impl Batch {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Where in the log the first thing is that is kept for the server.
+    fn first(&self) -> Option<StreamPosition> {
+        let event = self.events.first().map(|waiting| waiting.position);
+        event.or_else(|| self.edus.first().map(|edu| edu.position))
+    }
 }
 
 /// What is remembered of a server while it is sent to.
@@ -65,6 +83,8 @@ struct Course {
     backoff: Backoff,
     /// The most events in a transaction; fewer after a refusal, to find the one that is refused.
     most: usize,
+    /// What was refused on its own, and how often.
+    refused: Option<(StreamPosition, u32)>,
 }
 
 impl FederationSender {
@@ -73,6 +93,7 @@ impl FederationSender {
         let mut course = Course {
             backoff: Backoff::default(),
             most: MAX_PDUS,
+            refused: None,
         };
         loop {
             if self.0.stopping.is_cancelled() {
@@ -143,17 +164,13 @@ impl FederationSender {
         batch: &Batch,
         course: &mut Course,
     ) -> Result<(), StorageError> {
-        match self.transaction(server, batch).await {
-            Outcome::Delivered => {
-                self.confirm(server, batch).await?;
-                course.delivered();
-            }
-            Outcome::Refused if course.gives_up(batch.len()) => {
-                self.confirm(server, batch).await?;
-            }
+        let outcome = self.transaction(server, batch).await;
+        match course.after(outcome, batch) {
+            Step::On => self.confirm(server, batch).await?,
+            Step::Less => return Ok(()),
             // What is in the queue is sent again after the start.
-            Outcome::Down if self.0.stopping.is_cancelled() => return Ok(()),
-            Outcome::Refused | Outcome::Down => {
+            Step::Wait if self.0.stopping.is_cancelled() => return Ok(()),
+            Step::Wait => {
                 let position = self.0.queues.delivered(server);
                 return self.falls_behind(server, position, course).await;
             }
@@ -212,15 +229,13 @@ impl FederationSender {
                 edus: Vec::new(),
                 presence: None,
             };
-            match self.transaction(server, &batch).await {
-                Outcome::Delivered => course.delivered(),
-                Outcome::Refused if course.gives_up(now.len()) => {}
-                Outcome::Down if self.0.stopping.is_cancelled() => return Ok(()),
-                Outcome::Refused | Outcome::Down => {
-                    return self.falls_behind(server, behind.position, course).await;
-                }
+            let outcome = self.transaction(server, &batch).await;
+            match course.after(outcome, &batch) {
+                Step::On => rest = later,
+                Step::Less => {}
+                Step::Wait if self.0.stopping.is_cancelled() => return Ok(()),
+                Step::Wait => return self.falls_behind(server, behind.position, course).await,
             }
-            rest = later;
         }
         if self.0.queues.catch_up(server, horizon) {
             let server = server.to_owned();
@@ -321,22 +336,37 @@ impl FederationSender {
 }
 
 impl Course {
-    fn delivered(&mut self) {
-        self.backoff = self.backoff.recovered();
-        self.most = MAX_PDUS;
+    fn after(&mut self, outcome: Outcome, batch: &Batch) -> Step {
+        match outcome {
+            Outcome::Delivered => {
+                self.backoff = self.backoff.recovered();
+                // More again, but not all at once: what is refused may be next.
+                self.most = (2 * self.most).min(MAX_PDUS);
+                Step::On
+            }
+            Outcome::Refused if batch.len() > 1 => {
+                self.most = (self.most.min(batch.len()) / 2).max(1);
+                Step::Less
+            }
+            Outcome::Refused => self.refused(batch),
+            Outcome::Down => Step::Wait,
+        }
     }
 
-    /// After a refusal: whether what was refused is to be left out. Otherwise less is tried next.
-    fn gives_up(&mut self, count: usize) -> bool {
-        if count > 1 {
-            self.most = (count / 2).max(1);
-            return false;
+    /// Something was refused on its own.
+    fn refused(&mut self, batch: &Batch) -> Step {
+        // Presence is not kept for anybody.
+        let Some(position) = batch.first() else {
+            return Step::On;
+        };
+        let earlier = self.refused.filter(|(refused, _)| *refused == position);
+        let count = earlier.map_or(0, |(_, count)| count) + 1;
+        self.refused = Some((position, count));
+        if count > MOST_REFUSALS {
+            Step::On
+        } else {
+            Step::Wait
         }
-        let gives_up = self.backoff.failures() >= MOST_REFUSALS;
-        if gives_up {
-            self.delivered();
-        }
-        gives_up
     }
 }
 
