@@ -15,6 +15,7 @@ use sotto_homeserver::{
     config::{Config, Registration},
 };
 use sotto_tests::{FakeServer, TestServer, User, room};
+use tokio::time::Instant;
 
 /// Set to `full` for the sizes of the real thing.
 const SIZE: &str = "SOTTO_ABSENCE_TEST";
@@ -93,11 +94,17 @@ async fn a_server_that_was_away_gets_the_newest_first_and_everything_in_the_end(
     }
     b.resume().await;
     // The return shows by the first word.
+    let returned = Instant::now();
     bob.send(&shared[0], "I am back").await;
     let mut got = Vec::new();
     let latest = gets_the_latest(&bob, &mut since, &shared, events, &mut got);
-    let latest = tokio::time::timeout(LATEST, latest).await;
-    assert!(latest.is_ok(), "the latest event of a room comes too late");
+    let latest = tokio::time::timeout(REST, latest).await;
+    let after = returned.elapsed();
+    println!("the latest event of {rooms} rooms after {after:?}");
+    assert!(
+        latest.is_ok() && after <= LATEST,
+        "the latest event of a room comes too late"
+    );
     let everything = async {
         while got.len() < messages {
             bob.sync_until(&mut since, |sync| {
@@ -111,6 +118,11 @@ async fn a_server_that_was_away_gets_the_newest_first_and_everything_in_the_end(
         }
     };
     let everything = tokio::time::timeout(REST, everything).await;
+    println!(
+        "all {} events after {:?}",
+        rooms * events,
+        returned.elapsed()
+    );
     assert!(everything.is_ok(), "something comes too late");
     let all: Vec<_> = (0..messages)
         .map(|number| u64::try_from(number).unwrap())

@@ -106,6 +106,8 @@ fn stored(server: &TestServer) -> u64 {
     files.map(|file| file.metadata().unwrap().len()).sum()
 }
 
+const LEVELS: usize = 1_500;
+
 /// Power levels that changed so often that the chain of what allows them is long, and then a fork on top.
 #[tokio::test(flavor = "multi_thread")]
 async fn long_auth_chains_cost_in_proportion() {
@@ -113,7 +115,7 @@ async fn long_auth_chains_cost_in_proportion() {
         members: 5,
         servers: 2,
         gone: 0,
-        levels: 1_500,
+        levels: LEVELS,
         ..Size::default()
     };
     let (crowd, ours, alice) = meet(size, Duration::ZERO).await;
@@ -124,7 +126,11 @@ async fn long_auth_chains_cost_in_proportion() {
     let growth = stored(&ours).saturating_sub(before);
     // The log of writes has everything once more.
     let told = u64::try_from(crowd.bytes()).unwrap();
-    assert!(growth < 4 * 2 * told, "{growth} bytes of {told}");
+    let bound = 4 * 2 * told;
+    assert!(growth < bound, "{growth} bytes of {told}");
+    // The control: who writes down each event that each one follows from, as two numbers, needs more.
+    let pairs = u64::try_from(LEVELS * LEVELS / 2).unwrap();
+    assert!(16 * pairs > bound, "{pairs} pairs, {bound}");
 
     let (peer, seat) = crowd.seat(&ours, &tip);
     let work = async {

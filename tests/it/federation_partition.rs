@@ -7,15 +7,20 @@
 //! of the graph of both once somebody to whom it came in time says something, so everybody speaks up before
 //! the rooms are compared.
 
+mod moves;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use ruma::RoomVersionId;
 use serde_json::{Value, json};
-use sotto_tests::{Links, Setup, TestServer, User, escape, room};
+use sotto_tests::{Links, Peer, Setup, TestServer, User, escape, room};
 use sqlx::{AnyConnection, Connection};
+
+use self::moves::Graph;
 
 /// How many seeds are tried, and the first of them.
 const SEEDS: &str = "SOTTO_PARTITION_SEEDS";
@@ -234,6 +239,20 @@ async fn speak_up(servers: &[TestServer], users: &[User], room_id: &str) {
     }
 }
 
+/// No part of the state went back without a reason, as the first server tells another one that is in the room.
+async fn nothing_went_back(servers: &[TestServer], users: &[User], room_id: &str, version: &str) {
+    let present = present(servers, users, room_id).await;
+    let Some((asking, _)) = present.get(1) else {
+        println!("nobody else is in the room, who could ask for its states");
+        return;
+    };
+    let version = RoomVersionId::try_from(version).unwrap();
+    let graph = Graph::of(&servers[0], &version.rules().unwrap()).await;
+    let (unexplained, explained) = graph.went_back(&servers[0], &Peer::of(asking)).await;
+    println!("{explained} parts of the state went back with a reason");
+    assert!(unexplained.is_empty(), "{}", unexplained.join("\n"));
+}
+
 async fn partition(seed: u64, version: &str) {
     let mut random = StdRng::seed_from_u64(seed);
     let (servers, links): (_, Links) = Setup::default().federation_on_links(3, seed).await;
@@ -274,7 +293,7 @@ async fn partition(seed: u64, version: &str) {
         }
     };
     if tokio::time::timeout(HEALED, healed).await.is_ok() {
-        return;
+        return nothing_went_back(&servers, &users, &room_id, version).await;
     }
     let outcome = same(&servers, &users, &room_id).await;
     for user in &users {

@@ -174,19 +174,38 @@ async fn storm(alice: &User, random: &mut StdRng, known: &[(&str, String)], roun
 /// From now on, where in our own code something panicked. That the edge turns a panic into an answer does not make it
 /// right.
 pub(crate) fn our_panics() -> Arc<Mutex<Vec<String>>> {
+    panics_in(&["homeserver/", "federation/"])
+}
+
+fn panics_in(folders: &'static [&'static str]) -> Arc<Mutex<Vec<String>>> {
     let panics = Arc::new(Mutex::new(Vec::new()));
     let (before, seen) = (std::panic::take_hook(), panics.clone());
     std::panic::set_hook(Box::new(move |info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        if ["homeserver/", "federation/"]
-            .iter()
-            .any(|ours| place.starts_with(ours))
-        {
+        if folders.iter().any(|ours| place.starts_with(ours)) {
             seen.lock().unwrap().push(place);
         }
         before(info);
     }));
     panics
+}
+
+/// The control: who trusts what strangers send panics at the same nonsense, and that is seen.
+#[test]
+fn nonsense_breaks_who_trusts_it() {
+    let panics = panics_in(&["tests/it/hostile.rs"]);
+    let mut random = StdRng::seed_from_u64(1);
+    let trusting = |body: &[u8]| {
+        let body: Value = serde_json::from_slice(body).unwrap();
+        body["user_id"].as_str().unwrap().len()
+    };
+    let bodies: Vec<_> = (0..20).map(|_| body(&mut random)).collect();
+    let broke = bodies
+        .iter()
+        .filter(|body| std::panic::catch_unwind(|| trusting(body)).is_err());
+    let broke = broke.count();
+    assert!(broke > 10);
+    assert_eq!(panics.lock().unwrap().len(), broke);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,3 +52,36 @@ impl ServerAcls {
         Ok(content.is_allowed(server))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// Those without brackets are seen over HTTP in the tests of whole servers.
+    #[test]
+    fn addresses_in_brackets_are_kept_out_as_others_are() {
+        let server = ServerName::parse("[::1]:4477").unwrap();
+        let allowed = |list| {
+            let list: RoomServerAclEventContent = serde_json::from_value(list).unwrap();
+            list.is_allowed(&server)
+        };
+        for (pattern, named) in [
+            ("[::1]", true),
+            ("[::*", true),
+            ("*]", true),
+            ("::1", false),
+            ("[::1]:4477", false),
+        ] {
+            let denied = json!({ "allow": ["*"], "deny": [pattern] });
+            assert_eq!(allowed(denied), !named, "{pattern}");
+        }
+        assert!(allowed(json!({ "allow": ["*"] })));
+        assert!(!allowed(
+            json!({ "allow": ["*"], "allow_ip_literals": false })
+        ));
+    }
+}

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use sotto_tests::{Draft, escape, room};
+use sqlx::{AnyConnection, Connection};
 
 use super::{MALLORY, Scene};
 
@@ -54,6 +55,16 @@ async fn an_event_from_before_a_ban_that_comes_late_is_not_shown() {
 /// How many rejected events lie between two good ones.
 const REJECTED: usize = 10_000;
 
+/// How many rejected events the server has.
+async fn rejected(scene: &Scene) -> usize {
+    sqlx::any::install_default_drivers();
+    let url = scene.ours.database_url();
+    let mut connection = AnyConnection::connect(&url).await.unwrap();
+    let count = sqlx::query_scalar("SELECT COUNT(*) FROM events WHERE verdict = 2");
+    let count: i64 = count.fetch_one(&mut connection).await.unwrap();
+    count.try_into().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rejected_events_change_nothing_and_hide_nothing() {
     let mut scene = Scene::new().await;
@@ -97,6 +108,8 @@ async fn rejected_events_change_nothing_and_hide_nothing() {
     }
     let last = scene.make(&Draft::text(MALLORY, "last"));
     assert_eq!(scene.deliver(&last).await, None);
+    // The control: they are there, many more of them than a page is long.
+    assert!(rejected(&scene).await >= REJECTED);
     assert_eq!(scene.bodies().await, ["last", "first"]);
     let state = format!(
         "/_matrix/federation/v1/state_ids/{}?event_id={}",
