@@ -11,9 +11,8 @@ class Gatherings:
     def __init__(self, check):
         self.check = check
 
-    async def run(self, version, newest, here, there, when=""):
+    async def run(self, way, version, newest, here, there):
         """All that rooms of a version can do, begun by one of the two."""
-        way = f"v{version} {here.name} → {there.name}{when}"
         if int(version) >= 7:
             await self.check(f"{way}: knock", self.knock(version, here, there))
         if int(version) >= 8:

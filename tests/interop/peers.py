@@ -10,58 +10,69 @@ from people import Person, Refused, quote, until
 from signedjson.sign import sign_json
 
 
+# How long the histories are of which there are many.
+BRIEF = 50
+# Rooms of how many versions are tried at the same time.
+AT_ONCE = 3
+
+
 class Wrong(Exception):
     """Something came, and it is not what was sent."""
 
 
 class Peers:
-    """Two servers, one person on each, and everything that they do with each other."""
+    """Two servers, and everything that people on them do with each other."""
 
     def __init__(self, report, servers, versions, events):
         self.report = report
         self.servers = servers
         self.wanted = versions
         self.events = events
-        self.people = [Person(f"{server.letter}-person", server) for server in servers]
-        self.rooms = []
+        self.turns = asyncio.Semaphore(AT_ONCE)
 
     async def run(self):
-        """All of it."""
-        for person in self.people:
-            await self.report.check(f"{person.name} registers", person.register())
-        if any(person.token is None for person in self.people):
+        """All of it, and once more after each of the servers was away."""
+        people = await self.pair("person")
+        if people is None:
             return
-        versions = await self.versions()
-        for version in versions:
-            for here, there in self.both_ways():
-                await self.meet(version, here, there)
-        await self.gather(versions)
-        newest = versions[-1]
-        for here, there in self.both_ways():
-            await self.around_the_room(newest, here, there)
-            way = f"{here.name} → {there.name}"
-            await self.check(f"{way}: the history before the join", self.backfill(newest, here, there))
+        versions = await self.versions(people)
+        pairs = [await self.pair(f"v{version}") for version in versions]
+        if None in pairs:
+            return
+        await self.everything(versions, pairs, self.events)
         for index, server in enumerate(self.servers):
-            await self.absence(server, self.people[1 - index], self.people[index])
-            kind = type(server).__name__
-            await self.gather(versions, f" after {kind} was away")
+            await self.absence(server, versions[-1], people[1 - index], people[index])
+            when = f" after {type(server).__name__} was away"
+            await self.everything(versions, pairs, min(self.events, BRIEF), when)
 
-    async def gather(self, versions, when=""):
-        """Rooms with doors, of every version and from both sides."""
-        gatherings = Gatherings(self.check)
-        for version in versions:
-            for here, there in self.both_ways():
-                await gatherings.run(version, versions[-1], here, there, when)
+    async def pair(self, name):
+        """Two people of this name, one on each server."""
+        people = [Person(f"{server.letter}-{name}", server) for server in self.servers]
+        for person in people:
+            await self.check(f"{person.name} registers", person.register())
+        return None if any(person.token is None for person in people) else people
 
-    def both_ways(self):
-        """Each of the two as the one who begins."""
-        one, other = self.people
-        return [(one, other), (other, one)]
+    async def everything(self, versions, pairs, events, when=""):
+        """All that two people do, in rooms of every version and begun by either of them."""
 
-    async def versions(self):
+        async def of(version, pair):
+            async with self.turns:
+                # One long history is enough of them.
+                length = events if version == versions[-1] else min(events, BRIEF)
+                for here, there in both_ways(pair):
+                    way = f"v{version} {here.name} → {there.name}{when}"
+                    await self.meet(way, version, here, there)
+                    await Gatherings(self.check).run(way, version, versions[-1], here, there)
+                    await self.around_the_room(way, version, here, there)
+                    backfill = self.backfill(version, here, there, length)
+                    await self.check(f"{way}: {length} events from before the join", backfill)
+
+        await asyncio.gather(*(of(version, pair) for version, pair in zip(versions, pairs)))
+
+    async def versions(self, people):
         """The room versions that are asked for and that both servers have."""
         offered = []
-        for person in self.people:
+        for person in people:
             answer = (await person.get("/capabilities"))["capabilities"]["m.room_versions"]
             offered.append(answer["available"].keys())
         return [v for v in self.wanted if all(v in versions for versions in offered)]
@@ -70,16 +81,14 @@ class Peers:
         """One line of the report."""
         return await self.report.check(name, doing)
 
-    async def meet(self, version, here, there):
+    async def meet(self, way, version, here, there):
         """A room from its making to its end."""
-        way = f"v{version} {here.name} → {there.name}"
         room_id = await self.check(f"{way}: create, invite, join", self.join(version, here, there))
         if room_id is None:
             return
-        self.rooms.append((room_id, here, there))
-        await self.check(f"{way}: messages both ways", self.talk(room_id))
+        await self.check(f"{way}: messages both ways", self.talk(room_id, here, there))
         await self.check(f"{way}: state", self.state(room_id, here, there))
-        await self.check(f"{way}: redactions", self.redact(room_id))
+        await self.check(f"{way}: redactions", self.redact(room_id, here, there))
         await self.check(f"{way}: at the same time", self.at_once(room_id, here, there))
         await self.check(f"{way}: kick, invite, reject", self.kick(room_id, here, there))
         await self.check(f"{way}: ban, unban, join again", self.ban(room_id, here, there))
@@ -95,9 +104,9 @@ class Peers:
         await there.sees_state(room_id, "m.room.name", {"name": "Between"})
         return room_id
 
-    async def talk(self, room_id):
+    async def talk(self, room_id, here, there):
         """Messages in both directions."""
-        for sender, reader in self.both_ways():
+        for sender, reader in both_ways((here, there)):
             for number in range(3):
                 body = f"{sender.name} {number}"
                 await reader.reads(room_id, await sender.send(room_id, body), body)
@@ -113,9 +122,9 @@ class Peers:
         await there.set_state(room_id, "m.room.topic", {"topic": "Lakes"})
         await here.sees_state(room_id, "m.room.topic", {"topic": "Lakes"})
 
-    async def redact(self, room_id):
+    async def redact(self, room_id, here, there):
         """What one redacts is gone for the other."""
-        for sender, reader in self.both_ways():
+        for sender, reader in both_ways((here, there)):
             event_id = await sender.send(room_id, "regretted")
             await reader.reads(room_id, event_id, "regretted")
             await sender.redact(room_id, event_id)
@@ -194,9 +203,8 @@ class Peers:
 
         await until(out, f"{person.name} is out")
 
-    async def around_the_room(self, version, here, there):
+    async def around_the_room(self, way, version, here, there):
         """Everything that is not an event."""
-        way = f"{here.name} → {there.name}"
         room_id = await self.check(f"{way}: a room for the rest", self.join(version, here, there))
         if room_id is None:
             return
@@ -240,9 +248,13 @@ class Peers:
         """A new name is asked for, and comes into the rooms."""
         name = f"Name {secrets.token_hex(4)}"
         await here.put(f"/profile/{quote(here.user_id)}/displayname", {"displayname": name})
-        answer = await there.get(f"/profile/{quote(here.user_id)}")
-        if answer.get("displayname") != name:
-            raise Wrong(f"the profile is {answer}")
+
+        async def known():
+            answer = await there.get(f"/profile/{quote(here.user_id)}")
+            return answer.get("displayname") == name
+
+        # Servers remember for a while what others told them.
+        await until(known, f"{there.name} is told the name", 75)
         member = {"membership": "join", "displayname": name}
         await there.sees_state(room_id, "m.room.member", member, here.user_id)
 
@@ -259,6 +271,7 @@ class Peers:
 
     async def devices(self, here, there):
         """Keys of a device, and that they changed."""
+        await here.take_new_device()
         since = await there.place()
         keys = device_keys(here)
         await here.post("/keys/upload", {"device_keys": keys})
@@ -326,10 +339,10 @@ class Peers:
         await there.join(alias)
         await here.sees_member(room_id, there, "join")
 
-    async def backfill(self, version, here, there):
+    async def backfill(self, version, here, there, length):
         """A long history from before the join is read to its beginning."""
         room_id = await here.create_room(version, preset="public_chat")
-        sent = [await here.send(room_id, f"{n}") for n in range(self.events)]
+        sent = [await here.send(room_id, f"{n}") for n in range(length)]
         await there.join(room_id, via=here.server)
         found = await there.history(room_id)
         ids = [event["event_id"] for event in found]
@@ -343,12 +356,10 @@ class Peers:
         if found[-1]["type"] != "m.room.create":
             raise Wrong(f"the history begins with {found[-1]['type']}")
 
-    async def absence(self, server, staying, leaving):
+    async def absence(self, server, version, staying, leaving):
         """What was said while one server was away is there after its return."""
         kind = type(server).__name__
-        room_id = await self.check(
-            f"before {kind} is away", self.join(self.wanted[-1], staying, leaving)
-        )
+        room_id = await self.check(f"before {kind} is away", self.join(version, staying, leaving))
         if room_id is None:
             return
 
@@ -378,6 +389,12 @@ class Peers:
             await leaving.reads(room_id, await staying.send(room_id, "welcome"), "welcome")
 
         await self.check(f"{kind} is back and has everything", back())
+
+
+def both_ways(people):
+    """Each of the two as the one who begins."""
+    one, other = people
+    return [(one, other), (other, one)]
 
 
 def ephemeral(sync, room_id, kind):

@@ -44,6 +44,13 @@ class Person:
         self.token = await asyncio.to_thread(self.server.register, self.name, PASSWORD)
         self.device_id = (await self.get("/account/whoami"))["device_id"]
 
+    async def take_new_device(self):
+        """Logs in again; what the person does from now on is done on that device."""
+        who = {"type": "m.id.user", "user": self.name}
+        body = {"type": "m.login.password", "identifier": who, "password": PASSWORD}
+        answer = await self.post("/login", body)
+        self.token, self.device_id = answer["access_token"], answer["device_id"]
+
     async def get(self, path, **query):
         """`GET`"""
         return await self.request("GET", path, None, query)

@@ -32,4 +32,4 @@ class Report:
         return self.failed == 0 and self.passed > 0
 
     def _line(self, name, verdict, started):
-        print(f"{name:.<80} {verdict} ({time.monotonic() - started:.1f} s)", flush=True)
+        print(f"{name:.<90} {verdict} ({time.monotonic() - started:.1f} s)", flush=True)
