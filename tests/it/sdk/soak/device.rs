@@ -1,20 +1,21 @@
 //! A device that talks, and dies at any moment.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use ruma::{OwnedEventId, OwnedRoomId, events::AnySyncTimelineEvent, serde::Raw};
+use ruma::{OwnedRoomId, events::AnySyncTimelineEvent, serde::Raw};
 use serde_json::json;
 use sotto_client::{
     Client,
     client::StoreConfig,
     store::{MemoryStore, Store},
     sync::SyncUpdate,
+    timeline::TimelineEvent,
+};
+
+use super::{
+    killed,
+    memory::{Events, Memory, Note},
 };
 
 const TOKEN: &str = "org.example.token";
@@ -47,23 +48,14 @@ pub(super) struct Device {
     pub(super) user: usize,
     /// It made the identity of its person, and vouches for the others.
     pub(super) is_first: bool,
-    url: String,
+    pub(super) url: String,
     disk: Disk,
-    random: StdRng,
-    /// The events that it has seen.
-    pub(super) seen: BTreeMap<OwnedEventId, Raw<AnySyncTimelineEvent>>,
-    /// Every event that it ever saw.
-    ever: BTreeSet<OwnedEventId>,
-    /// Where syncs left events out.
-    gaps: Vec<(OwnedRoomId, String)>,
-    /// The messages that it sent, as far as it knows.
-    pub(super) sent: Vec<OwnedEventId>,
-    /// Tokens for other devices, by their Curve25519 keys.
-    pub(super) tokens_sent: Vec<(String, u64)>,
-    pub(super) tokens_seen: BTreeSet<u64>,
-    /// Tokens that came with the last sync of this process or of the one that died.
-    fresh: BTreeSet<u64>,
+    pub(super) random: StdRng,
+    pub(super) memory: Memory,
+    /// How often what it did was dropped.
     pub(super) deaths: usize,
+    /// How often its process was killed.
+    pub(super) kills: usize,
 }
 
 impl Device {
@@ -78,14 +70,32 @@ impl Device {
             url: url.to_owned(),
             disk,
             random: StdRng::seed_from_u64(seed),
-            seen: BTreeMap::new(),
-            ever: BTreeSet::new(),
-            gaps: Vec::new(),
-            sent: Vec::new(),
-            tokens_sent: Vec::new(),
-            tokens_seen: BTreeSet::new(),
-            fresh: BTreeSet::new(),
+            memory: Memory::default(),
             deaths: 0,
+            kills: 0,
+        }
+    }
+
+    /// A device that had logged in before.
+    pub(super) async fn wake(
+        user: usize,
+        url: &str,
+        disk: Disk,
+        memory: Memory,
+        seed: u64,
+    ) -> Self {
+        let client = disk.client(url).await;
+        assert!(client.restore().await.unwrap());
+        Self {
+            client,
+            user,
+            is_first: false,
+            url: url.to_owned(),
+            disk,
+            random: StdRng::seed_from_u64(seed),
+            memory,
+            deaths: 0,
+            kills: 0,
         }
     }
 
@@ -98,15 +108,21 @@ impl Device {
         self.client.logout().await.unwrap();
     }
 
-    /// Sends messages and listens in between.
-    pub(super) async fn talk(
+    /// Sends messages and listens in between: where there is a file, in a process of its own.
+    pub(super) async fn talk(self, room_id: OwnedRoomId, messages: usize, phase: usize) -> Self {
+        match self.disk.clone() {
+            Disk::File(path) => killed::talk(self, path, room_id, messages, phase).await,
+            Disk::Memory(_) => self.speak(room_id, messages, phase).await,
+        }
+    }
+
+    pub(super) async fn speak(
         mut self,
         room_id: OwnedRoomId,
         messages: usize,
         phase: usize,
     ) -> Self {
-        let mut number = 0;
-        while number < messages {
+        while self.memory.sent.len() < messages {
             let patience = match self.random.random_range(0..20) {
                 // It dies on the way.
                 0 => Duration::from_millis(self.random.random_range(0..40)),
@@ -117,10 +133,10 @@ impl Device {
                 match act {
                     0 | 1 => self.listen(Duration::from_millis(20)).await,
                     2 => {
+                        let number = self.memory.sent.len();
                         let text = format!("{phase} {} {number}", self.user);
                         if let Ok(event_id) = self.client.room(&room_id).send_text(text).await {
-                            self.sent.push(event_id);
-                            number += 1;
+                            self.memory.note(Note::Sent(event_id));
                         }
                     }
                     _ => self.send_token().await,
@@ -135,8 +151,16 @@ impl Device {
 
     async fn restart(&mut self) {
         self.deaths += 1;
-        // Whatever is left of it goes first: nobody else opens a store that is in use.
+        self.close().await;
+        self.open().await;
+    }
+
+    /// Lets go of the store: nobody else opens one that is in use.
+    pub(super) async fn close(&mut self) {
         self.client = Disk::in_memory().client(&self.url).await;
+    }
+
+    pub(super) async fn open(&mut self) {
         self.client = self.disk.client(&self.url).await;
         assert!(self.client.restore().await.unwrap());
     }
@@ -145,51 +169,40 @@ impl Device {
         if let Ok(update) = self.client.sync_once(timeout).await {
             self.take(&update);
         }
-        while let Some((room_id, from)) = self.gaps.last().cloned() {
+        while let Some((room_id, from)) = self.memory.gaps.last().cloned() {
             let room = self.client.room(&room_id);
             let Ok(history) = room.messages(Some(&from), 50).await else {
                 return;
             };
-            self.gaps.pop();
-            let known = history
-                .events
-                .iter()
-                .any(|event| self.ever.contains(&event.event_id));
-            for event in history.events {
-                self.see(event.event_id, event.raw);
-            }
-            if let Some(end) = history.end.filter(|_| !known) {
-                self.gaps.push((room_id, end));
-            }
+            let known = |event: &TimelineEvent| self.memory.knows(&event.event_id);
+            let joined = history.events.iter().any(known);
+            let rest = history.end.filter(|_| !joined).map(|end| (room_id, end));
+            let events = history.events.into_iter();
+            let events = events.map(|event| (event.event_id, event.raw)).collect();
+            self.memory.note(Note::Page { events, rest });
         }
     }
 
-    fn see(&mut self, event_id: OwnedEventId, raw: Raw<AnySyncTimelineEvent>) {
-        self.ever.insert(event_id.clone());
-        self.seen.insert(event_id, raw);
-    }
-
     fn take(&mut self, update: &SyncUpdate) {
+        let mut events = Events::new();
+        let mut gaps = Vec::new();
         for room in &update.rooms {
             if let (true, Some(from)) = (room.limited, &room.prev_batch) {
-                self.gaps.push((room.room_id.clone(), from.clone()));
+                gaps.push((room.room_id.clone(), from.clone()));
             }
             for event in &room.timeline {
-                self.see(event.event_id.clone(), event.raw.clone());
+                events.insert(event.event_id.clone(), event.raw.clone());
             }
         }
         assert!(update.rejected.is_empty(), "{:?}", update.rejected);
         assert!(update.alarms.is_empty(), "{:?}", update.alarms);
-        // What came with the sync before this one was consumed by asking for more; it comes again
-        // only if the process died in between.
-        let mut fresh = BTreeSet::new();
-        for event in update.to_device.iter().filter(|event| event.kind == TOKEN) {
-            let token = event.content["token"].as_u64().unwrap();
-            let again = !self.tokens_seen.insert(token);
-            assert!(!again || self.fresh.contains(&token), "{token} came twice");
-            assert!(fresh.insert(token), "{token} came twice at once");
-        }
-        self.fresh = fresh;
+        let tokens = update.to_device.iter().filter(|event| event.kind == TOKEN);
+        let tokens = tokens.map(|event| event.content["token"].as_u64().unwrap());
+        self.memory.note(Note::Update {
+            events,
+            gaps,
+            tokens: tokens.collect(),
+        });
     }
 
     /// Sends something to a device of anybody, over Olm.
@@ -214,8 +227,8 @@ impl Device {
         let content = content.as_object().unwrap().clone();
         let queued = machine.send_to_device(device, TOKEN, content).await;
         if queued.unwrap() {
-            self.tokens_sent
-                .push((device.curve25519.clone(), u64::from(token)));
+            let key = device.curve25519.clone();
+            self.memory.note(Note::TokenSent(key, u64::from(token)));
         }
     }
 

@@ -32,10 +32,12 @@ pub(super) struct World {
     messages: usize,
     made: u64,
     seed: u64,
+    only_files: bool,
 }
 
 impl World {
-    pub(super) async fn new(seed: u64) -> Self {
+    /// With `only_files` all devices live in processes that are killed, else one in three.
+    pub(super) async fn new(seed: u64, only_files: bool) -> Self {
         let (one, two) = TestServer::pair().await;
         let mut proxies = Vec::new();
         for server in [&one, &two] {
@@ -53,6 +55,7 @@ impl World {
             messages: 0,
             made: 0,
             seed,
+            only_files,
         };
         for (user, name) in PEOPLE.iter().enumerate() {
             world.servers[user % 2].register(name).await;
@@ -86,7 +89,7 @@ impl World {
     /// Logs a device in and has it vouched for by the first one of its person.
     async fn add_device(&mut self, user: usize) {
         self.made += 1;
-        let disk = if self.made.is_multiple_of(3) {
+        let disk = if self.only_files || self.made.is_multiple_of(3) {
             Disk::File(self.directory.path().join(self.made.to_string()))
         } else {
             Disk::in_memory()
@@ -197,8 +200,8 @@ impl World {
     fn knowledge(&self) -> Vec<usize> {
         let mut all = Vec::new();
         for device in &self.devices {
-            all.push(device.seen.len());
-            all.push(device.tokens_seen.len());
+            all.push(device.memory.seen.len());
+            all.push(device.memory.tokens_seen.len());
         }
         all
     }
@@ -229,10 +232,10 @@ impl World {
             .map(|device| (device.key(), device))
             .collect();
         let senders = self.devices.iter().chain(&self.gone);
-        let sent = senders.flat_map(|device| &device.tokens_sent);
+        let sent = senders.flat_map(|device| &device.memory.tokens_sent);
         let missing = sent.filter(|(key, token)| {
             let device = living.get(key);
-            device.is_some_and(|device| !device.tokens_seen.contains(token))
+            device.is_some_and(|device| !device.memory.tokens_seen.contains(token))
         });
         missing.map(|(_, token)| *token).collect()
     }
@@ -242,10 +245,12 @@ impl World {
         let seen = |server: usize| -> BTreeSet<&OwnedEventId> {
             let there = |device: &&Device| device.user % 2 == server && self.is_inside(device);
             let devices = self.devices.iter().filter(there);
-            devices.flat_map(|device| device.seen.keys()).collect()
+            devices
+                .flat_map(|device| device.memory.seen.keys())
+                .collect()
         };
         let servers = [seen(0), seen(1)];
-        let sent = self.devices.iter().flat_map(|device| &device.sent);
+        let sent = self.devices.iter().flat_map(|device| &device.memory.sent);
         let new = sent.filter(|id| !self.checked.contains(*id));
         new.filter(|id| servers.iter().any(|seen| !seen.contains(id)))
             .collect()
@@ -255,7 +260,7 @@ impl World {
     pub(super) async fn check(&mut self, phase: usize) {
         let mut events: BTreeMap<OwnedEventId, Raw<AnySyncTimelineEvent>> = BTreeMap::new();
         for device in &self.devices {
-            events.extend(device.seen.clone());
+            events.extend(device.memory.seen.clone());
         }
         events.retain(|id, event| {
             let kind = event.get_field::<String>("type").unwrap();
@@ -281,8 +286,8 @@ impl World {
         self.messages += events.len();
         self.checked.extend(events.into_keys());
         for device in &mut self.devices {
-            device.seen.clear();
-            device.sent.clear();
+            device.memory.seen.clear();
+            device.memory.sent.clear();
         }
     }
 
@@ -304,7 +309,7 @@ impl World {
         self.settle().await;
         // What was said while nobody talked is nobody's business.
         for device in &mut self.devices {
-            device.seen.clear();
+            device.memory.seen.clear();
         }
     }
 
@@ -337,11 +342,14 @@ impl World {
         assert!(twice.is_empty(), "handed out twice: {twice:?}");
         let all = || self.devices.iter().chain(&self.gone);
         let deaths: usize = all().map(|device| device.deaths).sum();
-        let tokens: usize = all().map(|device| device.tokens_sent.len()).sum();
-        assert!(deaths > 0 && tokens > 0 && lost > 0 && repeated > 0 && claimed > 0);
+        let kills: usize = all().map(|device| device.kills).sum();
+        let tokens: usize = all().map(|device| device.memory.tokens_sent.len()).sum();
+        assert!(deaths > 0 || self.only_files);
+        assert!(kills > 0 && tokens > 0 && lost > 0 && repeated > 0 && claimed > 0);
         tracing::info!(
             messages = self.messages,
             deaths,
+            kills,
             tokens,
             lost,
             repeated,
