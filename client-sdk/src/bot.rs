@@ -4,7 +4,10 @@
 //! said before it came, itself, other programs, or corrections; it comes when it is invited, waits
 //! when the server asks it to, and finishes its sentence when it is stopped.
 
-use std::{env, error::Error, fmt, future::Future, pin::pin, sync::Arc};
+use std::{
+    collections::BTreeMap, env, error::Error, fmt, future::Future, pin::pin, str::FromStr,
+    sync::Arc,
+};
 
 use futures_util::{
     StreamExt as _,
@@ -43,6 +46,7 @@ type OnInvite = Arc<dyn Fn(&Invite) -> bool + Send + Sync>;
 /// ```
 pub struct Bot {
     client: Client,
+    commands: BTreeMap<String, OnMessage>,
     on_message: Option<OnMessage>,
     on_invite: Option<OnInvite>,
 }
@@ -82,6 +86,14 @@ impl Message {
         self.event.body().unwrap_or_default()
     }
 
+    /// The command that it is, `!name …`, and what comes after its name.
+    #[must_use]
+    pub fn command(&self) -> Option<(&str, &str)> {
+        let line = self.text().strip_prefix('!')?.trim_end();
+        let (name, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        (!name.is_empty()).then_some((name, argument.trim_start()))
+    }
+
     /// Where.
     #[must_use]
     pub fn room(&self) -> &Room {
@@ -116,6 +128,7 @@ impl Bot {
     pub fn new(client: Client) -> Self {
         Self {
             client,
+            commands: BTreeMap::new(),
             on_message: None,
             on_invite: None,
         }
@@ -162,15 +175,43 @@ impl Bot {
         F: Future<Output = Result<T, E>> + Send + 'static,
         E: Error + Send + Sync + 'static,
     {
-        self.on_message = Some(Arc::new(move |message| {
-            let answer = answer(message);
-            Box::pin(async move {
-                match answer.await {
-                    Ok(_) => Ok(()),
-                    Err(error) => Err(error.into()),
+        self.on_message = Some(Arc::new(move |message| boxed(answer(message))));
+        self
+    }
+
+    /// Answers messages that begin with `!name`, instead of [`Bot::on_message`]. What comes after the
+    /// name is read as an `A`; if it is none, the bot says so.
+    ///
+    /// ```no_run
+    /// # fn example(bot: sotto_client::Bot) -> sotto_client::Bot {
+    /// // "!double 21"
+    /// bot.on_command("double", |message, number: i32| async move {
+    ///     message.reply((2 * i64::from(number)).to_string()).await
+    /// })
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn on_command<A, F, T, E>(
+        mut self,
+        name: &str,
+        answer: impl Fn(Message, A) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        A: FromStr,
+        F: Future<Output = Result<T, E>> + Send + 'static,
+        E: Error + Send + Sync + 'static,
+    {
+        let command: OnMessage = Arc::new(move |message| {
+            let (name, argument) = message.command().unwrap_or_default();
+            match argument.parse() {
+                Ok(argument) => boxed(answer(message, argument)),
+                Err(_) => {
+                    let text = format!("I do not understand what comes after !{name}.");
+                    boxed(async move { message.reply(text).await })
                 }
-            })
-        }));
+            }
+        });
+        self.commands.insert(name.to_owned(), command);
         self
     }
 
@@ -246,9 +287,6 @@ impl Bot {
     }
 
     async fn answer(&self, room: Room, event: TimelineEvent) {
-        let Some(on_message) = &self.on_message else {
-            return;
-        };
         if event.msgtype() != Some("m.text")
             || event.replaces().is_some()
             || Some(&*event.sender) == self.client.user_id()
@@ -260,10 +298,30 @@ impl Bot {
         if is_clear && room.is_encrypted().await.unwrap_or(true) {
             return;
         }
-        if let Err(error) = on_message(Message { room, event }).await {
+        let message = Message { room, event };
+        let command = message
+            .command()
+            .and_then(|(name, _)| self.commands.get(name));
+        let Some(handler) = command.or(self.on_message.as_ref()) else {
+            return;
+        };
+        if let Err(error) = handler(message).await {
             tracing::warn!(%error, "no answer");
         }
     }
+}
+
+fn boxed<F, T, E>(answer: F) -> Answer
+where
+    F: Future<Output = Result<T, E>> + Send + 'static,
+    E: Error + Send + Sync + 'static,
+{
+    Box::pin(async move {
+        match answer.await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    })
 }
 
 impl fmt::Debug for Bot {

@@ -92,3 +92,29 @@ async fn a_bot_does_not_answer_what_is_not_encrypted_in_an_encrypted_room() {
     let (ended, ()) = tokio::join!(running, talk);
     ended.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bot_knows_commands() {
+    let server = TestServer::start().await;
+    let (alice, bob, room_id) = alice_and_bob(&server).await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let bot = Bot::new(bob)
+        .on_message(|message| async move { message.reply("what?").await })
+        .on_command("double", |message, number: i32| async move {
+            message.reply((2 * i64::from(number)).to_string()).await
+        });
+    let running = bot.run_until(async { drop(stopped.await) });
+    let talk = async {
+        let room = alice.room(&room_id);
+        for text in ["!double  21 ", "!double trouble", "!triple 21", "double"] {
+            room.send_text(text).await.unwrap();
+        }
+        let heard = heard(&alice, &room_id).await;
+        let heard: Vec<&str> = heard.iter().map(|(_, body)| body.as_str()).collect();
+        let puzzled = "I do not understand what comes after !double.";
+        assert_eq!(heard, ["42", puzzled, "what?", "what?"]);
+        drop(stop);
+    };
+    let (ended, ()) = tokio::join!(running, talk);
+    ended.unwrap();
+}
