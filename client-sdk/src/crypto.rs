@@ -33,6 +33,7 @@ mod machine;
 mod megolm;
 mod olm;
 mod outbound;
+mod outbox;
 mod payload;
 mod query;
 mod requests;

@@ -154,7 +154,8 @@ impl From<RequestError> for SyncError {
 }
 
 impl Client {
-    /// Asks for news and waits up to `timeout` for them.
+    /// Asks for news and waits up to `timeout` for them. Room keys that are imported meanwhile end
+    /// the waiting: the events that they open are in [`SyncUpdate::decrypted_late`].
     ///
     /// News that a previous process did not consume come first. To call this again says that the
     /// news of the last call were consumed.
@@ -246,7 +247,15 @@ impl Client {
         request.since = machine.sync_token().await?;
         request.timeout = Some(timeout);
         let initial = request.since.is_none();
-        let response = self.inner.transport.send(request).await?;
+        let transport = &self.inner.transport;
+        let response = tokio::select! {
+            response = transport.send(request.clone()) => response?,
+            () = machine.room_keys_imported() => {
+                // Events can be read now that could not before: the server may have no news for long.
+                request.timeout = Some(Duration::ZERO);
+                transport.send(request).await?
+            }
+        };
 
         let _rooms = self.inner.rooms.lock().await;
         let mut batch = self.batch();

@@ -4,6 +4,7 @@ mod bots;
 mod examples;
 mod files;
 mod history;
+mod keys;
 mod relations;
 mod soak;
 mod trust;
@@ -40,6 +41,16 @@ async fn person(server: &TestServer, name: &str) -> Client {
         .unwrap();
     let password = format!("the password of {name}");
     client.register(name, &password, None).await.unwrap();
+    client.sync_once(NOW).await.unwrap();
+    client
+}
+
+/// Another device of somebody, which has synced once.
+async fn log_in(server: &TestServer, name: &str) -> Client {
+    let builder = Client::builder().homeserver(server.url());
+    let client = builder.build().await.unwrap();
+    let password = format!("the password of {name}");
+    client.login_password(name, &password).await.unwrap();
     client.sync_once(NOW).await.unwrap();
     client
 }

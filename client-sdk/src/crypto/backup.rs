@@ -220,7 +220,7 @@ impl Machine {
     ///
     /// `rooms` is the `rooms` of a `GET /room_keys/keys`.
     pub async fn take_backup(&self, rooms: &Value) -> Result<usize, BackupError> {
-        let _guard = self.lock().await;
+        let mut volatile = self.lock().await;
         let mut batch = self.batch();
         let secret = backup_secret(&batch).await?;
         let key = secret.as_ref().and_then(private_key);
@@ -238,6 +238,7 @@ impl Machine {
         }
         let taken = take_keys(&mut batch, keys, None).await?;
         batch.commit().await?;
+        self.note_import(&mut volatile, taken);
         Ok(taken)
     }
 }

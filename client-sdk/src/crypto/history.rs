@@ -21,7 +21,7 @@ use super::{
     machine::Machine,
     megolm::InboundSession,
     olm, outbound,
-    to_device::{Messages, Purpose},
+    outbox::{Messages, Purpose},
     trust::{SenderData, SenderTrust},
 };
 use crate::{
@@ -243,7 +243,7 @@ impl Machine {
         for user_id in users {
             for device in self.vouched(&batch, user_id).await? {
                 let encrypted = self
-                    .encrypt_for(&mut batch, &device, kind, content.clone())
+                    .encrypt_for(&mut batch, &device, kind, &content)
                     .await?;
                 if let Some(encrypted) = encrypted {
                     let user = messages.entry(device.user_id).or_default();
@@ -309,7 +309,7 @@ impl Machine {
     ) -> Result<usize, BundleError> {
         let bundle: KeyBundle =
             serde_json::from_slice(bundle).map_err(|_| BundleError::Malformed)?;
-        let _guard = self.lock().await;
+        let mut volatile = self.lock().await;
         let mut batch = self.batch();
         let from = &notice.sender.user_id;
         let device =
@@ -326,6 +326,7 @@ impl Machine {
         let taken = take_keys(&mut batch, keys, Some(from)).await?;
         batch.delete(Table::KeyBundles, room_id.as_str(), from.as_str());
         batch.commit().await?;
+        self.note_import(&mut volatile, taken);
         Ok(taken)
     }
 }

@@ -226,10 +226,11 @@ impl Machine {
         &self,
         keys: Vec<ExportedRoomKey>,
     ) -> Result<usize, MachineError> {
-        let _guard = self.lock().await;
+        let mut volatile = self.lock().await;
         let mut batch = self.batch();
         let taken = take_keys(&mut batch, keys, None).await?;
         batch.commit().await?;
+        self.note_import(&mut volatile, taken);
         Ok(taken)
     }
 }

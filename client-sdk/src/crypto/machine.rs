@@ -10,7 +10,7 @@ use ruma::{
     DeviceId, OwnedDeviceId, OwnedRoomId, OwnedTransactionId, OwnedUserId, TransactionId, UserId,
 };
 use serde_json::Value;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, Notify};
 use vodozemac::{Curve25519PublicKey, Ed25519PublicKey};
 
 use super::{
@@ -19,8 +19,8 @@ use super::{
     cross_signing, devices,
     error::{MachineError, MarkError, OpenError},
     keys,
+    outbox::Outgoing,
     requests::{Alarm, Failure, OutgoingRequest, Response},
-    to_device::Outgoing,
     trust::{SharePolicy, TrustRequirement},
     verification::{QrSupport, Verifications},
 };
@@ -33,7 +33,6 @@ use crate::{
 const IN_FLIGHT_MS: u64 = 60_000;
 /// The row that says that the server serves wrong keys for this device.
 const OWN_DEVICE_MISMATCH: &str = "own_device_mismatch";
-const OUTBOX_COUNTER: &str = "outbox_counter";
 
 /// The encryption of one device of one user.
 ///
@@ -49,6 +48,7 @@ pub struct Machine {
     device_keys: RwLock<Value>,
     settings: RwLock<Settings>,
     volatile: Mutex<Volatile>,
+    imported: Notify,
 }
 
 /// What the application decides.
@@ -140,6 +140,7 @@ impl Machine {
             device_keys: RwLock::new(device_keys),
             settings: RwLock::default(),
             volatile: Mutex::default(),
+            imported: Notify::new(),
         })
     }
 
@@ -311,6 +312,20 @@ impl Machine {
         self.with_settings(|settings| settings.trust_requirement = requirement);
     }
 
+    /// Returns once room keys came in another way than with a sync: from a file, a backup or a
+    /// bundle. [`Machine::inbox`] names them. Keys that came since the last call count.
+    pub async fn room_keys_imported(&self) {
+        self.imported.notified().await;
+    }
+
+    /// Takes note that room keys came in another way than with a sync.
+    pub(crate) fn note_import(&self, volatile: &mut Volatile, keys: usize) {
+        if keys > 0 {
+            volatile.backup_idle = false;
+            self.imported.notify_one();
+        }
+    }
+
     pub(crate) fn environment(&self) -> &dyn Environment {
         &*self.environment
     }
@@ -325,30 +340,6 @@ impl Machine {
 
     pub(crate) fn batch(&self) -> Batch<'_> {
         Batch::new(&*self.store)
-    }
-
-    async fn remove_from_outbox(&self, id: &TransactionId) -> Result<(), MachineError> {
-        let mut batch = self.batch();
-        for (row, outgoing) in batch.list::<Outgoing>(Table::Outbox, "").await? {
-            if outgoing.txn_id == id {
-                batch.delete(Table::Outbox, "", &row);
-            }
-        }
-        Ok(batch.commit().await?)
-    }
-
-    /// Queues a message; it is sent once this batch is committed.
-    pub(crate) async fn enqueue(
-        &self,
-        batch: &mut Batch<'_>,
-        outgoing: &Outgoing,
-    ) -> Result<(), StoreError> {
-        let number: u64 = batch
-            .get(Table::Meta, "", OUTBOX_COUNTER)
-            .await?
-            .unwrap_or(0);
-        batch.put(Table::Meta, "", OUTBOX_COUNTER, &(number + 1))?;
-        batch.put(Table::Outbox, "", &format!("{number:016x}"), outgoing)
     }
 }
 

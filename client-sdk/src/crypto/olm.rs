@@ -14,6 +14,7 @@ use vodozemac::{
         SessionPickle,
     },
 };
+use zeroize::Zeroizing;
 
 use super::{
     account::StoredAccount,
@@ -21,7 +22,7 @@ use super::{
     error::{MachineError, RejectedMessage},
     keys::OLM,
     machine::Machine,
-    payload::{OlmPayload, SigningKeys},
+    payload::{NewKeys, NewPayload, OlmPayload},
 };
 use crate::store::{self, Batch, StoreError, Table};
 
@@ -317,9 +318,9 @@ impl Machine {
         batch: &mut Batch<'_>,
         device: &Device,
         kind: &str,
-        content: Map<String, Value>,
+        content: &Map<String, Value>,
     ) -> Result<Option<Value>, MachineError> {
-        let payload = self.payload_for(device, kind, content);
+        let payload = self.payload_for(device, kind, content)?;
         self.encrypt_payload(batch, device, &payload).await
     }
 
@@ -327,40 +328,41 @@ impl Machine {
         &self,
         device: &Device,
         kind: &str,
-        content: Map<String, Value>,
-    ) -> OlmPayload {
-        OlmPayload {
-            kind: kind.to_owned(),
+        content: &Map<String, Value>,
+    ) -> Result<Zeroizing<Vec<u8>>, MachineError> {
+        let own_key = self.ed25519_key().to_base64();
+        let device_keys = self.device_keys();
+        let payload = NewPayload {
+            kind,
             content,
-            sender: self.user_id().to_owned(),
-            sender_device: Some(self.device_id().to_string()),
-            recipient: device.user_id.clone(),
-            recipient_keys: SigningKeys {
-                ed25519: device.ed25519.clone(),
+            sender: self.user_id(),
+            sender_device: self.device_id(),
+            recipient: &device.user_id,
+            recipient_keys: NewKeys {
+                ed25519: &device.ed25519,
             },
-            keys: SigningKeys {
-                ed25519: self.ed25519_key().to_base64(),
-            },
-            sender_device_keys: Some(self.device_keys()),
-        }
+            keys: NewKeys { ed25519: &own_key },
+            sender_device_keys: &device_keys,
+        };
+        let mut plaintext = Zeroizing::new(Vec::with_capacity(2048));
+        serde_json::to_writer(&mut *plaintext, &payload).map_err(|_| MachineError::Encode)?;
+        Ok(plaintext)
     }
 
-    pub(crate) async fn encrypt_payload<T: Serialize>(
+    pub(crate) async fn encrypt_payload(
         &self,
         batch: &mut Batch<'_>,
         device: &Device,
-        payload: &T,
+        plaintext: &[u8],
     ) -> Result<Option<Value>, MachineError> {
         let sessions = sealed_sessions(batch, &device.curve25519).await?;
         let Some(first) = sessions.first() else {
             return Ok(None);
         };
         let mut session = first.open()?;
-        let plaintext = serde_json::to_vec(payload).map_err(|_| MachineError::Encode)?;
-        let plaintext = zeroize::Zeroizing::new(plaintext);
         let message = session
             .olm
-            .encrypt(&*plaintext)
+            .encrypt(plaintext)
             .map_err(|_| MachineError::Olm)?;
         session.save(batch, &device.curve25519)?;
         let (kind, body) = message.to_parts();

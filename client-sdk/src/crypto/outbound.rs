@@ -14,7 +14,8 @@ use super::{
     keys::MEGOLM,
     machine::Machine,
     megolm::{InboundSession, session_partition},
-    to_device::{Outgoing, Purpose, RoomChange},
+    outbox,
+    to_device::RoomChange,
     trust::{SenderData, SenderTrust},
 };
 use crate::store::{self, Batch, Changes, StoreError, Table};
@@ -233,7 +234,7 @@ impl Machine {
         };
         let mut session = volatile.cache.outbound(room_id, &bytes)?;
         let session_id = session.megolm.session_id();
-        let undelivered = is_undelivered(&batch, &session_id).await?;
+        let undelivered = outbox::is_undelivered(&batch, &session_id).await?;
         if undelivered || !encryption.supported || !session.is_usable(&encryption, self.now()) {
             return Err(EncryptError::NotShared);
         }
@@ -355,15 +356,4 @@ impl Payload<'_> {
         }
         Ok(json)
     }
-}
-
-/// Whether messages with the key of a session still wait to be sent.
-pub(crate) async fn is_undelivered(
-    batch: &Batch<'_>,
-    session_id: &str,
-) -> Result<bool, StoreError> {
-    let rows: Vec<(String, Outgoing)> = batch.list(Table::Outbox, "").await?;
-    Ok(rows.iter().any(|(_, outgoing)| {
-        matches!(&outgoing.purpose, Purpose::RoomKey { session_id: id } if id == session_id)
-    }))
 }

@@ -12,26 +12,42 @@ use super::{
     keys::{self, DeviceKeys, SignatureError},
 };
 
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Deserialize)]
 pub(crate) struct SigningKeys {
     pub(crate) ed25519: String,
 }
 
 /// What an Olm message says, before anything of it is believed.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Deserialize)]
 pub(crate) struct OlmPayload {
     #[serde(rename = "type")]
     pub(crate) kind: String,
     pub(crate) content: Map<String, Value>,
     pub(crate) sender: OwnedUserId,
-    /// Not in the specification any more, but older clients insist on it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) sender_device: Option<String>,
     pub(crate) recipient: OwnedUserId,
     pub(crate) recipient_keys: SigningKeys,
     pub(crate) keys: SigningKeys,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sender_device_keys: Option<Value>,
+}
+
+/// What a message that is sent says, as [`OlmPayload`] reads it.
+#[derive(Serialize)]
+pub(crate) struct NewPayload<'a> {
+    #[serde(rename = "type")]
+    pub(crate) kind: &'a str,
+    pub(crate) content: &'a Map<String, Value>,
+    pub(crate) sender: &'a UserId,
+    /// Not in the specification any more, but older clients insist on it.
+    pub(crate) sender_device: &'a DeviceId,
+    pub(crate) recipient: &'a UserId,
+    pub(crate) recipient_keys: NewKeys<'a>,
+    pub(crate) keys: NewKeys<'a>,
+    pub(crate) sender_device_keys: &'a Value,
+}
+
+#[derive(Serialize)]
+pub(crate) struct NewKeys<'a> {
+    pub(crate) ed25519: &'a str,
 }
 
 /// Who receives a message.

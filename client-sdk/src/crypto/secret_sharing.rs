@@ -22,8 +22,8 @@ use super::{
     machine::{Machine, Volatile},
     megolm::{InboundSession, session_partition},
     olm,
+    outbox::{Messages, Purpose},
     requests::OutgoingRequest,
-    to_device::{Messages, Purpose},
     trust::SenderData,
 };
 use crate::{
@@ -243,7 +243,9 @@ impl Machine {
                 }
                 continue;
             }
-            let encrypted = self.encrypt_for(&mut batch, &device, kind, content).await?;
+            let encrypted = self
+                .encrypt_for(&mut batch, &device, kind, &content)
+                .await?;
             if let Some(encrypted) = encrypted {
                 let to_one = BTreeMap::from([(device.device_id.clone(), encrypted)]);
                 let messages = Messages::from([(device.user_id.clone(), to_one)]);

@@ -14,9 +14,9 @@ use super::{
     machine::{self, Machine, Volatile},
     megolm::RoomKeyContent,
     olm,
-    outbound::{self, KeyShare, OutboundSession, RoomEncryption, share_id},
+    outbound::{KeyShare, OutboundSession, RoomEncryption, share_id},
+    outbox::{Messages, Purpose},
     requests::OutgoingRequest,
-    to_device::{Messages, Outgoing, Purpose},
     withheld::Refusal,
 };
 use crate::store::{Batch, StoreError, Table};
@@ -199,17 +199,29 @@ impl Machine {
         session: &OutboundSession,
         members: &BTreeSet<OwnedUserId>,
     ) -> Result<bool, StoreError> {
+        let mut by_user: BTreeMap<OwnedUserId, Vec<(String, KeyShare)>> = BTreeMap::new();
         for (user_id, device_id, share) in session.shares(batch, room_id).await? {
+            let of_user = by_user.entry(user_id).or_default();
+            of_user.push((device_id, share));
+        }
+        let own = Identity::load(batch, self.user_id()).await?;
+        for (user_id, shares) in by_user {
             if !members.contains(&user_id) && user_id != self.user_id() {
                 return Ok(true);
             }
-            let device = devices::load_device(batch, &user_id, device_id.as_str().into()).await?;
-            let device =
-                device.filter(|device| !device.deleted && device.curve25519 == share.curve25519);
-            let Some(device) = device else {
-                return Ok(true);
+            let identity = Identity::load(batch, &user_id).await?;
+            let devices = devices::load_devices(batch, &user_id).await?;
+            let may_have = |(device_id, share): &(String, KeyShare)| {
+                let is_it = |device: &&Device| device.device_id == *device_id;
+                devices.iter().find(is_it).is_some_and(|device| {
+                    !device.deleted
+                        && device.curve25519 == share.curve25519
+                        && self
+                            .refusal_of(device, identity.as_ref(), own.as_ref())
+                            .is_none()
+                })
             };
-            if self.refusal(batch, &device).await?.is_some() {
+            if !shares.iter().all(may_have) {
                 return Ok(true);
             }
         }
@@ -294,7 +306,7 @@ impl Machine {
         let mut messages = Messages::new();
         for device in devices {
             let encrypted = self
-                .encrypt_for(batch, device, "m.room_key", content.clone())
+                .encrypt_for(batch, device, "m.room_key", &content)
                 .await?;
             let Some(encrypted) = encrypted else { continue };
             messages
@@ -321,42 +333,6 @@ impl Machine {
             .await
     }
 
-    pub(crate) async fn queue(
-        &self,
-        event_type: &str,
-        messages: Messages,
-        purpose: Purpose,
-        batch: &mut Batch<'_>,
-    ) -> Result<(), MachineError> {
-        if messages.is_empty() {
-            return Ok(());
-        }
-        let txn_id = crate::environment::transaction_id(self.environment())?;
-        let outgoing = Outgoing {
-            txn_id,
-            event_type: event_type.to_owned(),
-            messages,
-            purpose,
-        };
-        Ok(self.enqueue(batch, &outgoing).await?)
-    }
-
-    /// The queued messages that carry the key of a session.
-    async fn waiting_keys(&self, session_id: &str) -> Result<Vec<OutgoingRequest>, StoreError> {
-        let batch = self.batch();
-        if !outbound::is_undelivered(&batch, session_id).await? {
-            return Ok(Vec::new());
-        }
-        let rows: Vec<(String, Outgoing)> = batch.list(Table::Outbox, "").await?;
-        Ok(rows
-            .into_iter()
-            .filter(|(_, outgoing)| {
-                matches!(&outgoing.purpose, Purpose::RoomKey { session_id: id } if id == session_id)
-            })
-            .map(|(_, outgoing)| outgoing.into_request())
-            .collect())
-    }
-
     /// Sends content to one device over Olm, as soon as the outbox is sent.
     ///
     /// Returns whether there is a session with the device.
@@ -368,7 +344,7 @@ impl Machine {
     ) -> Result<bool, MachineError> {
         let _guard = self.lock().await;
         let mut batch = self.batch();
-        let encrypted = self.encrypt_for(&mut batch, device, kind, content).await?;
+        let encrypted = self.encrypt_for(&mut batch, device, kind, &content).await?;
         let Some(encrypted) = encrypted else {
             return Ok(false);
         };

@@ -2,17 +2,12 @@
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#send-to-device-messaging>
 
-use std::collections::BTreeMap;
-
 use ruma::{
-    OneTimeKeyAlgorithm, OwnedDeviceId, OwnedRoomId, OwnedTransactionId, OwnedUserId, UserId,
-    api::client::{sync::sync_events::DeviceLists, to_device::send_event_to_device},
-    events::AnyToDeviceEvent,
-    serde::Raw,
-    to_device::DeviceIdOrAllDevices,
+    OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, UserId,
+    api::client::sync::sync_events::DeviceLists, events::AnyToDeviceEvent, serde::Raw,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, value::to_raw_value};
+use serde_json::{Map, Value};
 use vodozemac::Curve25519PublicKey;
 
 use super::{
@@ -25,7 +20,6 @@ use super::{
     olm::{self, Received},
     outbound,
     payload::{CheckedPayload, Recipient},
-    requests::{OutgoingRequest, Request},
     trust::{SenderData, SenderTrust},
     unwedge, withheld,
 };
@@ -33,55 +27,6 @@ use crate::store::{Batch, Changes, StoreError, Table};
 
 const SYNC_TOKEN: &str = "sync_token";
 const INBOX_COUNTER: &str = "inbox_counter";
-
-/// Contents by user and device.
-pub(crate) type Messages = BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, Value>>;
-
-/// A request that waits in the outbox.
-#[derive(Clone, Serialize, Deserialize)]
-pub(crate) struct Outgoing {
-    pub(crate) txn_id: OwnedTransactionId,
-    pub(crate) event_type: String,
-    pub(crate) messages: Messages,
-    pub(crate) purpose: Purpose,
-}
-
-/// What waits for a request in the outbox.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Purpose {
-    /// The next event of a room.
-    RoomKey { session_id: String },
-    /// Nothing.
-    Other,
-}
-
-impl Outgoing {
-    pub(crate) fn into_request(self) -> OutgoingRequest {
-        let raw = |content: Value| Some(Raw::from_json(to_raw_value(&content).ok()?));
-        let messages = self
-            .messages
-            .into_iter()
-            .map(|(user_id, devices)| {
-                let devices = devices
-                    .into_iter()
-                    .filter_map(|(id, content)| {
-                        Some((DeviceIdOrAllDevices::DeviceId(id), raw(content)?))
-                    })
-                    .collect();
-                (user_id, devices)
-            })
-            .collect();
-        let request = send_event_to_device::v3::Request::new_raw(
-            self.event_type.into(),
-            self.txn_id.clone(),
-            messages,
-        );
-        OutgoingRequest {
-            id: self.txn_id,
-            request: Request::ToDevice(request),
-        }
-    }
-}
 
 /// The parts of a sync response that concern encryption.
 #[derive(Debug)]

@@ -18,9 +18,9 @@ use super::{
     error::MachineError,
     keys::{self, SignatureError},
     machine::{Asked, InFlight, Machine, Volatile},
+    outbox::{Messages, Purpose},
     query::pause_ms,
     requests::{OutgoingRequest, Request},
-    to_device::{Messages, Purpose},
 };
 use crate::{
     environment,
@@ -217,7 +217,7 @@ impl Machine {
             // Whatever we sent over the broken session may be lost as well.
             device.wedging += 1;
             let dummy = self
-                .encrypt_for(batch, &device, "m.dummy", Map::new())
+                .encrypt_for(batch, &device, "m.dummy", &Map::new())
                 .await?;
             if let Some(dummy) = dummy {
                 let to_one = BTreeMap::from([(device.device_id.clone(), dummy)]);

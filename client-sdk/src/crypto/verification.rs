@@ -22,8 +22,8 @@ use super::{
     error::{MachineError, VerificationError},
     identity::{self, Identity},
     machine::{Machine, Volatile},
+    outbox::{Messages, Purpose},
     sas::{self, CancelReason, Parties, Protocol, Proven, Side},
-    to_device::{Messages, Purpose},
 };
 use crate::{environment, store::Batch};
 

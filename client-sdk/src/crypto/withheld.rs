@@ -16,7 +16,7 @@ use super::{
     machine::Machine,
     megolm::session_partition,
     outbound::{OutboundSession, share_id},
-    to_device::{Messages, Purpose},
+    outbox::{Messages, Purpose},
     trust::SharePolicy,
 };
 use crate::store::{Batch, StoreError, Table};
@@ -47,18 +47,7 @@ impl Refusal {
 }
 
 impl Machine {
-    /// Why a device gets no key, if it does not.
-    pub(crate) async fn refusal(
-        &self,
-        batch: &Batch<'_>,
-        device: &Device,
-    ) -> Result<Option<Refusal>, StoreError> {
-        let identity = Identity::load(batch, &device.user_id).await?;
-        let own = Identity::load(batch, self.user_id()).await?;
-        Ok(self.refusal_of(device, identity.as_ref(), own.as_ref()))
-    }
-
-    /// As [`Self::refusal`], with the identity of the device's user and the own one.
+    /// Why a device gets no key, if it does not; with the identity of its user and the own one.
     pub(crate) fn refusal_of(
         &self,
         device: &Device,

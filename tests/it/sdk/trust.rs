@@ -13,16 +13,7 @@ use sotto_client::{
 };
 use sotto_tests::TestServer;
 
-use super::{NOW, SOON, alice_and_bob, person, wait_for};
-
-async fn log_in(server: &TestServer, name: &str) -> Client {
-    let builder = Client::builder().homeserver(server.url());
-    let client = builder.build().await.unwrap();
-    let password = format!("the password of {name}");
-    client.login_password(name, &password).await.unwrap();
-    client.sync_once(NOW).await.unwrap();
-    client
-}
+use super::{NOW, SOON, alice_and_bob, log_in, person, wait_for};
 
 async fn phase(client: &Client) -> VerificationPhase {
     let mut all = client.verifications().await.unwrap();

@@ -329,7 +329,7 @@ async fn a_session_is_replaced_once_an_hour() {
         let mut batch = alice.machine.batch();
         let content = alice
             .machine
-            .encrypt_for(&mut batch, &device, "a.b", Map::new())
+            .encrypt_for(&mut batch, &device, "a.b", &Map::new())
             .await;
         batch.commit().await.unwrap();
         let mut content = content.unwrap().unwrap();

@@ -13,13 +13,13 @@ async fn encrypted(from: &Peer, to: &Peer, lie: impl FnOnce(&mut Value)) -> Valu
     let device = from.knows(to).await;
     let payload = from
         .machine
-        .payload_for(&device, "org.example.note", Map::new());
-    let mut payload = serde_json::to_value(payload).unwrap();
+        .payload_for(&device, "org.example.note", &Map::new());
+    let mut payload = serde_json::from_slice(&payload.unwrap()).unwrap();
     lie(&mut payload);
     let mut batch = from.machine.batch();
     let content = from
         .machine
-        .encrypt_payload(&mut batch, &device, &payload)
+        .encrypt_payload(&mut batch, &device, payload.to_string().as_bytes())
         .await
         .unwrap();
     batch.commit().await.unwrap();
