@@ -24,8 +24,8 @@ pub use self::builder::{BuildError, ClientBuilder, StoreConfig};
 use crate::{
     Room,
     crypto::{
-        Alarm, Failure, Machine, MachineError, MarkError, OutgoingRequest, Request, Response,
-        RoomChange,
+        Alarm, ENCRYPT_STATE, Failure, Machine, MachineError, MarkError, OutgoingRequest, Request,
+        Response, RoomChange,
     },
     environment::Environment,
     room::{RoomError, RoomRow},
@@ -86,6 +86,9 @@ pub struct RoomOptions {
     pub invite: Vec<OwnedUserId>,
     /// Whether the room is encrypted.
     pub encrypted: bool,
+    /// Whether the name, topic, avatar and pins are encrypted as well ([`Room::set_state`]). Few other
+    /// clients can read them.
+    pub encrypted_state: bool,
     /// Whether anybody may join, and the room is listed.
     pub public: bool,
     /// Whether it is a conversation of two: nobody else gets keys, whoever the server says is in
@@ -99,6 +102,7 @@ impl Default for RoomOptions {
             name: None,
             invite: Vec::new(),
             encrypted: true,
+            encrypted_state: false,
             public: false,
             direct: false,
         }
@@ -160,9 +164,17 @@ impl Client {
     /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3createroom>
     pub async fn create_room(&self, options: RoomOptions) -> Result<Room, RoomError> {
         let machine = self.machine()?;
-        let encryption = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+        let mut encryption = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+        let hides_name = options.encrypted && options.encrypted_state;
+        if hides_name {
+            encryption[ENCRYPT_STATE] = true.into();
+        }
         let mut request = create_room::v3::Request::new();
-        request.name = options.name;
+        let (open_name, hidden_name) = match options.name {
+            Some(name) if hides_name => (None, Some(name)),
+            name => (name, None),
+        };
+        request.name = open_name;
         request.invite = options.invite;
         request.is_direct = options.direct;
         let other = match request.invite.as_slice() {
@@ -200,6 +212,9 @@ impl Client {
         room.confirm(&invited).await?;
         if other.is_some() {
             room.set_direct_with(other).await?;
+        }
+        if let Some(name) = hidden_name {
+            room.set_name(&name).await?;
         }
         Ok(room)
     }

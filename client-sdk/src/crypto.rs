@@ -52,6 +52,7 @@ mod withheld;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::outbound::{ENCRYPT_STATE, packed_state_key};
 pub use self::{
     backup::BackupUpload,
     cross_signing::Bootstrap,

@@ -4,6 +4,7 @@ mod files;
 mod history;
 mod relations;
 pub(crate) mod roster;
+pub(crate) mod state;
 
 use std::{collections::BTreeSet, fmt};
 
@@ -259,7 +260,8 @@ impl Room {
         self.complete_state().await?;
         let encrypt = kind != "m.reaction" && machine.is_encrypted(&self.room_id).await?;
         let (kind, content) = if encrypt {
-            ("m.room.encrypted", self.encrypt(kind, content).await?)
+            let encrypted = self.encrypt(kind, None, content).await?;
+            ("m.room.encrypted", encrypted)
         } else {
             (kind, content)
         };
@@ -279,6 +281,7 @@ impl Room {
     async fn encrypt(
         &self,
         kind: &str,
+        state_key: Option<&str>,
         content: Map<String, Value>,
     ) -> Result<Map<String, Value>, RoomError> {
         let machine = self.client.machine()?;
@@ -291,10 +294,18 @@ impl Room {
                 }
                 Share::Ready => {
                     let content = content.clone();
-                    match machine
-                        .encrypt_room_event(&self.room_id, kind, content)
-                        .await
-                    {
+                    let encrypted = match state_key {
+                        None => {
+                            machine
+                                .encrypt_room_event(&self.room_id, kind, content)
+                                .await
+                        }
+                        Some(key) => machine
+                            .encrypt_state_event(&self.room_id, kind, key, content)
+                            .await
+                            .map(|(_, content)| content),
+                    };
+                    match encrypted {
                         Ok(encrypted) => return Ok(encrypted),
                         // The room changed since; share again.
                         Err(EncryptError::NotShared) => {}

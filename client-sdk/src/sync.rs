@@ -26,7 +26,7 @@ use crate::{
         Alarm, Bootstrap, InboxItem, Machine, MachineError, RejectedToDevice, RoomKeyInfo,
         SyncChanges, ToDeviceEvent,
     },
-    room::roster,
+    room::{roster, state},
     store::{Batch, Changes, StoreError, Table},
     timeline::{Protection, TimelineEvent, UndecryptableReason},
     transport::RequestError,
@@ -305,6 +305,7 @@ impl Client {
         };
         let mut after = self.batch();
         let mut unread = self.batch();
+        let _rooms = self.inner.rooms.lock().await;
         state.consumed.clear();
         for (id, item) in machine.inbox().await? {
             match item {
@@ -314,6 +315,12 @@ impl Client {
                 InboxItem::Message(event) => update.to_device.push(event),
                 InboxItem::RoomKey(key) => {
                     let late = self.read_late(machine, &mut after, &key).await?;
+                    for (room_id, event) in &late {
+                        // What comes late may be old.
+                        if self.room(room_id).name().await?.is_none() {
+                            state::take_hidden_name(&mut unread, room_id, event).await?;
+                        }
+                    }
                     update.decrypted_late.extend(late);
                 }
             }
@@ -379,8 +386,10 @@ async fn read_room(
     unread: &mut Batch<'_>,
     room: PendingRoom,
 ) -> Result<RoomUpdate, StoreError> {
+    let hidden = TimelineEvent::read(machine, &room.room_id, &room.hidden_state).await?;
     let timeline = TimelineEvent::read(machine, &room.room_id, &room.timeline).await?;
-    for event in &timeline {
+    for event in hidden.iter().chain(&timeline) {
+        state::take_hidden_name(unread, &room.room_id, event).await?;
         if let Protection::Undecryptable(reason) = &event.protection
             && reason.may_be_cured()
             && let Some(session_id) = Machine::session_id_of(&event.raw)

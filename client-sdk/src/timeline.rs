@@ -29,7 +29,7 @@ pub struct TimelineEvent {
     pub kind: String,
     /// Its content; that of the decrypted event, if it was decrypted.
     pub content: Map<String, Value>,
-    /// The state key, if it is a state event.
+    /// The state key, if it is a state event; that of the decrypted event, if it was decrypted.
     pub state_key: Option<String>,
     /// How it was protected on its way.
     pub protection: Protection,
@@ -66,6 +66,8 @@ pub enum UndecryptableReason {
     UntrustedSender(SenderData),
     /// It was encrypted for another room.
     MismatchedRoom,
+    /// It is other state than it says, or none.
+    MismatchedState,
     /// It repeats another event.
     Replay,
     /// It does not authenticate, or is not an encrypted event at all.
@@ -95,6 +97,7 @@ impl TryFrom<DecryptError> for UndecryptableReason {
             DecryptError::MismatchedSender { .. } => Self::MismatchedSender,
             DecryptError::UntrustedSender { sender } => Self::UntrustedSender(*sender),
             DecryptError::MismatchedRoom { .. } => Self::MismatchedRoom,
+            DecryptError::MismatchedState => Self::MismatchedState,
             DecryptError::Replay => Self::Replay,
             DecryptError::Malformed | DecryptError::Invalid => Self::Invalid,
             DecryptError::UnsupportedAlgorithm => Self::UnsupportedAlgorithm,
@@ -133,6 +136,7 @@ impl TimelineEvent {
             event.protection = match result {
                 Ok(decrypted) => {
                     event.kind = decrypted.kind;
+                    event.state_key = decrypted.state_key;
                     event.content = decrypted.content;
                     Protection::Encrypted(decrypted.sender)
                 }
@@ -144,7 +148,7 @@ impl TimelineEvent {
 
     /// Whether there is something to decrypt. A redacted event has lost its ciphertext.
     fn is_ciphertext(&self) -> bool {
-        self.kind == "m.room.encrypted" && self.state_key.is_none() && !self.content.is_empty()
+        self.kind == "m.room.encrypted" && !self.content.is_empty()
     }
 
     fn parse(raw: &Raw<AnySyncTimelineEvent>) -> Option<Self> {

@@ -18,6 +18,7 @@ use super::{
     keys::MEGOLM,
     machine::Machine,
     megolm::{InboundSession, session_partition, split},
+    outbound::packed_state_key,
     to_device::{InboxItem, RoomKeyInfo, add_to_inbox},
     trust::{SenderData, SenderTrust},
 };
@@ -28,6 +29,8 @@ use crate::store::{Batch, StoreError, Table};
 pub struct DecryptedEvent {
     /// The type inside.
     pub kind: String,
+    /// The state key inside, if it is a state event.
+    pub state_key: Option<String>,
     /// The content inside, with what it relates to. Unless the sender's client says this inside as
     /// well, as ours does, it is what the server says.
     pub content: Map<String, Value>,
@@ -59,6 +62,7 @@ struct EncryptedEvent {
     origin_server_ts: MilliSecondsSinceUnixEpoch,
     #[serde(rename = "type")]
     kind: String,
+    state_key: Option<String>,
     content: Map<String, Value>,
 }
 
@@ -66,6 +70,7 @@ struct EncryptedEvent {
 struct Plaintext {
     #[serde(rename = "type")]
     kind: String,
+    state_key: Option<String>,
     content: Map<String, Value>,
     room_id: OwnedRoomId,
     /// What it relates to, if the sender's client says so here; null is to nothing.
@@ -206,9 +211,17 @@ async fn decrypt(
             encrypted_for: plaintext.room_id,
         });
     }
+    // What the server sees of a state event names what is inside, so it cannot put one in the place
+    // of another, nor make a message into state.
+    let packed = plaintext.state_key.as_deref();
+    let packed = packed.map(|state_key| packed_state_key(&plaintext.kind, state_key));
+    if packed != event.state_key {
+        return Err(DecryptError::MismatchedState);
+    }
     claim_index(batch, room_id, session_id, index, &event).await?;
 
     let kind = plaintext.kind.clone();
+    let state_key = plaintext.state_key.clone();
     let content = plaintext.into_content(event.content.get("m.relates_to"));
     let sender = if let Some(sender) = cache.sender(&owner) {
         sender
@@ -226,6 +239,7 @@ async fn decrypt(
     let session_id = session_id.to_owned();
     Ok(DecryptedEvent {
         kind,
+        state_key,
         content,
         sender,
         session_id,

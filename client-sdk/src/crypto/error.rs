@@ -279,6 +279,9 @@ pub enum DecryptError {
         /// The room that it was encrypted for.
         encrypted_for: OwnedRoomId,
     },
+    /// It is state inside and not outside, the other way round, or other state.
+    #[error("the event is not the state that it says it is")]
+    MismatchedState,
     /// Another event used the same message index.
     #[error("the event repeats another")]
     Replay,

@@ -35,6 +35,17 @@ pub(crate) struct RoomEncryption {
     pub(crate) supported: bool,
     pub(crate) rotation_period_ms: u64,
     pub(crate) rotation_period_messages: u64,
+    /// State that need not be open is encrypted as well.
+    #[serde(default)]
+    pub(crate) encrypts_state: bool,
+}
+
+/// What a room says that encrypts its state (MSC4362, not stable yet).
+pub(crate) const ENCRYPT_STATE: &str = "io.element.msc4362.encrypt_state_events";
+
+/// The state key of an encrypted state event.
+pub(crate) fn packed_state_key(kind: &str, state_key: &str) -> String {
+    format!("{kind}:{state_key}")
 }
 
 impl RoomEncryption {
@@ -50,6 +61,7 @@ impl RoomEncryption {
             rotation_period_messages: number("rotation_period_msgs")
                 .unwrap_or(DEFAULT_MESSAGES)
                 .clamp(1, 10_000),
+            encrypts_state: content.get(ENCRYPT_STATE) == Some(&Value::Bool(true)),
         }
     }
 
@@ -63,7 +75,8 @@ impl RoomEncryption {
 
 /// Takes an `m.room.encryption` event of a room.
 ///
-/// Later events may change when keys rotate. They cannot replace an algorithm that is supported.
+/// Later events may change when keys rotate. They cannot replace an algorithm that is supported, nor
+/// have state sent in the clear again.
 async fn set_encryption(
     batch: &mut Batch<'_>,
     room_id: &RoomId,
@@ -72,6 +85,7 @@ async fn set_encryption(
     let mut new = RoomEncryption::parse(content);
     if let Some(known) = RoomEncryption::load(batch, room_id).await? {
         new.supported |= known.supported;
+        new.encrypts_state |= known.encrypts_state;
         if new == known {
             return Ok(());
         }
@@ -211,6 +225,12 @@ impl Machine {
             .is_some())
     }
 
+    /// Whether the state of the room is encrypted as well, or ever was.
+    pub async fn encrypts_state(&self, room_id: &RoomId) -> Result<bool, MachineError> {
+        let encryption = RoomEncryption::load(&self.batch(), room_id).await?;
+        Ok(encryption.is_some_and(|encryption| encryption.encrypts_state))
+    }
+
     /// Encrypts an event for a room.
     ///
     /// The key has to be shared first, and delivered: an event that is sent before its key is one
@@ -222,6 +242,31 @@ impl Machine {
         &self,
         room_id: &RoomId,
         kind: &str,
+        content: Map<String, Value>,
+    ) -> Result<Map<String, Value>, EncryptError> {
+        self.encrypt(room_id, kind, None, content).await
+    }
+
+    /// As [`Machine::encrypt_room_event`], for a state event; returns its state key as well, which
+    /// is `{kind}:{state_key}`.
+    ///
+    /// <https://github.com/matrix-org/matrix-spec-proposals/pull/4362>
+    pub async fn encrypt_state_event(
+        &self,
+        room_id: &RoomId,
+        kind: &str,
+        state_key: &str,
+        content: Map<String, Value>,
+    ) -> Result<(String, Map<String, Value>), EncryptError> {
+        let encrypted = self.encrypt(room_id, kind, Some(state_key), content);
+        Ok((packed_state_key(kind, state_key), encrypted.await?))
+    }
+
+    async fn encrypt(
+        &self,
+        room_id: &RoomId,
+        kind: &str,
+        state_key: Option<&str>,
         mut content: Map<String, Value>,
     ) -> Result<Map<String, Value>, EncryptError> {
         let mut volatile = self.lock().await;
@@ -241,6 +286,7 @@ impl Machine {
         let relation = content.remove("m.relates_to");
         let payload = Payload {
             kind,
+            state_key,
             content: &content,
             room_id,
             relation: relation.as_ref(),
@@ -330,6 +376,8 @@ impl Machine {
 struct Payload<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_key: Option<&'a str>,
     content: &'a Map<String, Value>,
     room_id: &'a RoomId,
     /// What the message relates to, said once more where the server can neither see nor change it;

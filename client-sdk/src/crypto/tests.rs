@@ -18,4 +18,5 @@ mod payloads;
 mod qr;
 mod rotation;
 mod sharing;
+mod state;
 mod verification;

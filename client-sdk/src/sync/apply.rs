@@ -24,6 +24,9 @@ pub(super) struct PendingRoom {
     pub(super) newly_joined: bool,
     pub(super) limited: bool,
     pub(super) prev_batch: Option<String>,
+    /// State that has to be decrypted, from outside of the timeline.
+    #[serde(default)]
+    pub(super) hidden_state: Vec<Raw<AnySyncTimelineEvent>>,
     pub(super) timeline: Vec<Raw<AnySyncTimelineEvent>>,
 }
 
@@ -243,11 +246,24 @@ impl Part<'_> {
             membership: self.membership,
             newly_joined,
             limited: timeline.limited,
+            hidden_state: [before, after]
+                .into_iter()
+                .flatten()
+                .flat_map(|state| &state.events)
+                .map(Raw::cast_ref::<AnySyncTimelineEvent>)
+                .filter(|raw| is_encrypted(raw))
+                .cloned()
+                .collect(),
             prev_batch: timeline.prev_batch.clone(),
             timeline: timeline.events.clone(),
         };
         Ok((pending, changes))
     }
+}
+
+fn is_encrypted(event: &Raw<AnySyncTimelineEvent>) -> bool {
+    let kind = event.get_field::<String>("type").ok().flatten();
+    kind.as_deref() == Some("m.room.encrypted")
 }
 
 /// Notes an invitation; `None` if it was known.

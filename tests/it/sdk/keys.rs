@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use sotto_client::{
+    client::RoomOptions,
     crypto::{Secret, SenderTrust},
     timeline::Protection,
 };
 use sotto_tests::TestServer;
 
-use super::{NOW, alice_and_bob, log_in, wait_for};
+use super::{NOW, SOON, alice_and_bob, log_in, person, wait_for};
 
 /// Longer than anybody waits for a test.
 const LONG: Duration = Duration::from_mins(10);
@@ -51,4 +52,34 @@ async fn a_key_from_a_file_wakes_who_waits_for_it() {
         panic!("it is not decrypted");
     };
     assert_eq!(sender.trust, SenderTrust::Imported);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_name_of_a_room_can_be_hidden_from_servers() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (person(&server, "alice").await, person(&server, "bob").await);
+    let mut options = RoomOptions::default();
+    options.name = Some("the plan".to_owned());
+    options.encrypted_state = true;
+    options.invite.push(bob.user_id().unwrap().to_owned());
+    let room = alice.create_room(options).await.unwrap();
+    bob.join(room.id().into(), &[]).await.unwrap();
+    alice.sync_once(NOW).await.unwrap();
+    // Bob came after the first name, and hears the second one.
+    room.set_name("another plan").await.unwrap();
+    let hidden = bob.room(room.id());
+    for _ in 0..10 {
+        bob.sync_once(SOON).await.unwrap();
+        if hidden.name().await.unwrap().as_deref() == Some("another plan") {
+            break;
+        }
+    }
+    assert_eq!(hidden.name().await.unwrap().unwrap(), "another plan");
+    // The server has neither.
+    let helper = server.log_in("alice").await;
+    let state = helper
+        .get(&sotto_tests::room(room.id().as_str(), "state"))
+        .await;
+    assert!(!state.body.to_string().contains("plan"));
+    assert!(state.body.to_string().contains("m.room.name:"), "control");
 }
