@@ -203,13 +203,11 @@ impl Bot {
     {
         let command: OnMessage = Arc::new(move |message| {
             let (name, argument) = message.command().unwrap_or_default();
-            match argument.parse() {
-                Ok(argument) => boxed(answer(message, argument)),
-                Err(_) => {
-                    let text = format!("I do not understand what comes after !{name}.");
-                    boxed(async move { message.reply(text).await })
-                }
+            if let Ok(argument) = argument.parse() {
+                return boxed(answer(message, argument));
             }
+            let text = format!("I do not understand what comes after !{name}.");
+            boxed(async move { message.reply(text).await })
         });
         self.commands.insert(name.to_owned(), command);
         self

@@ -86,14 +86,22 @@ pub struct RoomOptions {
     pub invite: Vec<OwnedUserId>,
     /// Whether the room is encrypted.
     pub encrypted: bool,
-    /// Whether the name, topic, avatar and pins are encrypted as well ([`Room::set_state`]). Few other
-    /// clients can read them.
-    pub encrypted_state: bool,
+    /// Who can read the name, topic, avatar and pins of an encrypted room.
+    pub state: StateSecrecy,
     /// Whether anybody may join, and the room is listed.
     pub public: bool,
     /// Whether it is a conversation of two: nobody else gets keys, whoever the server says is in
     /// the room.
     pub direct: bool,
+}
+
+/// Who can read what a room says about itself; see [`Room::set_state`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateSecrecy {
+    /// Everybody on the way.
+    Open,
+    /// Members alone. Few other clients can read it.
+    Encrypted,
 }
 
 impl Default for RoomOptions {
@@ -102,7 +110,7 @@ impl Default for RoomOptions {
             name: None,
             invite: Vec::new(),
             encrypted: true,
-            encrypted_state: false,
+            state: StateSecrecy::Open,
             public: false,
             direct: false,
         }
@@ -165,7 +173,7 @@ impl Client {
     pub async fn create_room(&self, options: RoomOptions) -> Result<Room, RoomError> {
         let machine = self.machine()?;
         let mut encryption = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
-        let hides_name = options.encrypted && options.encrypted_state;
+        let hides_name = options.encrypted && options.state == StateSecrecy::Encrypted;
         if hides_name {
             encryption[ENCRYPT_STATE] = true.into();
         }

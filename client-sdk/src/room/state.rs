@@ -31,7 +31,7 @@ impl Room {
 
     /// Sets a part of the room's state. Everybody on the way can read it, except for name, topic,
     /// avatar and pins in a room that encrypts them (MSC4362, not stable yet): see
-    /// [`RoomOptions::encrypted_state`](crate::client::RoomOptions::encrypted_state).
+    /// [`StateSecrecy`](crate::client::StateSecrecy).
     ///
     /// <https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidstateeventtypestatekey>
     pub async fn set_state(

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sotto_client::{
-    client::RoomOptions,
+    client::{RoomOptions, StateSecrecy},
     crypto::{Secret, SenderTrust},
     timeline::Protection,
 };
@@ -60,7 +60,7 @@ async fn the_name_of_a_room_can_be_hidden_from_servers() {
     let (alice, bob) = (person(&server, "alice").await, person(&server, "bob").await);
     let mut options = RoomOptions::default();
     options.name = Some("the plan".to_owned());
-    options.encrypted_state = true;
+    options.state = StateSecrecy::Encrypted;
     options.invite.push(bob.user_id().unwrap().to_owned());
     let room = alice.create_room(options).await.unwrap();
     bob.join(room.id().into(), &[]).await.unwrap();
