@@ -58,10 +58,12 @@ async fn a_key_from_a_file_wakes_who_waits_for_it() {
 async fn the_name_of_a_room_can_be_hidden_from_servers() {
     let server = TestServer::start().await;
     let (alice, bob) = (person(&server, "alice").await, person(&server, "bob").await);
-    let mut options = RoomOptions::default();
-    options.name = Some("the plan".to_owned());
-    options.state = StateSecrecy::Encrypted;
-    options.invite.push(bob.user_id().unwrap().to_owned());
+    let options = RoomOptions {
+        name: Some("the plan".to_owned()),
+        state: StateSecrecy::Encrypted,
+        invite: vec![bob.user_id().unwrap().to_owned()],
+        ..RoomOptions::default()
+    };
     let room = alice.create_room(options).await.unwrap();
     bob.join(room.id().into(), &[]).await.unwrap();
     alice.sync_once(NOW).await.unwrap();
