@@ -29,6 +29,10 @@ const CREATE: &str = "CREATE TABLE IF NOT EXISTS items (
     PRIMARY KEY (kind, partition, id)
 ) WITHOUT ROWID";
 
+/// How often a lock that somebody else has is tried, and how long is waited in between: two seconds in all.
+const LOCK_ATTEMPTS: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// The id of the row by which a wrong seal key is noticed at once.
 const SEAL_CHECK: &str = "seal";
 
@@ -74,7 +78,7 @@ impl SqliteStore {
     }
 
     async fn open_with(path: &Path, opening: Opening<'_>) -> Result<Self, StoreError> {
-        let lock = lock(path)?;
+        let lock = lock(path).await?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -234,8 +238,9 @@ impl Store for SqliteStore {
     }
 }
 
-/// Takes the lock of a store, a file beside it.
-fn lock(path: &Path) -> Result<File, StoreError> {
+/// Takes the lock of a store, a file beside it. Whoever has it may be about to end, or be a copy of this
+/// process that is about to become another program: that is waited for.
+async fn lock(path: &Path) -> Result<File, StoreError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let file = File::options()
@@ -244,11 +249,14 @@ fn lock(path: &Path) -> Result<File, StoreError> {
         .write(true)
         .open(name)
         .map_err(StoreError::Lock)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse),
-        Err(TryLockError::Error(error)) => Err(StoreError::Lock(error)),
+    for _ in 0..LOCK_ATTEMPTS {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_PAUSE).await,
+            Err(TryLockError::Error(error)) => return Err(StoreError::Lock(error)),
+        }
     }
+    Err(StoreError::InUse)
 }
 
 #[cfg(test)]
@@ -352,8 +360,14 @@ mod tests {
         let store = SqliteStore::open(&path).await.unwrap();
         let error = SqliteStore::open(&path).await.unwrap_err();
         assert!(matches!(error, StoreError::InUse));
-        drop(store);
-        SqliteStore::open(&path).await.unwrap();
+        // One that is let go of meanwhile is waited for.
+        let again = SqliteStore::open(&path);
+        let let_go = async {
+            tokio::time::sleep(3 * LOCK_PAUSE).await;
+            drop(store);
+        };
+        let (again, ()) = tokio::join!(again, let_go);
+        again.unwrap();
     }
 
     #[tokio::test]
