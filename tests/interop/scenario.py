@@ -22,8 +22,8 @@ class Scenario:
         self.report = report
         self.servers = servers
         self.people = people
-        # Synapse leaves members out of the syncs of js-sdk, which asks for `state_after`, where joins
-        # on two servers cross each other.
+        # Where joins on two servers cross, js-sdk on Synapse was seen to miss a member that another client
+        # there had. Why is not known; between two of ours they do cross.
         self.one_by_one = one_by_one
         self.tokens = {}
         self.rooms = {}

@@ -82,6 +82,29 @@ async fn who_may_not_look_into_a_room_is_told_so() {
 }
 
 #[tokio::test]
+async fn the_state_around_an_event_is_that_after_the_last_one_shown() {
+    let server = TestServer::start().await;
+    let (alice, room_id) = alice(&server).await;
+    let topic = room(&room_id, "state/m.room.topic/");
+    let set = async |text: &str| drop(alice.put(&topic, &json!({ "topic": text })).await.ok());
+    set("then").await;
+    let event_id = alice.send(&room_id, "hello").await;
+    set("later").await;
+    alice.send(&room_id, "bye").await;
+    set("now").await;
+    for (limit, expected) in [(0, "then"), (1, "later"), (2, "later"), (20, "now")] {
+        let path = room(&room_id, &format!("context/{event_id}?limit={limit}"));
+        let context = alice.get(&path).await.ok();
+        let around = ["events_before", "events_after"]
+            .map(|name| context[name].as_array().map_or(0, Vec::len));
+        assert!(around.iter().sum::<usize>() <= limit, "{around:?}");
+        let state = context["state"].as_array().unwrap();
+        let found = state.iter().find(|event| event["type"] == "m.room.topic");
+        assert_eq!(found.unwrap()["content"]["topic"], expected, "{limit}");
+    }
+}
+
+#[tokio::test]
 async fn what_may_be_left_out_is_left_out() {
     let server = TestServer::start().await;
     let (alice, room_id) = alice(&server).await;

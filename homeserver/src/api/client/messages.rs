@@ -171,17 +171,18 @@ async fn get_context(
     }
     let event = found.ok_or_else(missing)?;
     let position = event.position.ok_or_else(missing)?;
-    let half = limit(body.limit).div_ceil(2);
+    // Of both together; none is as good as some.
+    let most = usize::try_from(u64::from(body.limit).min(MAX_PAGE)).unwrap_or(0);
     let (earlier, later) = (PageToken(position - 1), PageToken(position));
-    let ask = |from, direction| PageAsk {
+    let ask = |from, direction, limit| PageAsk {
         from: Some(from),
         direction,
-        limit: half,
+        limit,
         filter: &body.filter,
     };
-    let ask_before = ask(earlier, Direction::Backwards);
+    let ask_before = ask(earlier, Direction::Backwards, most / 2);
     let before = timeline.page(user_id, room_id, ask_before).await?;
-    let ask_after = ask(later, Direction::Forwards);
+    let ask_after = ask(later, Direction::Forwards, most - most / 2);
     let after = timeline.page(user_id, room_id, ask_after).await?;
     let mut response = get_context::v3::Response::new();
     response.start = Some(before.end.unwrap_or(earlier).to_string());
@@ -189,12 +190,12 @@ async fn get_context(
     let shown = before.events.iter().chain(&after.events).chain([&event]);
     let speakers: BTreeSet<_> = shown.map(|event| event.pdu.sender().as_str()).collect();
     let lazy = !body.filter.lazy_load_options.is_disabled();
-    response.state = timeline
-        .state(&requester, room_id, |event| {
-            let member = event.pdu.membership_target();
-            !lazy || member.is_none_or(|user_id| speakers.contains(user_id.as_str()))
-        })
-        .await?;
+    let last = after.events.last().unwrap_or(&event);
+    let state = timeline.state_after(&requester, last, |event| {
+        let member = event.pdu.membership_target();
+        !lazy || member.is_none_or(|user_id| speakers.contains(user_id.as_str()))
+    });
+    response.state = state.await?;
     response.event = relations.bundled(&requester, &[event]).await?.pop();
     response.events_before = relations.bundled(&requester, &before.events).await?;
     response.events_after = relations.bundled(&requester, &after.events).await?;

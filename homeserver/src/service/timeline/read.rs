@@ -247,14 +247,35 @@ impl Timeline {
         wanted: impl Fn(&StoredEvent) -> bool + Send,
     ) -> Result<Vec<Raw<AnyStateEvent>>, ReadError> {
         let readable = self.readable(&requester.user_id, room_id).await?;
-        let mut state = Vec::new();
-        for event in self.events.full_state(readable.state).await? {
-            if !wanted(&event) {
-                continue;
+        self.show_state(requester, readable.state, wanted).await
+    }
+
+    /// The state of a room after an event that the user may see, as far as `wanted` says.
+    pub(crate) async fn state_after(
+        &self,
+        requester: &Requester,
+        event: &StoredEvent,
+        wanted: impl Fn(&StoredEvent) -> bool + Send,
+    ) -> Result<Vec<Raw<AnyStateEvent>>, ReadError> {
+        let room_id = event.pdu.room_id();
+        let readable = self.readable(&requester.user_id, room_id).await?;
+        let state = event.state.map_or(readable.state, |state| state.after);
+        self.show_state(requester, state, wanted).await
+    }
+
+    async fn show_state(
+        &self,
+        requester: &Requester,
+        state: NodeId,
+        wanted: impl Fn(&StoredEvent) -> bool + Send,
+    ) -> Result<Vec<Raw<AnyStateEvent>>, ReadError> {
+        let mut shown = Vec::new();
+        for event in self.events.full_state(state).await? {
+            if wanted(&event) {
+                shown.push(self.events.for_client_with_room(&event, requester).await?);
             }
-            state.push(self.events.for_client_with_room(&event, requester).await?);
         }
-        Ok(state)
+        Ok(shown)
     }
 
     /// An event of the state of a room as the user sees it.
