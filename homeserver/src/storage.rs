@@ -106,6 +106,9 @@ pub enum StorageError {
         /// Whose it should be.
         expected: String,
     },
+    /// Another server uses the database.
+    #[error("another sotto uses this database; stop it first, or choose another `database`")]
+    InUse,
     /// The file beside the database that says how far it was cannot be used.
     #[error("cannot use {path}: {source}")]
     File {
@@ -177,18 +180,20 @@ impl Storage {
         sqlx::any::install_default_drivers();
         let dialect = Dialect::of(url);
         let pool = AnyPoolOptions::new()
-            .max_connections(8)
+            // One of them is held all the time where the database is a server itself.
+            .max_connections(9)
             // A file does not go away; a ping for each use would double the cost of small reads.
             .test_before_acquire(dialect == Dialect::Postgres)
             .after_connect(move |connection, _| Box::pin(dialect.prepare(connection)))
             .connect(url)
             .await?;
+        let mut connection = pool.acquire().await?;
+        dialect.take_over(&mut connection).await?;
         dialect
             .migrator()
             .run(&pool)
             .await
             .map_err(|error| StorageError::Migration(Arc::new(error)))?;
-        let mut connection = pool.acquire().await?;
         let secret = claim(&mut connection, server_name).await?;
         let otk_epoch = Arc::new(OtkEpoch::begin(&mut connection, data_dir).await?);
         let counters = Arc::new(Counters::load(&mut connection).await?);
@@ -198,7 +203,7 @@ impl Storage {
         partial_joins::PartialJoins(&mut connection)
             .load(&roster)
             .await?;
-        drop(connection);
+        let alone = (dialect == Dialect::Postgres).then_some(connection);
         let log = Arc::new(Log::new(counters.position(), roster));
         let (jobs, queue) = mpsc::channel(1024);
         let (states, events) = (StateNodes::new(secret), Arc::new(EventCache::new()));
@@ -210,7 +215,7 @@ impl Storage {
             events: events.clone(),
             jobs: queue,
         };
-        tasks.spawn(writer.run());
+        tasks.spawn(writer.run(alone));
         let related = Related::new(&counters);
         Ok(Self(Arc::new(Inner {
             pool,

@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use serde_json::{Value, json};
-use sotto_tests::{TestServer, User};
+use sotto_homeserver::{Homeserver, clock::Clock, config::Config};
+use sotto_tests::{Database, TestServer, User};
 use sqlx::{AnyConnection, AssertSqlSafe, Connection};
 
 use super::encryption::{UPLOAD, claim, one_time_key, upload_device};
@@ -164,4 +165,41 @@ async fn a_database_without_its_mark_has_no_keys() {
     std::fs::remove_file(server.data_dir().join("otk-epoch")).unwrap();
     server.resume().await;
     assert_eq!(stock(&alice).await, nothing());
+}
+
+/// A file is locked with its folder; this is about databases that are servers themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_alone_in_its_database() {
+    let database = Database::fresh().await;
+    let Some(url) = database.url() else {
+        return;
+    };
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [one, other] = folders.each_ref().map(|folder| {
+        let mut config = Config::new(ruma::owned_server_name!("alone.test"));
+        config.data_dir = folder.path().to_owned();
+        config.listen = ([127, 0, 0, 1], 0).into();
+        config.database = Some(url.clone());
+        config
+    });
+    Homeserver::start(one.clone(), Clock::system())
+        .await
+        .unwrap()
+        .stop()
+        .await;
+    // What one that was killed has left: a commit that is still to come.
+    let mut left = AnyConnection::connect(&url).await.unwrap();
+    for sql in [
+        "SET application_name = 'sotto'",
+        "BEGIN",
+        "INSERT INTO facts (name, value) VALUES ('left', 'over')",
+    ] {
+        sqlx::query(sql).execute(&mut left).await.unwrap();
+    }
+    let server = Homeserver::start(one, Clock::system()).await.unwrap();
+    assert!(sqlx::query("COMMIT").execute(&mut left).await.is_err());
+    let refused = Homeserver::start(other, Clock::system()).await;
+    let refused = refused.err().unwrap().to_string();
+    assert!(refused.contains("another sotto"), "{refused}");
+    server.stop().await;
 }

@@ -164,6 +164,7 @@ impl From<StorageError> for MatrixError {
             | StorageError::Migration(_)
             | StorageError::Inconsistent { .. }
             | StorageError::OtherServer { .. }
+            | StorageError::InUse
             | StorageError::File { .. } => Self::internal(&error),
         }
     }

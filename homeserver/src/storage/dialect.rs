@@ -1,12 +1,20 @@
 //! The few real differences between SQLite and PostgreSQL, and the only place where SQL text is put
 //! together at run time.
 
+use std::time::Duration;
+
 use sqlx::{
     Any, AnyConnection, AssertSqlSafe, SqlSafeStr,
     any::{AnyArguments, AnyQueryResult, AnyRow},
     migrate::Migrator,
     query::Query,
 };
+
+use super::StorageError;
+
+/// How often it is tried to be alone in a database, and how long is waited in between: ten seconds in all.
+const ATTEMPTS: u32 = 500;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Which database this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,9 +44,44 @@ impl Dialect {
                  PRAGMA foreign_keys = ON; PRAGMA cache_size = -4096; PRAGMA temp_store = MEMORY; \
                  PRAGMA wal_autocheckpoint = 4000"
             }
-            Self::Postgres => "SET synchronous_commit = on; SET TIME ZONE 'UTC'",
+            Self::Postgres => {
+                "SET synchronous_commit = on; SET TIME ZONE 'UTC'; SET application_name = 'sotto'"
+            }
         };
         sqlx::raw_sql(text).execute(connection).await.map(drop)
+    }
+
+    /// Makes sure that nobody else uses the database, as long as the connection lives. A file is locked with
+    /// its folder. `PostgreSQL` goes on with what a server began that was killed since: had it committed
+    /// after we read how far the log is, memory would miss it for good.
+    pub(super) async fn take_over(
+        self,
+        connection: &mut AnyConnection,
+    ) -> Result<(), StorageError> {
+        if self == Self::Sqlite {
+            return Ok(());
+        }
+        for sql in [
+            // Any number, the same for each server.
+            "SELECT CAST(pg_try_advisory_lock(495791141999) AS INTEGER)",
+            "SELECT CAST(COUNT(pg_terminate_backend(pid)) = 0 AS INTEGER) FROM pg_stat_activity \
+             WHERE datname = current_database() AND application_name = 'sotto' \
+             AND pid <> pg_backend_pid()",
+        ] {
+            let mut attempts = 0;
+            while sqlx::query_scalar::<_, i32>(sql)
+                .fetch_one(&mut *connection)
+                .await?
+                == 0
+            {
+                attempts += 1;
+                if attempts == ATTEMPTS {
+                    return Err(StorageError::InUse);
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+        Ok(())
     }
 
     /// The tables as this database wants them: on SQLite only an `INTEGER PRIMARY KEY` is the table

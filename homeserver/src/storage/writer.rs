@@ -155,8 +155,9 @@ enum Done {
 }
 
 impl Writer {
-    /// Runs until every handle of the storage is gone, and then closes the database.
-    pub(super) async fn run(mut self) {
+    /// Runs until every handle of the storage is gone, and then closes the database. `alone` keeps others out
+    /// of it as long as it is held.
+    pub(super) async fn run(mut self, alone: Option<PoolConnection<Any>>) {
         // One connection for all batches: SQLite forgets the pages that a connection has read when another
         // one writes.
         let mut held = None;
@@ -172,7 +173,7 @@ impl Writer {
                 done.tell(&outcome);
             }
         }
-        drop(held);
+        drop((held, alone));
         self.pool.close().await;
     }
 
