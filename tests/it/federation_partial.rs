@@ -154,6 +154,26 @@ async fn history_waits_for_the_members() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn those_who_are_not_known_yet_read_and_type() {
+    let (crowd, ours, alice) = join(SIZE).await;
+    let room_id = crowd.room_id().as_str();
+    let event_id = alice.send(room_id, "Who is here?").await;
+    let user = "@u2:s2.test";
+    let peer = crowd.speaker(&ours, user);
+    let read = json!({ "edu_type": "m.receipt", "content": { room_id: { "m.read": {
+        user: { "event_ids": [event_id], "data": { "ts": 1_700_000_000_000_u64 } } } } } });
+    let types = json!({ "edu_type": "m.typing",
+        "content": { "room_id": room_id, "user_id": user, "typing": true } });
+    peer.send(&ours, &[], &[read, types]).await.ok();
+    let sync = alice.sync(None, 0).await;
+    let told = sync["rooms"]["join"][room_id]["ephemeral"]["events"].to_string();
+    assert!(told.contains("m.receipt") && told.contains(user), "{told}");
+    assert!(told.contains("m.typing"), "{told}");
+    crowd.hold(false);
+    assert_eq!(members(&alice, room_id).await, expected());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn members_come_though_the_server_stops_in_between() {
     let (crowd, mut ours, alice) = join(SIZE).await;
     let room_id = crowd.room_id().as_str();

@@ -106,7 +106,7 @@ impl Receipts {
         for (room_id, receipts) in content.receipts {
             for (user_id, data) in receipts.read {
                 let roster = self.storage.log().roster();
-                if user_id.server_name() != origin || !roster.is_joined(&user_id, &room_id) {
+                if user_id.server_name() != origin || !roster.may_be_joined(&user_id, &room_id) {
                     continue;
                 }
                 let Some(event_id) = data.event_ids.into_iter().next_back() else {

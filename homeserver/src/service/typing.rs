@@ -97,7 +97,7 @@ impl Typing {
             ..
         } = content;
         let roster = self.0.storage.log().roster();
-        if user_id.server_name() != origin || !roster.is_joined(user_id, room_id) {
+        if user_id.server_name() != origin || !roster.may_be_joined(user_id, room_id) {
             return Ok(());
         }
         self.put(user_id, room_id, typing.then_some(REMOTE)).await
@@ -110,7 +110,7 @@ impl Typing {
         let room = rooms.get(room_id)?;
         let roster = self.0.storage.log().roster();
         let users = room.users.iter().filter(|(_, until)| **until > now);
-        let users = users.filter(|(user_id, _)| roster.is_joined(user_id, room_id));
+        let users = users.filter(|(user_id, _)| roster.may_be_joined(user_id, room_id));
         Some((room.position, users.map(|user| user.0.clone()).collect()))
     }
 

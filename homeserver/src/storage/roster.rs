@@ -116,6 +116,16 @@ impl Roster {
         self.read(|inner| Some(inner.rooms.get(room_id)?.contains(user_id)))
     }
 
+    /// Whether a user is joined to a room as far as anybody here knows: while its members are missing, all of
+    /// the servers that are said to have somebody there may be.
+    #[must_use]
+    pub(crate) fn may_be_joined(&self, user_id: &UserId, room_id: &RoomId) -> bool {
+        self.read(|inner| {
+            let room = inner.rooms.get(room_id)?;
+            Some(room.contains(user_id) || room.told.contains(user_id.server_name()))
+        })
+    }
+
     /// The joined members of a room, local and remote.
     #[must_use]
     pub(crate) fn members(&self, room_id: &RoomId) -> Vec<OwnedUserId> {
