@@ -93,6 +93,8 @@ struct Shared {
     joins: Mutex<Vec<Value>>,
     /// The events and the other units of the transactions that came.
     received: Mutex<Vec<Value>>,
+    /// How many transactions it took.
+    transactions: AtomicUsize,
     /// How much of an endless answer was taken.
     endless: Arc<AtomicUsize>,
 }
@@ -124,6 +126,7 @@ impl FakeServer {
             lie: Mutex::new(Lie::None),
             joins: Mutex::default(),
             received: Mutex::default(),
+            transactions: AtomicUsize::default(),
             endless: Arc::default(),
         });
         let router = Router::new()
@@ -232,6 +235,12 @@ impl FakeServer {
     #[must_use]
     pub fn received(&self) -> Vec<Value> {
         lock(&self.shared.received).clone()
+    }
+
+    /// How many transactions it took.
+    #[must_use]
+    pub fn transactions(&self) -> usize {
+        self.shared.transactions.load(Ordering::Relaxed)
     }
 }
 
@@ -471,6 +480,7 @@ async fn transaction(State(shared): State<Arc<Shared>>, body: String) -> (Status
         return (StatusCode::BAD_REQUEST, error.to_string());
     }
     let body: Value = serde_json::from_str(&body).expect("JSON");
+    shared.transactions.fetch_add(1, Ordering::Relaxed);
     for part in ["pdus", "edus"] {
         let units = body[part].as_array().cloned().unwrap_or_default();
         lock(&shared.received).extend(units);

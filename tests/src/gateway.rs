@@ -36,6 +36,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Behavior {
     away: bool,
+    pause: Duration,
     refused: usize,
     rejected: BTreeSet<String>,
 }
@@ -72,6 +73,11 @@ impl Gateway {
     /// From now on the gateway answers that it cannot do anything, or does what it should.
     pub fn set_away(&self, away: bool) {
         self.behavior().away = away;
+    }
+
+    /// From now on the gateway writes down what it is told, and answers after this.
+    pub fn set_pause(&self, pause: Duration) {
+        self.behavior().pause = pause;
     }
 
     /// How many requests it refused.
@@ -134,6 +140,27 @@ impl Gateway {
     }
 }
 
+impl Shared {
+    /// What is answered to a notification, and after which time.
+    fn hear(&self, notification: &Value) -> ((StatusCode, String), Duration) {
+        let mut behavior = lock(&self.state);
+        if behavior.away {
+            behavior.refused += 1;
+            let answer = (StatusCode::BAD_GATEWAY, "not now".to_owned());
+            return (answer, Duration::ZERO);
+        }
+        let devices = notification["devices"].as_array().expect("devices").iter();
+        let keys = devices.map(|device| device["pushkey"].as_str().expect("a key").to_owned());
+        let rejected: Vec<_> = keys.filter(|key| behavior.rejected.contains(key)).collect();
+        if rejected.is_empty() {
+            self.received
+                .send_modify(|received| received.push(notification.clone()));
+        }
+        let answer = json!({ "rejected": rejected }).to_string();
+        ((StatusCode::OK, answer), behavior.pause)
+    }
+}
+
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.task.abort();
@@ -152,19 +179,7 @@ async fn notify(
     let content_type = headers.get("content-type");
     assert!(content_type.is_some_and(|value| value == "application/json"));
     let body: Value = serde_json::from_str(&body).expect("JSON");
-    let mut behavior = lock(&shared.state);
-    if behavior.away {
-        behavior.refused += 1;
-        return (StatusCode::BAD_GATEWAY, "not now".to_owned());
-    }
-    let notification = body["notification"].clone();
-    let devices = notification["devices"].as_array().expect("devices").iter();
-    let keys = devices.map(|device| device["pushkey"].as_str().expect("a key").to_owned());
-    let rejected: Vec<_> = keys.filter(|key| behavior.rejected.contains(key)).collect();
-    if rejected.is_empty() {
-        shared
-            .received
-            .send_modify(|received| received.push(notification));
-    }
-    (StatusCode::OK, json!({ "rejected": rejected }).to_string())
+    let (answer, pause) = shared.hear(&body["notification"]);
+    tokio::time::sleep(pause).await;
+    answer
 }

@@ -353,6 +353,22 @@ async fn a_gateway_that_was_away_misses_nothing() {
     assert_eq!(gateway.texts(), expected);
 }
 
+#[tokio::test]
+async fn what_is_under_way_when_the_server_stops_is_told_once() {
+    let mut server = start().await;
+    let (alice, bob, room_id) = pair(&server).await;
+    let gateway = Gateway::start().await;
+    set(&alice, "key", &gateway).await;
+    gateway.set_pause(Duration::from_secs(1));
+    for text in ["one", "two", "three"] {
+        bob.send(&room_id, text).await;
+    }
+    gateway.wait_for_text("one").await;
+    server.restart().await;
+    gateway.wait_for_text("three").await;
+    assert_eq!(gateway.texts(), ["one", "two", "three"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rejected_pushers_are_removed() {
     let server = start().await;

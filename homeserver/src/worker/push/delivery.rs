@@ -31,6 +31,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 /// How old a notification may become while its gateway does not answer, in milliseconds.
 const OLDEST: i64 = 24 * 60 * 60 * 1_000;
+/// How long it is waited for an answer when the server stops: one that is missed is told again.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How many notifications are sent before it is looked again at what was read.
 const AT_ONCE: usize = 10;
 
@@ -319,7 +321,8 @@ impl PushSender {
         Ok(badge + i64::try_from(count).unwrap_or(i64::MAX - badge))
     }
 
-    /// Sends a notification, and remembers that.
+    /// Sends a notification, and remembers that. One that is under way when the server stops gets the
+    /// time that an answer takes; no other is begun then.
     async fn send(
         &self,
         pusher: &mut StoredPusher,
@@ -327,6 +330,9 @@ impl PushSender {
         badge: i64,
         position: StreamPosition,
     ) -> Result<Step, StorageError> {
+        if self.0.parts.stopping.is_cancelled() {
+            return Ok(Step::Stopped);
+        }
         let data = pusher.details.get("data");
         let url = data
             .and_then(|data| data.get("url"))
@@ -334,7 +340,7 @@ impl PushSender {
         let client = self.0.parts.federation.guarded();
         let sent = tokio::select! {
             sent = gateway::notify(client, url.unwrap_or_default(), notice) => sent,
-            () = self.0.parts.stopping.cancelled() => return Ok(Step::Stopped),
+            () = self.out_of_time() => return Ok(Step::Stopped),
         };
         match sent {
             Ok(rejected) if rejected.contains(&pusher.id.pushkey) => {
@@ -353,6 +359,12 @@ impl PushSender {
             }
             Err(error) => self.failed(pusher, &error).await,
         }
+    }
+
+    /// Ends when the server stops and cannot wait for an answer any more.
+    async fn out_of_time(&self) {
+        self.0.parts.stopping.cancelled().await;
+        tokio::time::sleep(LAST_WORDS).await;
     }
 
     async fn failed(
