@@ -1,10 +1,11 @@
 //! What our server says to others, and what it believes of them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ruma::RoomVersionId;
 use serde_json::{Value, json};
 use sotto_tests::{FakeServer, Lie, TestServer, User, room};
+use tokio::time::Instant;
 
 /// A server of ours, with a user, and one that is not.
 async fn with_fake(version: RoomVersionId) -> (TestServer, TestServer, FakeServer, User) {

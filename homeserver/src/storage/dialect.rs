@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
 use sqlx::{
-    Any, AnyConnection, AssertSqlSafe, SqlSafeStr,
+    Any, AnyConnection, AssertSqlSafe, Either, Executor, SqlSafeStr,
     any::{AnyArguments, AnyQueryResult, AnyRow},
     migrate::Migrator,
     query::Query,
@@ -146,7 +147,7 @@ impl Dialect {
     }
 
     /// One whole transaction in one statement: an update that must change one row, and then an insert.
-    /// Nothing changes if the update finds no row, which [`Dialect::has_updated`] tells.
+    /// Nothing changes if the update finds no row. It is run with [`Dialect::has_updated`].
     pub(super) fn update_then_insert(self, parts: &UpdateThenInsert<'_>) -> String {
         let UpdateThenInsert {
             name,
@@ -165,17 +166,41 @@ impl Dialect {
         }
     }
 
-    /// Whether the statement that [`Dialect::update_then_insert`] made found a row to update.
-    pub(super) fn has_updated(self, result: sqlx::Result<AnyQueryResult>) -> sqlx::Result<bool> {
+    /// Runs the statement that [`Dialect::update_then_insert`] made; whether it found a row to update.
+    pub(super) async fn has_updated(
+        self,
+        query: Query<'_, Any, AnyArguments>,
+        connection: &mut AnyConnection,
+    ) -> sqlx::Result<bool> {
         /// `SQLITE_CONSTRAINT_TRIGGER`: what a trigger raised.
         const RAISED: &str = "1811";
-        match result {
+        match self.execute(query, connection).await {
             Ok(done) => Ok(self == Self::Sqlite || done.rows_affected() > 0),
             Err(sqlx::Error::Database(error)) if error.code().is_some_and(|c| c == RAISED) => {
                 Ok(false)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Runs one statement that gives no rows. SQLite has finished, and committed, when it tells the result:
+    /// whoever waited for the end of the answers would be woken twice, and the second time while the thread
+    /// of the connection holds their lock. `PostgreSQL` tells the result before it commits.
+    pub(super) async fn execute(
+        self,
+        query: Query<'_, Any, AnyArguments>,
+        connection: &mut AnyConnection,
+    ) -> sqlx::Result<AnyQueryResult> {
+        if self == Self::Postgres {
+            return query.execute(connection).await;
+        }
+        let mut answers = connection.fetch_many(query);
+        while let Some(answer) = answers.try_next().await? {
+            if let Either::Left(result) = answer {
+                return Ok(result);
+            }
+        }
+        Ok(AnyQueryResult::default())
     }
 }
 

@@ -24,6 +24,7 @@ const BATCH: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Tx {
     pub(super) connection: PoolConnection<Any>,
+    dialect: Dialect,
     pub(super) counters: Arc<Counters>,
     entries: Vec<Entry>,
 }
@@ -52,10 +53,8 @@ impl Tx {
     }
 
     async fn run(&mut self, sql: &'static str) -> Result<(), StorageError> {
-        sqlx::query(sql)
-            .persistent(true)
-            .execute(&mut *self.connection)
-            .await?;
+        let query = sqlx::query(sql).persistent(true);
+        self.dialect.execute(query, &mut self.connection).await?;
         Ok(())
     }
 }
@@ -201,6 +200,7 @@ impl Writer {
         let counters = self.counters.clone();
         let mut tx = Tx {
             connection,
+            dialect: self.dialect,
             counters,
             entries: Vec::new(),
         };

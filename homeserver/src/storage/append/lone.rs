@@ -70,7 +70,7 @@ pub(in crate::storage) async fn apply(
             .bind(rooms::joined(&head.extremities))
             .bind(head.state.0.to_vec())
             .bind(head.depth);
-        if dialect.has_updated(query.execute(&mut *tx.connection).await)? {
+        if dialect.has_updated(query, &mut tx.connection).await? {
             continue;
         }
         tx.forget_entries();
