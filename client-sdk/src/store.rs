@@ -144,7 +144,7 @@ impl Key {
 pub type Value = Zeroizing<Vec<u8>>;
 
 /// Writes and deletions that are applied together.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Changes(BTreeMap<Key, Option<Value>>);
 
 impl Changes {

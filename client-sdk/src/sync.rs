@@ -42,8 +42,8 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// What the syncs of one process have to remember.
 #[derive(Default)]
 pub(crate) struct SyncState {
-    /// The pending part was delivered in this process.
-    delivered: bool,
+    /// The number of the pending part that was delivered last in this process.
+    delivered: Option<u64>,
     /// The user has an identity.
     has_identity: bool,
     /// Items of the inbox that were delivered with it.
@@ -57,6 +57,9 @@ pub(crate) struct SyncState {
 /// The part of a sync response that waits for the program.
 #[derive(Default, Serialize, Deserialize)]
 struct Pending {
+    /// Each has a greater one.
+    #[serde(default)]
+    number: u64,
     initial: bool,
     rooms: Vec<PendingRoom>,
     invites: Vec<Invite>,
@@ -158,15 +161,18 @@ impl Client {
     /// the waiting: the events that they open are in [`SyncUpdate::decrypted_late`].
     ///
     /// News that a previous process did not consume come first. To call this again says that the
-    /// news of the last call were consumed.
+    /// news of the last call were consumed. A call that is not waited for to its end loses nothing:
+    /// the next one brings its news.
     pub async fn sync_once(&self, timeout: Duration) -> Result<SyncUpdate, SyncError> {
         let machine = self.machine()?.clone();
         let mut state = self.inner.sync.lock().await;
         let waiting: Option<Pending> = self.batch().get(Table::PendingSync, "", "").await?;
+        let last = waiting.as_ref().map(|pending| pending.number);
         let pending = match waiting {
-            Some(pending) if !state.delivered => pending,
-            _ => self.fetch(&machine, &mut state, timeout).await?,
+            Some(pending) if state.delivered != Some(pending.number) => pending,
+            _ => self.fetch(&machine, &mut state, last, timeout).await?,
         };
+        let number = pending.number;
         match self.send_outgoing().await {
             Ok(alarms) => state.alarms.extend(alarms),
             Err(OutgoingError::Machine(error)) => return Err(error.into()),
@@ -177,7 +183,6 @@ impl Client {
             state.has_identity = self.ensure_identity().await;
         }
         let update = self.deliver(&machine, &mut state, pending).await?;
-        state.delivered = true;
         if let Err(error) = self.take_key_bundles().await {
             tracing::warn!(%error, "the history of a room is not readable yet");
         }
@@ -191,6 +196,10 @@ impl Client {
         if let Err(error) = backup.await {
             tracing::warn!(%error, "the backup is not up to date");
         }
+        // Last, as this may be dropped wherever it waits.
+        state.delivered = Some(number);
+        state.rejected.clear();
+        state.alarms.clear();
         Ok(update)
     }
 
@@ -238,6 +247,7 @@ impl Client {
         &self,
         machine: &Machine,
         state: &mut SyncState,
+        last: Option<u64>,
         timeout: Duration,
     ) -> Result<Pending, SyncError> {
         if !self.inner.transport.has_token() {
@@ -262,15 +272,16 @@ impl Client {
         let (rooms, invites, changes) =
             apply::apply(&mut batch, machine.user_id(), &response.rooms).await?;
         let pending = Pending {
+            // The store may be that of another session than the last time.
+            number: 1 + last.max(state.delivered).unwrap_or(0),
             initial,
             rooms,
             invites,
         };
         batch.put(Table::PendingSync, "", "", &pending)?;
         // In this order: what the program has consumed goes, what is new comes.
-        let mut also = std::mem::take(&mut state.after);
+        let mut also = state.after.clone();
         also.extend(batch.into_changes());
-        let consumed = std::mem::take(&mut state.consumed);
         let algorithm = OneTimeKeyAlgorithm::SignedCurve25519;
         let count = response.device_one_time_keys_count.get(&algorithm);
         let outcome = machine
@@ -281,12 +292,13 @@ impl Client {
                 one_time_keys: count.map_or(0, |count| u64::from(*count)),
                 unused_fallback_keys: response.device_unused_fallback_key_types.as_deref(),
                 rooms: &changes,
-                consumed: &consumed,
+                consumed: &state.consumed,
                 also,
             })
             .await?;
+        state.after = Changes::default();
+        state.consumed.clear();
         state.rejected.extend(outcome.rejected);
-        state.delivered = false;
         Ok(pending)
     }
 
@@ -299,8 +311,8 @@ impl Client {
         let mut update = SyncUpdate {
             initial: pending.initial,
             invites: pending.invites,
-            rejected: std::mem::take(&mut state.rejected),
-            alarms: std::mem::take(&mut state.alarms),
+            rejected: state.rejected.clone(),
+            alarms: state.alarms.clone(),
             ..SyncUpdate::default()
         };
         let mut after = self.batch();

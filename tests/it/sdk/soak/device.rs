@@ -60,20 +60,11 @@ pub(super) struct Device {
 
 impl Device {
     pub(super) async fn log_in(name: &str, user: usize, url: &str, disk: Disk, seed: u64) -> Self {
-        let client = disk.client(url).await;
+        let device = Self::on(disk, user, url, seed).await;
         let password = format!("the password of {name}");
-        client.login_password(name, &password).await.unwrap();
-        Self {
-            client,
-            user,
-            is_first: false,
-            url: url.to_owned(),
-            disk,
-            random: StdRng::seed_from_u64(seed),
-            memory: Memory::default(),
-            deaths: 0,
-            kills: 0,
-        }
+        let login = device.client.login_password(name, &password).await;
+        login.unwrap();
+        device
     }
 
     /// A device that had logged in before.
@@ -84,16 +75,21 @@ impl Device {
         memory: Memory,
         seed: u64,
     ) -> Self {
-        let client = disk.client(url).await;
-        assert!(client.restore().await.unwrap());
+        let mut device = Self::on(disk, user, url, seed).await;
+        assert!(device.client.restore().await.unwrap());
+        device.memory = memory;
+        device
+    }
+
+    async fn on(disk: Disk, user: usize, url: &str, seed: u64) -> Self {
         Self {
-            client,
+            client: disk.client(url).await,
             user,
             is_first: false,
             url: url.to_owned(),
             disk,
             random: StdRng::seed_from_u64(seed),
-            memory,
+            memory: Memory::default(),
             deaths: 0,
             kills: 0,
         }
@@ -124,7 +120,6 @@ impl Device {
     ) -> Self {
         while self.memory.sent.len() < messages {
             let patience = match self.random.random_range(0..20) {
-                // It dies on the way.
                 0 => Duration::from_millis(self.random.random_range(0..40)),
                 _ => Duration::from_mins(2),
             };
@@ -143,16 +138,15 @@ impl Device {
                 }
             });
             if done.await.is_err() {
-                self.restart().await;
+                self.deaths += 1;
+                // It stops waiting, or it dies on the way.
+                if self.random.random_bool(0.5) {
+                    self.close().await;
+                    self.open().await;
+                }
             }
         }
         self
-    }
-
-    async fn restart(&mut self) {
-        self.deaths += 1;
-        self.close().await;
-        self.open().await;
     }
 
     /// Lets go of the store: nobody else opens one that is in use.
