@@ -1,7 +1,7 @@
 //! Sends a file: `send_file ROOM FILE TYPE`. The account is taken from the environment as by the
 //! example `echo_bot`.
 
-use std::{error::Error, path::Path, time::Duration};
+use std::{error::Error, time::Duration};
 
 use sotto_client::Bot;
 
@@ -17,11 +17,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let client = bot.client();
     client.sync_once(Duration::ZERO).await?;
     let room = client.join(room.as_str().try_into()?, &[]).await?;
-    let name = Path::new(&file)
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or("file");
-    room.send_attachment(name, &mime, tokio::fs::read(&file).await?)
-        .await?;
+    room.send_file(&file, &mime).await?;
     Ok(())
 }

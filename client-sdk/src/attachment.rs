@@ -2,7 +2,9 @@
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#sending-encrypted-attachments>
 
+mod download;
 mod metadata;
+mod upload;
 
 use std::collections::BTreeMap;
 
@@ -19,7 +21,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
-pub(crate) use self::metadata::without_metadata;
+pub(crate) use self::{
+    download::{Download, KeepError},
+    metadata::{is_picture, without_metadata},
+    upload::Upload,
+};
 use crate::environment::{Environment, RandomnessError};
 
 type Aes256Ctr = ctr::Ctr128BE<Aes256>;
@@ -116,27 +122,9 @@ pub fn encrypt(
     mut file: Vec<u8>,
     environment: &dyn Environment,
 ) -> Result<(Vec<u8>, FileSecrets), RandomnessError> {
-    let mut key = Zeroizing::new([0_u8; 32]);
-    environment.fill(&mut *key)?;
-    // The last eight bytes count blocks and start at zero.
-    let mut iv = [0_u8; 16];
-    let (random, _) = iv.split_at_mut(8);
-    environment.fill(random)?;
-    Aes256Ctr::new((&*key).into(), &iv.into()).apply_keystream(&mut file);
-    let hash = STANDARD.encode(Sha256::digest(&file));
-    let secrets = FileSecrets {
-        key: JsonWebKey {
-            kty: "oct".to_owned(),
-            key_ops: vec!["encrypt".to_owned(), "decrypt".to_owned()],
-            alg: "A256CTR".to_owned(),
-            k: URL_SAFE.encode(*key),
-            ext: true,
-        },
-        iv: STANDARD.encode(iv),
-        hashes: BTreeMap::from([("sha256".to_owned(), hash)]),
-        v: "v2".to_owned(),
-    };
-    Ok((file, secrets))
+    let mut encryptor = Encryptor::new(environment)?;
+    encryptor.update(&mut file);
+    Ok((file, encryptor.finish()))
 }
 
 /// Opens a ciphertext.
@@ -144,26 +132,123 @@ pub fn encrypt(
 /// AES-CTR can be changed by anybody who stores it, so nothing is returned before the hash of the
 /// whole ciphertext was compared.
 pub fn decrypt(mut ciphertext: Vec<u8>, file: &EncryptedFile) -> Result<Vec<u8>, AttachmentError> {
-    let secrets = &file.secrets;
-    if secrets.v != "v2" {
-        return Err(AttachmentError::UnsupportedVersion);
-    }
-    if secrets.key.kty != "oct" || secrets.key.alg != "A256CTR" {
-        return Err(AttachmentError::InvalidKey);
-    }
-    let expected = secrets
-        .hashes
-        .get("sha256")
-        .ok_or(AttachmentError::MissingHash)?;
-    let expected: [u8; 32] = decode(&STANDARD, expected).ok_or(AttachmentError::MissingHash)?;
-    if <[u8; 32]>::from(Sha256::digest(&ciphertext)) != expected {
-        return Err(AttachmentError::Changed);
-    }
-    let key = decode::<32>(&URL_SAFE, &secrets.key.k).ok_or(AttachmentError::InvalidKey)?;
-    let key = Zeroizing::new(key);
-    let iv: [u8; 16] = decode(&STANDARD, &secrets.iv).ok_or(AttachmentError::InvalidIv)?;
-    Aes256Ctr::new((&*key).into(), &iv.into()).apply_keystream(&mut ciphertext);
+    let mut decryptor = Decryptor::new(file)?;
+    decryptor.update(&mut ciphertext);
+    decryptor.finish()?;
     Ok(ciphertext)
+}
+
+/// Encrypts a file piece by piece, for files that are larger than the memory should be.
+///
+/// A file that is read once more is encrypted with another `Encryptor`: if it has changed in between,
+/// one key would have encrypted two files, and both could be read.
+pub struct Encryptor {
+    key: Zeroizing<[u8; 32]>,
+    iv: [u8; 16],
+    cipher: Aes256Ctr,
+    hash: Sha256,
+}
+
+impl Encryptor {
+    /// Starts with a fresh key.
+    pub fn new(environment: &dyn Environment) -> Result<Self, RandomnessError> {
+        let mut key = Zeroizing::new([0_u8; 32]);
+        environment.fill(&mut *key)?;
+        // The last eight bytes count blocks and start at zero.
+        let mut iv = [0_u8; 16];
+        let (random, _) = iv.split_at_mut(8);
+        environment.fill(random)?;
+        Ok(Self {
+            cipher: Aes256Ctr::new((&*key).into(), &iv.into()),
+            key,
+            iv,
+            hash: Sha256::new(),
+        })
+    }
+
+    /// Encrypts the next piece in place.
+    pub fn update(&mut self, piece: &mut [u8]) {
+        self.cipher.apply_keystream(piece);
+        self.hash.update(piece);
+    }
+
+    /// What is needed to open what was encrypted.
+    #[must_use]
+    pub fn finish(self) -> FileSecrets {
+        FileSecrets {
+            key: JsonWebKey {
+                kty: "oct".to_owned(),
+                key_ops: vec!["encrypt".to_owned(), "decrypt".to_owned()],
+                alg: "A256CTR".to_owned(),
+                k: URL_SAFE.encode(*self.key),
+                ext: true,
+            },
+            iv: STANDARD.encode(self.iv),
+            hashes: BTreeMap::from([("sha256".to_owned(), STANDARD.encode(self.hash.finalize()))]),
+            v: "v2".to_owned(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Encryptor {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Encryptor").finish_non_exhaustive()
+    }
+}
+
+/// Opens a ciphertext piece by piece.
+///
+/// Whoever stores the ciphertext may have changed it, and only [`Decryptor::finish`] knows: until
+/// then what comes out belongs into a place where nobody looks at it.
+/// [`Client::download_attachment_to`](crate::Client::download_attachment_to) does it so.
+pub struct Decryptor {
+    cipher: Aes256Ctr,
+    hash: Sha256,
+    expected: [u8; 32],
+}
+
+impl Decryptor {
+    /// Starts with the first piece.
+    pub fn new(file: &EncryptedFile) -> Result<Self, AttachmentError> {
+        let secrets = &file.secrets;
+        if secrets.v != "v2" {
+            return Err(AttachmentError::UnsupportedVersion);
+        }
+        if secrets.key.kty != "oct" || secrets.key.alg != "A256CTR" {
+            return Err(AttachmentError::InvalidKey);
+        }
+        let expected = secrets.hashes.get("sha256");
+        let expected = expected.and_then(|hash| decode(&STANDARD, hash));
+        let key = decode::<32>(&URL_SAFE, &secrets.key.k).ok_or(AttachmentError::InvalidKey)?;
+        let key = Zeroizing::new(key);
+        let iv: [u8; 16] = decode(&STANDARD, &secrets.iv).ok_or(AttachmentError::InvalidIv)?;
+        Ok(Self {
+            cipher: Aes256Ctr::new((&*key).into(), &iv.into()),
+            hash: Sha256::new(),
+            expected: expected.ok_or(AttachmentError::MissingHash)?,
+        })
+    }
+
+    /// Decrypts the next piece in place.
+    pub fn update(&mut self, piece: &mut [u8]) {
+        self.hash.update(&*piece);
+        self.cipher.apply_keystream(piece);
+    }
+
+    /// Whether all pieces together were what the sender has sent.
+    pub fn finish(self) -> Result<(), AttachmentError> {
+        if <[u8; 32]>::from(self.hash.finalize()) == self.expected {
+            Ok(())
+        } else {
+            Err(AttachmentError::Changed)
+        }
+    }
+}
+
+impl std::fmt::Debug for Decryptor {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Decryptor").finish_non_exhaustive()
+    }
 }
 
 fn decode<const N: usize>(engine: &GeneralPurpose, text: &str) -> Option<[u8; N]> {
@@ -188,6 +273,20 @@ mod tests {
         (ciphertext, secrets.at("mxc://example.org/file".into()))
     }
 
+    /// The whole in pieces of these sizes, over and over.
+    fn pieces<'a>(
+        mut rest: &'a mut [u8],
+        sizes: &'a [usize],
+    ) -> impl Iterator<Item = &'a mut [u8]> {
+        let mut sizes = sizes.iter().cycle();
+        std::iter::from_fn(move || {
+            let size = (*sizes.next()?).min(rest.len());
+            let (piece, after) = std::mem::take(&mut rest).split_at_mut(size);
+            rest = after;
+            (!piece.is_empty()).then_some(piece)
+        })
+    }
+
     proptest! {
         #[test]
         fn what_is_encrypted_is_decrypted(file: Vec<u8>) {
@@ -195,6 +294,27 @@ mod tests {
             let info: EncryptedFile =
                 serde_json::from_str(&serde_json::to_string(&info).unwrap()).unwrap();
             prop_assert_eq!(decrypt(ciphertext, &info).unwrap(), file);
+        }
+
+        #[test]
+        fn pieces_of_any_size_are_the_same_file(
+            file: Vec<u8>,
+            sizes in proptest::collection::vec(1_usize..100, 1..20),
+        ) {
+            let mut ciphertext = file.clone();
+            let mut encryptor = Encryptor::new(&SystemEnvironment).unwrap();
+            for piece in pieces(&mut ciphertext, &sizes) {
+                encryptor.update(piece);
+            }
+            let info = encryptor.finish().at("mxc://example.org/file".into());
+            prop_assert_eq!(&decrypt(ciphertext.clone(), &info).unwrap(), &file);
+            let mut decryptor = Decryptor::new(&info).unwrap();
+            let sizes: Vec<usize> = sizes.into_iter().rev().collect();
+            for piece in pieces(&mut ciphertext, &sizes) {
+                decryptor.update(piece);
+            }
+            prop_assert_eq!(decryptor.finish(), Ok(()));
+            prop_assert_eq!(ciphertext, file);
         }
 
         #[test]

@@ -82,6 +82,7 @@
 //! | keep room keys in a file | [`crypto::Machine::export_room_keys`] |
 //! | decide who gets keys and whom to believe | [`crypto::SharePolicy`], [`crypto::TrustRequirement`] |
 //! | protect the keys on the disk | [`client::StoreConfig`], [`store`] |
+//! | send and keep files that are larger than the memory | [`Room::send_file`], [`Client::download_attachment_to`] |
 //! | encrypt a file without a room | [`attachment`] |
 //! | drive the encryption from another program | [`crypto`] |
 //!

@@ -18,11 +18,11 @@ use ruma::{
         message::{get_message_events, send_message_event},
         state::get_state_events,
     },
-    events::AnyMessageLikeEventContent,
     serde::Raw,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::to_raw_value};
+use tokio::sync::OwnedMutexGuard;
 
 use crate::{
     Client,
@@ -35,7 +35,7 @@ use crate::{
     transport::RequestError,
 };
 
-pub use self::files::DownloadError;
+pub use self::files::{DownloadError, Thumbnail};
 
 /// Steps that the sharing of one room key may take, and changes of the room while it is shared.
 const SHARE_STEPS: usize = 64;
@@ -111,6 +111,9 @@ pub enum RoomError {
     /// The room kept changing while its key was shared.
     #[error("the room kept changing while its key was shared")]
     Unsettled,
+    /// The file that was to be sent cannot be read.
+    #[error("the file cannot be read")]
+    File(#[source] std::io::Error),
     /// The content cannot be written as JSON.
     #[error("the content cannot be encoded")]
     Encode,
@@ -255,9 +258,7 @@ impl Room {
         content: Map<String, Value>,
     ) -> Result<OwnedEventId, RoomError> {
         let machine = self.client.machine()?;
-        let lock = self.client.sending(&self.room_id);
-        let _in_order = lock.lock().await;
-        self.complete_state().await?;
+        let _in_order = self.turn().await?;
         let encrypt = kind != "m.reaction" && machine.is_encrypted(&self.room_id).await?;
         let (kind, content) = if encrypt {
             let encrypted = self.encrypt(kind, None, content).await?;
@@ -265,16 +266,21 @@ impl Room {
         } else {
             (kind, content)
         };
-        let content: Raw<AnyMessageLikeEventContent> =
-            Raw::from_json(to_raw_value(&content).map_err(|_| RoomError::Encode)?);
         let txn_id = environment::transaction_id(&*self.client.inner.environment)?;
         let request = send_message_event::v3::Request::new_raw(
             self.room_id.clone(),
             txn_id,
             kind.into(),
-            content,
+            raw(&content)?,
         );
         Ok(self.client.inner.transport.send(request).await?.event_id)
+    }
+
+    /// Waits until it is our turn to send, and knows the room then. One event goes at a time.
+    async fn turn(&self) -> Result<OwnedMutexGuard<()>, RoomError> {
+        let turn = self.client.sending(&self.room_id).lock_owned().await;
+        self.complete_state().await?;
+        Ok(turn)
     }
 
     /// Gives everybody the key, then encrypts.
@@ -416,6 +422,11 @@ impl Room {
             .receive_room_changes(&changes, batch.into_changes())
             .await?)
     }
+}
+
+fn raw<T>(content: &Map<String, Value>) -> Result<Raw<T>, RoomError> {
+    let json = to_raw_value(content).map_err(|_| RoomError::Encode)?;
+    Ok(Raw::from_json(json))
 }
 
 impl fmt::Debug for Room {

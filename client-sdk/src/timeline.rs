@@ -221,8 +221,10 @@ pub struct Attachment {
     pub name: String,
     /// Its type, as the sender gave it.
     pub mime: Option<String>,
-    /// Its size, as the sender gave it.
+    /// Its size in bytes, as the sender gave it.
     pub size: Option<u64>,
+    /// A small picture that the sender has put in its place.
+    pub thumbnail: Option<Box<Attachment>>,
     pub(crate) source: Source,
 }
 
@@ -244,17 +246,38 @@ pub(crate) enum Source {
 
 impl Attachment {
     fn of(content: &Map<String, Value>) -> Option<Self> {
-        let source = match content.get("file") {
-            Some(file) => Source::Encrypted(Deserialize::deserialize(file).ok()?),
-            None => Source::Plain(content.get("url")?.as_str()?.into()),
-        };
-        let info = |name: &str| content.get("info").and_then(|info| info.get(name));
+        let nothing = Map::new();
+        let info = content.get("info").and_then(Value::as_object);
+        let info = info.unwrap_or(&nothing);
+        let source = Source::of(content.get("file"), content.get("url"))?;
         let name = content.get("filename").or_else(|| content.get("body"));
-        Some(Self {
-            name: name.and_then(Value::as_str).unwrap_or_default().to_owned(),
-            mime: info("mimetype").and_then(Value::as_str).map(str::to_owned),
-            size: info("size").and_then(Value::as_u64),
+        let name = name.and_then(Value::as_str).unwrap_or_default();
+        let mut file = Self::with(name.to_owned(), info, source);
+        let source = Source::of(info.get("thumbnail_file"), info.get("thumbnail_url"));
+        file.thumbnail = source.map(|source| {
+            let info = info.get("thumbnail_info").and_then(Value::as_object);
+            Box::new(Self::with(String::new(), info.unwrap_or(&nothing), source))
+        });
+        Some(file)
+    }
+
+    fn with(name: String, info: &Map<String, Value>, source: Source) -> Self {
+        let mime = info.get("mimetype").and_then(Value::as_str);
+        Self {
+            name,
+            mime: mime.map(str::to_owned),
+            size: info.get("size").and_then(Value::as_u64),
+            thumbnail: None,
             source,
-        })
+        }
+    }
+}
+
+impl Source {
+    fn of(file: Option<&Value>, url: Option<&Value>) -> Option<Self> {
+        match file {
+            Some(file) => Some(Self::Encrypted(Deserialize::deserialize(file).ok()?)),
+            None => Some(Self::Plain(url?.as_str()?.into())),
+        }
     }
 }

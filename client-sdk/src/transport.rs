@@ -5,6 +5,7 @@ mod tests;
 
 use std::{borrow::Cow, fmt, sync::RwLock, time::Duration};
 
+use http::header::CONTENT_LENGTH;
 use ruma::api::{
     IncomingResponseExt as _, MatrixVersion, OutgoingRequest, OutgoingRequestExt as _,
     SupportedVersions,
@@ -200,74 +201,168 @@ impl Transport {
         &self,
         request: R,
     ) -> Result<R::IncomingResponse, RequestError<R::EndpointError>> {
+        let (parts, body) = self.built(request)?.into_parts();
+        let body = bytes::Bytes::from(body);
+        let answer = self.send_patiently(&parts, || body.clone().into(), &Whole);
+        parsed::<R>(answer.await?.unwrap_or_else(|refused| refused))
+    }
+
+    /// As [`Self::send`], with a body of this length that is made anew for each attempt.
+    pub(crate) async fn upload<R: ClientRequest>(
+        &self,
+        request: R,
+        length: u64,
+        body: impl Fn() -> reqwest::Body,
+    ) -> Result<R::IncomingResponse, RequestError<R::EndpointError>> {
+        let (mut parts, _) = self.built(request)?.into_parts();
+        parts.headers.insert(CONTENT_LENGTH, length.into());
+        let answer = self.send_patiently(&parts, body, &Whole).await?;
+        parsed::<R>(answer.unwrap_or_else(|refused| refused))
+    }
+
+    /// As [`Self::send`], but gives the body of the answer to somebody else.
+    pub(crate) async fn download<R: ClientRequest, T: Receive>(
+        &self,
+        request: R,
+        receiver: &T,
+    ) -> Result<T::Got, RequestError<R::EndpointError>> {
+        let (parts, _) = self.built(request)?.into_parts();
+        let answer = self.send_patiently(&parts, reqwest::Body::default, receiver);
+        match answer.await? {
+            Ok(got) => Ok(got),
+            Err(refused) => Err(parsed::<R>(refused)
+                .err()
+                .unwrap_or(RequestError::Malformed)),
+        }
+    }
+
+    fn built<R: ClientRequest>(
+        &self,
+        request: R,
+    ) -> Result<http::Request<Vec<u8>>, RequestError<R::EndpointError>> {
         let token = self.token();
         let token = token.as_deref().map_or(SendAccessToken::None, |token| {
             SendAccessToken::IfRequired(token)
         });
-        let built: http::Request<Vec<u8>> = request
+        request
             .try_into_http_request(&self.base, token, Cow::Borrowed(&self.versions))
-            .map_err(RequestError::Build)?;
-        let response = self.send_patiently(built).await?;
-        let response = http::Response::from_parts(response.0, response.1.as_slice());
-        R::IncomingResponse::try_from_http_response(response).map_err(|error| match error {
-            FromHttpResponseError::Server(error) => RequestError::Refused(error),
-            _ => RequestError::Malformed,
-        })
+            .map_err(RequestError::Build)
     }
 
-    async fn send_patiently<E>(
+    /// What the receiver made of the answer, or how the server refused.
+    async fn send_patiently<E, T: Receive>(
         &self,
-        request: http::Request<Vec<u8>>,
-    ) -> Result<(http::response::Parts, Vec<u8>), RequestError<E>> {
-        let repeat = match *request.method() {
+        parts: &http::request::Parts,
+        body: impl Fn() -> reqwest::Body,
+        receiver: &T,
+    ) -> Result<Result<T::Got, Answer>, RequestError<E>> {
+        let repeat = match parts.method {
             http::Method::POST => Repeat::OnlyIfRefused,
             _ => Repeat::Always,
         };
-        let (parts, body) = request.into_parts();
-        let body = bytes::Bytes::from(body);
         let mut pause = FIRST_PAUSE;
         for attempt in 1_u32.. {
-            let request = http::Request::from_parts(parts.clone(), body.clone());
-            let result = self.send_once(request).await;
+            let request = http::Request::from_parts(parts.clone(), body());
+            let result = self.send_once(request, receiver).await;
             let wait = match &result {
-                Ok((response, bytes)) => wait_before_repeat(response, bytes, repeat, pause),
-                Err(RequestError::Network(error)) => {
+                Ok(Ok(_)) | Err(Interrupted::TooLarge) => None,
+                Ok(Err(answer)) => wait_before_repeat(answer, repeat, pause),
+                Err(Interrupted::Network(error)) => {
                     (repeat == Repeat::Always || error.is_connect()).then_some(pause)
                 }
-                Err(_) => None,
             };
             match wait {
                 Some(wait) if attempt < ATTEMPTS && wait <= LONGEST_PAUSE => {
                     tokio::time::sleep(wait).await;
                     pause = pause.saturating_mul(2);
                 }
-                _ => return result,
+                _ => return Ok(result?),
             }
         }
         Err(RequestError::Malformed)
     }
 
-    async fn send_once<E>(
+    async fn send_once<T: Receive>(
         &self,
-        request: http::Request<bytes::Bytes>,
-    ) -> Result<(http::response::Parts, Vec<u8>), RequestError<E>> {
-        let network = |error: reqwest::Error| RequestError::Network(error.without_url());
-        let request = reqwest::Request::try_from(request).map_err(network)?;
-        let response = self.http.execute(request).await.map_err(network)?;
-        let mut head = http::Response::new(());
-        *head.status_mut() = response.status();
-        *head.headers_mut() = response.headers().clone();
-        let (head, ()) = head.into_parts();
-        let mut response = response;
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(network)? {
-            if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
-                return Err(RequestError::TooLarge);
-            }
-            body.extend_from_slice(&chunk);
+        request: http::Request<reqwest::Body>,
+        receiver: &T,
+    ) -> Result<Result<T::Got, Answer>, Interrupted> {
+        let request = reqwest::Request::try_from(request)?;
+        let response = self.http.execute(request).await?;
+        if response.status().is_success() {
+            receiver.receive(response).await.map(Ok)
+        } else {
+            Whole.receive(response).await.map(Err)
         }
-        Ok((head, body))
     }
+}
+
+/// An answer with its whole body.
+pub(crate) type Answer = http::Response<Vec<u8>>;
+
+/// Why an answer did not come to its end.
+#[derive(Debug)]
+pub(crate) enum Interrupted {
+    Network(reqwest::Error),
+    TooLarge,
+}
+
+impl From<reqwest::Error> for Interrupted {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Network(error.without_url())
+    }
+}
+
+impl<E> From<Interrupted> for RequestError<E> {
+    fn from(error: Interrupted) -> Self {
+        match error {
+            Interrupted::Network(error) => Self::Network(error),
+            Interrupted::TooLarge => Self::TooLarge,
+        }
+    }
+}
+
+/// Where the body of an answer goes, if the server does not refuse.
+pub(crate) trait Receive: Sync {
+    /// What is made of it.
+    type Got: Send;
+
+    /// Takes the body; from its beginning again, if the connection broke before.
+    fn receive(
+        &self,
+        response: reqwest::Response,
+    ) -> impl Future<Output = Result<Self::Got, Interrupted>> + Send;
+}
+
+/// The body goes into memory.
+struct Whole;
+
+impl Receive for Whole {
+    type Got = Answer;
+
+    async fn receive(&self, mut response: reqwest::Response) -> Result<Answer, Interrupted> {
+        let mut answer = http::Response::new(Vec::new());
+        *answer.status_mut() = response.status();
+        *answer.headers_mut() = std::mem::take(response.headers_mut());
+        while let Some(chunk) = response.chunk().await? {
+            if answer.body().len() + chunk.len() > MAX_RESPONSE_BYTES {
+                return Err(Interrupted::TooLarge);
+            }
+            answer.body_mut().extend_from_slice(&chunk);
+        }
+        Ok(answer)
+    }
+}
+
+fn parsed<R: ClientRequest>(
+    answer: Answer,
+) -> Result<R::IncomingResponse, RequestError<R::EndpointError>> {
+    let (parts, body) = answer.into_parts();
+    let answer = http::Response::from_parts(parts, body.as_slice());
+    R::IncomingResponse::try_from_http_response(answer).map_err(|error| match error {
+        FromHttpResponseError::Server(error) => RequestError::Refused(error),
+        _ => RequestError::Malformed,
+    })
 }
 
 impl fmt::Debug for Transport {
@@ -280,30 +375,25 @@ impl fmt::Debug for Transport {
 }
 
 /// How long to wait before the request is sent again; `None` if it should not be.
-fn wait_before_repeat(
-    response: &http::response::Parts,
-    body: &[u8],
-    repeat: Repeat,
-    pause: Duration,
-) -> Option<Duration> {
-    match response.status.as_u16() {
+fn wait_before_repeat(answer: &Answer, repeat: Repeat, pause: Duration) -> Option<Duration> {
+    match answer.status().as_u16() {
         // <https://spec.matrix.org/v1.19/client-server-api/#rate-limiting>
-        429 => Some(asked_pause(response, body).unwrap_or(pause).max(pause)),
+        429 => Some(asked_pause(answer).unwrap_or(pause).max(pause)),
         500 | 502..=504 if repeat == Repeat::Always => Some(pause),
         _ => None,
     }
 }
 
 /// The pause that a rate limit asks for, in the header or, formerly, in the body.
-fn asked_pause(response: &http::response::Parts, body: &[u8]) -> Option<Duration> {
+fn asked_pause(answer: &Answer) -> Option<Duration> {
     #[derive(serde::Deserialize)]
     struct Body {
         retry_after_ms: u64,
     }
-    let header = response.headers.get(http::header::RETRY_AFTER);
+    let header = answer.headers().get(http::header::RETRY_AFTER);
     let seconds = header.and_then(|value| value.to_str().ok()?.trim().parse().ok());
     seconds.map(Duration::from_secs).or_else(|| {
-        let body: Body = serde_json::from_slice(body).ok()?;
+        let body: Body = serde_json::from_slice(answer.body()).ok()?;
         Some(Duration::from_millis(body.retry_after_ms))
     })
 }

@@ -4,6 +4,14 @@
 //! The picture itself is not touched. Of a JPEG's Exif data only the orientation stays, without
 //! which it would be shown lying down.
 
+/// How every PNG begins.
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
+
+/// Whether a file that begins so may be one that has metadata.
+pub(crate) fn is_picture(head: &[u8]) -> bool {
+    head.starts_with(&[0xff, 0xd8]) || head.starts_with(PNG) || head.starts_with(b"RIFF")
+}
+
 /// The file without its metadata, if it is a JPEG, PNG or `WebP`; `None` if it is none of them, or is
 /// broken.
 pub(crate) fn without_metadata(file: &[u8]) -> Option<Vec<u8>> {
@@ -94,9 +102,8 @@ fn orientation_segment(orientation: u8) -> [u8; 36] {
 
 /// <https://www.w3.org/TR/png-3/#5DataRep>
 fn png(file: &[u8]) -> Option<Vec<u8>> {
-    const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
-    let mut rest = file.strip_prefix(SIGNATURE)?;
-    let mut clean = SIGNATURE.to_vec();
+    let mut rest = file.strip_prefix(PNG)?;
+    let mut clean = PNG.to_vec();
     while !rest.is_empty() {
         let (length, _) = rest.split_first_chunk::<4>()?;
         let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;

@@ -1,11 +1,9 @@
 //! The state of rooms, as far as programs set it.
 
-use ruma::{
-    OwnedEventId, api::client::state::send_state_event, events::AnyStateEventContent, serde::Raw,
-};
-use serde_json::{Map, Value, json, value::to_raw_value};
+use ruma::{OwnedEventId, api::client::state::send_state_event};
+use serde_json::{Map, Value, json};
 
-use super::{Room, RoomError, RoomRow};
+use super::{Room, RoomError, RoomRow, raw};
 use crate::{
     crypto::packed_state_key,
     store::{Batch, StoreError, Table},
@@ -41,9 +39,7 @@ impl Room {
         content: Map<String, Value>,
     ) -> Result<OwnedEventId, RoomError> {
         let machine = self.client.machine()?;
-        let lock = self.client.sending(&self.room_id);
-        let _in_order = lock.lock().await;
-        self.complete_state().await?;
+        let _in_order = self.turn().await?;
         let hide = HIDDEN.contains(&kind) && machine.encrypts_state(&self.room_id).await?;
         let (kind, state_key, content) = if hide {
             let packed = packed_state_key(kind, state_key);
@@ -52,13 +48,11 @@ impl Room {
         } else {
             (kind, state_key.to_owned(), content)
         };
-        let content: Raw<AnyStateEventContent> =
-            Raw::from_json(to_raw_value(&content).map_err(|_| RoomError::Encode)?);
         let request = send_state_event::v3::Request::new_raw(
             self.room_id.clone(),
             kind.into(),
             state_key,
-            content,
+            raw(&content)?,
         );
         Ok(self.client.inner.transport.send(request).await?.event_id)
     }

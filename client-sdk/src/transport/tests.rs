@@ -215,23 +215,19 @@ fn plain_http_is_for_loopback_only() {
     }
 }
 
-fn answer(status: u16, retry_after: Option<&str>) -> http::response::Parts {
+fn answer(status: u16, retry_after: Option<&str>, body: &[u8]) -> super::Answer {
     let mut response = http::Response::builder().status(status);
     if let Some(value) = retry_after {
         response = response.header(http::header::RETRY_AFTER, value);
     }
-    response.body(()).unwrap().into_parts().0
+    response.body(body.to_vec()).unwrap()
 }
 
 #[test]
 fn rate_limits_are_waited_out_as_the_server_asks() {
     let wait = |status, header, body: &[u8]| {
-        wait_before_repeat(
-            &answer(status, header),
-            body,
-            Repeat::OnlyIfRefused,
-            FIRST_PAUSE,
-        )
+        let answer = answer(status, header, body);
+        wait_before_repeat(&answer, Repeat::OnlyIfRefused, FIRST_PAUSE)
     };
     assert_eq!(wait(429, Some("3"), b"{}"), Some(Duration::from_secs(3)));
     let body = br#"{"errcode":"M_LIMIT_EXCEEDED","error":"","retry_after_ms":1500}"#;
@@ -242,7 +238,7 @@ fn rate_limits_are_waited_out_as_the_server_asks() {
 
 #[test]
 fn a_post_that_may_have_happened_is_not_repeated() {
-    let wait = |repeat| wait_before_repeat(&answer(502, None), b"", repeat, FIRST_PAUSE);
+    let wait = |repeat| wait_before_repeat(&answer(502, None, b""), repeat, FIRST_PAUSE);
     assert_eq!(wait(Repeat::Always), Some(FIRST_PAUSE));
     assert_eq!(wait(Repeat::OnlyIfRefused), None);
 }
