@@ -52,7 +52,10 @@ pub struct Bot {
 }
 
 /// Why a bot does not run.
-#[derive(Debug, thiserror::Error)]
+///
+/// Its `Debug` text is what a `main` prints that ends with it, so it is for people: the error with its
+/// causes.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum BotError {
     /// A variable is not set.
@@ -70,6 +73,18 @@ pub enum BotError {
     /// The session has ended.
     #[error(transparent)]
     Sync(#[from] SyncError),
+}
+
+impl fmt::Debug for BotError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{self}")?;
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            write!(formatter, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
 }
 
 /// A message that wants an answer.

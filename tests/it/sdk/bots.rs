@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ruma::RoomId;
 use serde_json::json;
-use sotto_client::{Bot, Client, client::RoomOptions};
+use sotto_client::{Bot, Client, bot::BotError, client::RoomOptions};
 use sotto_tests::{TestServer, room};
 
 use super::{alice_and_bob, events, person, wait_for};
@@ -122,4 +122,18 @@ async fn a_bot_knows_commands() {
     };
     let (ended, ()) = tokio::join!(running, talk);
     ended.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_bot_dies_of_is_said_in_words() {
+    let server = TestServer::start().await;
+    server.register("robot").await;
+    let builder = Client::builder().homeserver(server.url());
+    let client = builder.build().await.unwrap();
+    let error = client.login_password("robot", "wrong").await.unwrap_err();
+    let text = format!("{:?}", BotError::from(error));
+    assert!(text.contains("The name or the password is wrong"), "{text}");
+    assert!(!text.contains('{'), "{text}");
+    let text = format!("{:?}", BotError::Missing("SOTTO_USER"));
+    assert_eq!(text, "the environment variable SOTTO_USER is not set");
 }
