@@ -4,6 +4,7 @@
 //! the keys are kept in the file `SOTTO_STORE` or `./sotto-chat.sqlite`. With `--register` a new
 //! account is made, with `--register TOKEN` where the server wants a token for that.
 
+mod files;
 mod login;
 mod words;
 
@@ -12,6 +13,7 @@ use std::{
     error::Error,
     io::{BufRead as _, Write as _},
     pin::pin,
+    process::ExitCode,
 };
 
 use futures_util::StreamExt as _;
@@ -21,14 +23,17 @@ use sotto_client::{
     client::RoomOptions,
     crypto::{Secret, SenderTrust, VerificationPhase},
     sync::SyncUpdate,
-    timeline::{Protection, TimelineEvent},
+    timeline::{Attachment, Protection, TimelineEvent},
 };
 use tokio::sync::mpsc;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// What is shown of a room when it is chosen.
-const LAST: u32 = 10;
+const LAST: usize = 10;
+/// So many events are asked for at once, and so often, to find that.
+const PAGE: u32 = 50;
+const PAGES: usize = 5;
 const HELP: &str = "\
 /rooms              the rooms, by number       /new NAME       make an encrypted room
 /go NUMBER          choose a room              /join ROOM      join a room
@@ -36,11 +41,22 @@ const HELP: &str = "\
 /invite USER        invite to the room         /members        who is here
 /verify USER        verify somebody            /ok             accept, begin, or confirm
 /no                 the emoji differ           /accept USER    accept a changed identity
+/send FILE          send a file                /save           keep the file that came last
 /recovery           make a recovery key        /recover KEY    use one
 /quit               leave the program          anything else is said in the room";
 
 #[tokio::main]
-async fn main() -> Result<(), Failure> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "{}", words::error(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Failure> {
     let client = login::log_in().await?;
     let mut chat = Chat::new(client.clone());
     chat.say(&format!("You are {}. /help helps.", chat.name()))?;
@@ -75,6 +91,8 @@ async fn main() -> Result<(), Failure> {
 struct Chat {
     client: Client,
     room: Option<OwnedRoomId>,
+    /// The file that came last.
+    file: Option<Attachment>,
     /// What was shown last of each verification.
     phases: BTreeMap<String, VerificationPhase>,
 }
@@ -84,6 +102,7 @@ impl Chat {
         Self {
             client,
             room: None,
+            file: None,
             phases: BTreeMap::new(),
         }
     }
@@ -108,32 +127,38 @@ impl Chat {
             "/rooms" => self.list_rooms().await?,
             "/go" => {
                 let rooms = self.client.rooms().await?;
-                let room = rooms
-                    .get(argument.parse::<usize>()?)
-                    .ok_or("no such room")?;
-                self.room = Some(room.id().to_owned());
-                self.say(&format!("You are in {}.", self.room_name(room.id()).await?))?;
+                let number: usize = argument
+                    .parse()
+                    .map_err(|_| "say which one by its number in /rooms: /go 0")?;
+                let room = rooms.get(number).ok_or("no such room")?;
+                self.enter(room.id()).await?;
                 self.show_last(LAST).await?;
             }
             "/last" => self.show_last(argument.parse().unwrap_or(LAST)).await?,
             "/leave" => {
                 self.current()?.leave().await?;
                 self.room = None;
+                self.say("You have left it.")?;
             }
             "/new" => {
                 let options = RoomOptions {
                     name: Some(argument.to_owned()),
                     ..RoomOptions::default()
                 };
-                self.room = Some(self.client.create_room(options).await?.id().to_owned());
+                let room = self.client.create_room(options).await?;
+                self.enter(room.id()).await?;
             }
             "/join" => {
-                let room = self.client.join(argument.try_into()?, &[]).await?;
-                self.room = Some(room.id().to_owned());
+                let room = argument
+                    .try_into()
+                    .map_err(|_| "a room is called !id or #name:server")?;
+                let room = self.client.join(room, &[]).await?;
+                self.enter(room.id()).await?;
             }
             "/invite" => {
-                let user_id: OwnedUserId = argument.try_into()?;
+                let user_id = self.user(argument)?;
                 self.current()?.invite(&user_id).await?;
+                self.say(&format!("{user_id} is invited."))?;
             }
             "/members" => {
                 for member in self.current()?.members().await? {
@@ -164,7 +189,7 @@ impl Chat {
     ) -> Result<(), Failure> {
         match command {
             "/verify" => {
-                let user_id: OwnedUserId = argument.try_into()?;
+                let user_id = self.user(argument)?;
                 if Some(&*user_id) == self.client.user_id() {
                     self.client.request_verification(&user_id).await?;
                 } else {
@@ -180,8 +205,18 @@ impl Chat {
                 }
             }
             "/accept" => {
-                let user_id: OwnedUserId = argument.try_into()?;
+                let user_id = self.user(argument)?;
                 self.client.accept_identity(&user_id).await?;
+                self.say(&format!("The identity of {user_id} is accepted."))?;
+            }
+            "/send" => {
+                files::send(&self.current()?, argument).await?;
+                self.say("It is sent.")?;
+            }
+            "/save" => {
+                let file = self.file.as_ref().ok_or("no file came")?;
+                let path = files::save(&self.client, file).await?;
+                self.say(&format!("It is in {}.", path.display()))?;
             }
             _ if command.starts_with('/') => self.say("No such command; /help helps.")?,
             _ => {
@@ -203,6 +238,22 @@ impl Chat {
             }
         }
         Ok(())
+    }
+
+    async fn enter(&mut self, room_id: &ruma::RoomId) -> Result<(), Failure> {
+        self.room = Some(room_id.to_owned());
+        self.say(&format!("You are in {}.", self.room_name(room_id).await?))
+    }
+
+    /// A user by id, or by name if it is one of this server.
+    fn user(&self, name: &str) -> Result<OwnedUserId, Failure> {
+        let own = self.client.user_id().ok_or("nobody is logged in")?;
+        let user_id = if name.starts_with('@') {
+            name.try_into()
+        } else {
+            format!("@{name}:{}", own.server_name()).try_into()
+        };
+        Ok(user_id.map_err(|_| "a user is called @name:server")?)
     }
 
     fn current(&self) -> Result<sotto_client::Room, Failure> {
@@ -270,15 +321,28 @@ impl Chat {
         Ok(name.unwrap_or_else(|| room_id.to_string()))
     }
 
-    async fn show_last(&self, count: u32) -> Result<(), Failure> {
-        let history = self.current()?.messages(None, count).await?;
-        for event in history.events.iter().rev() {
+    async fn show_last(&mut self, count: usize) -> Result<(), Failure> {
+        let room = self.current()?;
+        let mut last = Vec::new();
+        let mut from: Option<String> = None;
+        for _ in 0..PAGES {
+            let history = room.messages(from.as_deref(), PAGE).await?;
+            last.extend(history.events.into_iter().filter(words::is_said));
+            from = history.end;
+            if last.len() >= count || from.is_none() {
+                break;
+            }
+        }
+        for event in last.iter().take(count).rev() {
             self.show_event("", event)?;
         }
         Ok(())
     }
 
-    fn show_event(&self, place: &str, event: &TimelineEvent) -> Result<(), Failure> {
+    fn show_event(&mut self, place: &str, event: &TimelineEvent) -> Result<(), Failure> {
+        if !words::is_said(event) {
+            return Ok(());
+        }
         let sender = &event.sender;
         let mark = match &event.protection {
             Protection::Clear => "(not encrypted) ".to_owned(),
@@ -289,9 +353,17 @@ impl Chat {
             }
             _ => String::new(),
         };
-        match event.body() {
-            Some(body) => self.say(&format!("{place}{mark}{sender}: {body}")),
-            None => Ok(()),
+        let body = event.body().unwrap_or_default();
+        match event.attachment() {
+            Some(file) => {
+                let size = file
+                    .size
+                    .map_or(String::new(), |size| format!(", {size} bytes"));
+                self.say(&format!("{place}{mark}{sender} sends {body}{size}: /save"))?;
+                self.file = Some(file);
+                Ok(())
+            }
+            None => self.say(&format!("{place}{mark}{sender}: {body}")),
         }
     }
 }

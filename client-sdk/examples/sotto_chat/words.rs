@@ -25,6 +25,13 @@ pub(crate) fn error(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// Whether an event is something that a person says, or may be: verifications are shown otherwise.
+pub(crate) fn is_said(event: &TimelineEvent) -> bool {
+    let unreadable = matches!(event.protection, Protection::Undecryptable(_));
+    let verification = event.msgtype() == Some("m.key.verification.request");
+    unreadable || (event.body().is_some() && !verification)
+}
+
 pub(crate) fn identity(state: IdentityState) -> &'static str {
     match state {
         IdentityState::Unknown => "no identity",
