@@ -174,7 +174,10 @@ pub(crate) fn object(json: &str) -> Option<CanonicalJsonObject> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
-    use ruma::user_id;
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use ruma::{serde::Base64, user_id};
     use vodozemac::Ed25519SecretKey;
 
     use super::*;
@@ -231,5 +234,90 @@ mod tests {
         let malformed = with("AAAA");
         assert_eq!(check(&malformed), Err(SignatureError::Wrong));
         assert_eq!(check(&object), Err(SignatureError::Missing));
+    }
+
+    fn json() -> impl Strategy<Value = CanonicalJsonValue> {
+        let leaf = prop_oneof![
+            Just(CanonicalJsonValue::Null),
+            any::<bool>().prop_map(CanonicalJsonValue::Bool),
+            any::<i32>().prop_map(|number| CanonicalJsonValue::Integer(number.into())),
+            any::<String>().prop_map(CanonicalJsonValue::String),
+        ];
+        leaf.prop_recursive(3, 20, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(CanonicalJsonValue::Array),
+                prop::collection::btree_map(any::<String>(), inner, 0..4)
+                    .prop_map(CanonicalJsonValue::Object),
+            ]
+        })
+    }
+
+    /// What happens to an object on its way.
+    #[derive(Clone, Debug)]
+    enum Way {
+        Unchanged,
+        Field(String, CanonicalJsonValue),
+        Unsigned(CanonicalJsonValue),
+        /// Another letter at a place of the signature.
+        Letter(prop::sample::Index, char),
+        Shorter(usize),
+        Longer(String),
+        OtherKey,
+        NoSignature,
+    }
+
+    fn way() -> impl Strategy<Value = Way> {
+        prop_oneof![
+            2 => Just(Way::Unchanged),
+            1 => (any::<String>(), json()).prop_map(|(name, value)| Way::Field(name, value)),
+            1 => json().prop_map(Way::Unsigned),
+            2 => (any::<prop::sample::Index>(), "[A-Za-z0-9+/=_ -]")
+                .prop_map(|(at, letter)| Way::Letter(at, letter.chars().next().unwrap())),
+            1 => (0_usize..90).prop_map(Way::Shorter),
+            1 => "[=A]{1,4}".prop_map(Way::Longer),
+            1 => Just(Way::OtherKey),
+            1 => Just(Way::NoSignature),
+        ]
+    }
+
+    proptest! {
+        /// `PROPTEST_CASES` makes it longer.
+        #[test]
+        fn the_verdict_on_a_signature_is_that_of_others(
+            mut object in prop::collection::btree_map(any::<String>(), json(), 0..6),
+            way in way(),
+        ) {
+            let (alice, key) = (user_id!("@alice:example.org"), Ed25519SecretKey::new());
+            let text = signed_part(&object).to_string();
+            let mut signature = key.sign(text.as_bytes()).to_base64();
+            let mut key_id = "ed25519:K";
+            match &way {
+                Way::Unchanged | Way::NoSignature => {}
+                Way::Field(name, value) => drop(object.insert(name.clone(), value.clone())),
+                Way::Unsigned(value) => {
+                    object.insert("unsigned".to_owned(), value.clone());
+                }
+                Way::Letter(at, letter) => {
+                    let at = at.index(signature.len());
+                    signature.replace_range(at..=at, letter.encode_utf8(&mut [0; 4]));
+                }
+                Way::Shorter(length) => signature.truncate(*length),
+                Way::Longer(end) => signature.push_str(end),
+                Way::OtherKey => key_id = "ed25519:OTHER",
+            }
+            object.remove("signatures");
+            if !matches!(way, Way::NoSignature) {
+                add_signature(&mut object, alice, key_id, &signature);
+            }
+            let public = key.public_key();
+            let ours = verify(&object, alice, "ed25519:K", &public);
+            let keys = BTreeMap::from([(
+                "ed25519:K".to_owned(),
+                Base64::new(public.as_bytes().to_vec()),
+            )]);
+            let keys = BTreeMap::from([(alice.to_string(), keys)]);
+            let theirs = ruma::signatures::verify_json(&keys, &object);
+            prop_assert_eq!(ours.is_ok(), theirs.is_ok(), "{:?} {:?}", ours, theirs);
+        }
     }
 }
