@@ -16,6 +16,7 @@ mod chat;
 mod client_habits;
 mod costs;
 mod crash;
+mod device_lists;
 mod directory;
 mod doors;
 mod encryption;
