@@ -131,6 +131,9 @@ async fn t_4268_4_no_other_room_is_opened_by_a_bundle() {
     assert!(bob.read(&before).await.is_err());
     let garbage = bob.machine.take_key_bundle(room(), &notice, b"[]").await;
     assert!(matches!(garbage, Err(BundleError::Malformed)));
+    let taken = bob.machine.take_key_bundle(room(), &notice, &bundle);
+    assert_eq!(taken.await.unwrap(), 1, "control");
+    assert_eq!(bob.read(&before).await.unwrap(), "before");
 }
 
 #[tokio::test]

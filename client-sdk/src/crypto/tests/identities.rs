@@ -230,6 +230,8 @@ async fn t_id_2_an_identity_that_comes_back_still_needs_a_person() {
 #[tokio::test]
 async fn t_id_3_an_identity_that_goes_away_is_a_change() {
     let (mut server, mut alice, bob) = two().await;
+    let error = refusal(&mut alice, &mut server, &bob).await;
+    assert!(error.is_none(), "control");
     server.identities.retain(|(_, user), _| *user != bob.user());
     server.note_change(bob.user());
     alice.sync(&mut server).await;
@@ -294,6 +296,10 @@ async fn t_id_5_only_what_was_compared_is_signed() {
     alice.sync(&mut server).await;
     let signed = alice.machine.sign_user(bob.user(), &compared);
     assert!(signed.await.is_err());
+    let (_server, alice, bob) = two().await;
+    let compared = alice.machine.master_key(bob.user()).await.unwrap().unwrap();
+    let signed = alice.machine.sign_user(bob.user(), &compared);
+    assert!(signed.await.is_ok(), "control");
 }
 
 #[tokio::test]
@@ -320,7 +326,7 @@ async fn t_xs_4_keys_that_the_master_key_did_not_sign_are_not_taken() {
 async fn t_xs_5_malformed_identities_are_errors() {
     let (mut server, mut alice, bob) = two().await;
     let environment = alice.environment.clone();
-    let carol = another(&mut server, "@carol:example.org", "CAROL", &environment).await;
+    let mut carol = another(&mut server, "@carol:example.org", "CAROL", &environment).await;
     for text in [
         "A".repeat(44),
         format!("{}=", "A".repeat(42)),
@@ -338,6 +344,16 @@ async fn t_xs_5_malformed_identities_are_errors() {
         alice.sync(&mut server).await;
         assert_eq!(state(&alice, &carol).await, IdentityState::Unknown);
     }
+    server
+        .identities
+        .remove(&("master", carol.user().to_owned()));
+    assert!(carol.bootstrap(&mut server, Bootstrap::IfMissing).await);
+    alice.sync(&mut server).await;
+    assert_eq!(
+        state(&alice, &carol).await,
+        IdentityState::Pinned,
+        "control"
+    );
 }
 
 #[tokio::test]
