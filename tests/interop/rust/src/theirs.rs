@@ -15,6 +15,7 @@ use matrix_sdk_crypto::{
         AnyOutgoingRequest, OutgoingRequest, OutgoingVerificationRequest, ToDeviceRequest,
     },
 };
+use matrix_sdk_sqlite::SqliteCryptoStore;
 use serde_json::{Value, json};
 
 use crate::{ROOM, Server, event};
@@ -34,8 +35,26 @@ impl Theirs {
     /// A device that has uploaded its keys.
     pub async fn new(server: &mut Server, user: &str, device: &str) -> Self {
         let user_id = <&UserId>::try_from(user).unwrap();
+        let machine = OlmMachine::new(user_id, <&DeviceId>::from(device));
+        Self::with(machine.await, server, user, device).await
+    }
+
+    /// As [`Self::new`], with a store on the disk.
+    pub async fn over(
+        store: SqliteCryptoStore,
+        server: &mut Server,
+        user: &str,
+        device: &str,
+    ) -> Self {
+        let user_id = <&UserId>::try_from(user).unwrap();
+        let machine = OlmMachine::with_store(user_id, <&DeviceId>::from(device), store, None);
+        Self::with(machine.await.unwrap(), server, user, device).await
+    }
+
+    async fn with(machine: OlmMachine, server: &mut Server, user: &str, device: &str) -> Self {
+        let user_id = <&UserId>::try_from(user).unwrap();
         let mut theirs = Self {
-            machine: OlmMachine::new(user_id, <&DeviceId>::from(device)).await,
+            machine,
             room_events: Vec::new(),
             since: None,
             name: (user.to_owned(), device.to_owned()),
@@ -53,7 +72,13 @@ impl Theirs {
     /// As [`Self::new`], and the user has an identity.
     pub async fn with_identity(server: &mut Server, user: &str, device: &str) -> Self {
         let mut theirs = Self::new(server, user, device).await;
-        let requests = theirs.machine.bootstrap_cross_signing(false).await.unwrap();
+        theirs.bootstrap(server).await;
+        theirs
+    }
+
+    /// Makes the identity of the user.
+    pub async fn bootstrap(&mut self, server: &mut Server) {
+        let requests = self.machine.bootstrap_cross_signing(false).await.unwrap();
         assert!(requests.upload_keys_req.is_none(), "they are uploaded");
         let keys = requests.upload_signing_keys_req;
         let body = json!({
@@ -61,10 +86,9 @@ impl Theirs {
             "self_signing_key": keys.self_signing_key,
             "user_signing_key": keys.user_signing_key,
         });
-        server.signing_keys(user, &body);
+        server.signing_keys(&self.name.0, &body);
         server.signatures(&json!(requests.upload_signatures_req.signed_keys));
-        theirs.sync(server).await;
-        theirs
+        self.sync(server).await;
     }
 
     /// The user.
