@@ -262,7 +262,10 @@ impl Placing<'_> {
             let Some(before) = self.state_of_ids(ids).await? else {
                 return Ok(None);
             };
-            states.push(self.state_after(before, item.nid, &item.pdu).await?.0);
+            // Nobody judged it so far but by its auth events.
+            let allowed = self.is_allowed(&item.pdu, before).await?;
+            let after = self.state_after(before, item.nid, &item.pdu).await?.0;
+            states.push(if allowed { after } else { before });
         }
         Ok(Some(states).filter(|states| !states.is_empty()))
     }
