@@ -8,10 +8,13 @@ mod keys;
 mod nonsense;
 mod numbers;
 mod patterns;
+mod poison;
 mod reading;
+mod reprieve;
 mod resets;
 mod sizes;
 mod speaking;
+mod templates;
 mod watching;
 
 use ruma::RoomVersionId;

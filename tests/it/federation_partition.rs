@@ -18,7 +18,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use ruma::RoomVersionId;
 use serde_json::{Value, json};
 use sotto_tests::{Links, Peer, Setup, TestServer, User, escape, room};
-use sqlx::{AnyConnection, Connection};
+use sqlx::{AnyConnection, Connection, Row, any::AnyRow};
 
 use self::moves::Graph;
 
@@ -117,6 +117,8 @@ struct Copy {
     shown: BTreeSet<String>,
     soft_failed: BTreeSet<String>,
     rejected: BTreeSet<String>,
+    /// Every event, in the order in which they came, for people to read.
+    graph: Vec<String>,
 }
 
 impl Copy {
@@ -138,6 +140,7 @@ impl Copy {
                 shown: events(user, room_id).await,
                 soft_failed: judged(&mut connection, 1).await,
                 rejected: judged(&mut connection, 2).await,
+                graph: graph(&mut connection).await,
                 extremities: extremities(&mut connection, room_id).await,
             };
             // Unless the room went on meanwhile.
@@ -151,6 +154,9 @@ impl Copy {
     fn differs(&self, other: &Self) -> Option<String> {
         if self.extremities == other.extremities {
             let (ours, theirs) = (&self.state, &other.state);
+            if ours != theirs {
+                println!("{}\n---\n{}", self.graph.join("\n"), other.graph.join("\n"));
+            }
             assert_eq!(ours, theirs, "the same graph, another state");
         }
         let hidden = |shown: &BTreeSet<String>, by: &Self| {
@@ -181,6 +187,17 @@ impl Copy {
         }
         None
     }
+}
+
+async fn graph(connection: &mut AnyConnection) -> Vec<String> {
+    let rows = sqlx::query("SELECT nid, event_id, verdict, json FROM events ORDER BY nid");
+    let rows = rows.fetch_all(connection).await.unwrap();
+    let line = |row: &AnyRow| {
+        let (nid, id) = (row.get::<i64, _>(0), row.get::<String, _>(1));
+        let (verdict, json) = (row.get::<i64, _>(2), row.get::<String, _>(3));
+        format!("{nid} {id} verdict {verdict} {json}")
+    };
+    rows.iter().map(line).collect()
 }
 
 async fn extremities(connection: &mut AnyConnection, room_id: &str) -> BTreeSet<String> {

@@ -1,5 +1,7 @@
 //! A server that is not ours: it has one room, and says about it what a test wants.
 
+mod membership;
+
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -89,7 +91,9 @@ struct Shared {
     /// What events of the first room versions refer to that state by.
     references: Hashes,
     lie: Mutex<Lie>,
-    /// What `send_join` got.
+    /// What it gives to whoever wants to join, leave or knock, in place of what fits.
+    template: Mutex<Option<Value>>,
+    /// What `send_join`, `send_leave` and `send_knock` got.
     joins: Mutex<Vec<Value>>,
     /// The events and the other units of the transactions that came.
     received: Mutex<Vec<Value>>,
@@ -124,6 +128,7 @@ impl FakeServer {
             state,
             references,
             lie: Mutex::new(Lie::None),
+            template: Mutex::default(),
             joins: Mutex::default(),
             received: Mutex::default(),
             transactions: AtomicUsize::default(),
@@ -131,15 +136,7 @@ impl FakeServer {
         });
         let router = Router::new()
             .route("/_matrix/key/v2/server", get(keys))
-            .route(
-                "/_matrix/federation/v1/make_join/{room}/{user}",
-                get(make_join),
-            )
-            .route(
-                "/_matrix/federation/v2/send_join/{room}/{event}",
-                put(send_join),
-            )
-            .route("/_matrix/federation/v2/invite/{room}/{event}", put(invited))
+            .merge(membership::router())
             .route("/_matrix/federation/v1/send/{txn}", put(transaction))
             .route("/_matrix/federation/v1/user/devices/{user}", get(devices))
             .route("/_matrix/policy/v1/sign", post(sign))
@@ -225,7 +222,12 @@ impl FakeServer {
         *lock(&self.shared.lie) = lie;
     }
 
-    /// The events that came with `send_join`.
+    /// Gives this event to whoever wants to join, leave or knock.
+    pub fn hand_out(&self, event: Value) {
+        *lock(&self.shared.template) = Some(event);
+    }
+
+    /// The events that came with `send_join`, `send_leave` and `send_knock`.
     #[must_use]
     pub fn joins(&self) -> Vec<Value> {
         lock(&self.shared.joins).clone()
@@ -331,16 +333,6 @@ async fn keys(State(shared): State<Arc<Shared>>) -> String {
     serde_json::to_string(&response).expect("JSON")
 }
 
-/// Nobody here takes an invite.
-async fn invited(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
-    let (status, errcode) = match *lock(&shared.lie) {
-        Lie::UnknownVersions => (StatusCode::BAD_REQUEST, "M_INCOMPATIBLE_ROOM_VERSION"),
-        _ => (StatusCode::FORBIDDEN, "M_FORBIDDEN"),
-    };
-    let said = json!({ "errcode": errcode, "error": "no", "room_version": shared.version });
-    (status, said.to_string())
-}
-
 /// Answers without end, if that is the lie.
 async fn endless(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     const PIECE: &[u8] = &[b' '; 64 * 1024];
@@ -375,75 +367,6 @@ async fn sign(State(shared): State<Arc<Shared>>, event: String) -> (StatusCode, 
     key.sign_json(&mut signed, &shared.name).expect("JSON");
     let signatures = serde_json::to_string(&signed["signatures"]).expect("JSON");
     (StatusCode::OK, signatures)
-}
-
-async fn make_join(
-    State(shared): State<Arc<Shared>>,
-    UrlPath((room, user)): UrlPath<(String, String)>,
-) -> (StatusCode, String) {
-    let lie = *lock(&shared.lie);
-    if lie == Lie::NotLoggedIn {
-        let error = json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "Who are you?" });
-        return (StatusCode::UNAUTHORIZED, error.to_string());
-    }
-    let hashed = shared.rules.authorization.room_create_event_id_as_room_id;
-    let id = |index: usize| shared.state.get(index).map(|event| event.id.clone());
-    let auth = [0, 2, 3]
-        .into_iter()
-        .skip(usize::from(hashed))
-        .filter_map(id);
-    let mut event = json!({
-        "type": "m.room.member",
-        "sender": user,
-        "state_key": user,
-        "room_id": room,
-        "content": { "membership": "join" },
-        "auth_events": auth.collect::<Vec<_>>(),
-        "prev_events": id(4).into_iter().collect::<Vec<_>>(),
-        "depth": 6,
-        "origin_server_ts": 1_700_000_000_000_u64,
-    });
-    if lie == Lie::MakeJoinOfOtherEvent {
-        event["type"] = json!("m.room.power_levels");
-        event["state_key"] = json!("");
-        event["room_id"] = json!("!other:a.test");
-        event["content"] = json!({ "users": { "@mallory:b.test": 100 } });
-        event["extra"] = json!("signed as well?");
-    }
-    let version = if lie == Lie::OtherVersion {
-        RoomVersionId::V9
-    } else {
-        shared.version.clone()
-    };
-    let made = json!({ "room_version": version, "event": event });
-    (StatusCode::OK, made.to_string())
-}
-
-async fn send_join(State(shared): State<Arc<Shared>>, join: String) -> String {
-    let lie = *lock(&shared.lie);
-    let mut state: Vec<_> = shared
-        .state
-        .iter()
-        .map(|event| event.json.clone())
-        .collect();
-    match lie {
-        Lie::NoCreateEvent => drop(state.remove(0)),
-        Lie::ForgedEvent => {
-            // Signed, but by nobody who could have sent it.
-            let mut forged = state[4].clone();
-            forged["sender"] = json!("@root:a.test");
-            forged["content"] = json!({ "name": "Forged" });
-            state[4] = forged;
-        }
-        Lie::Banned => {
-            let mut levels = state[3].clone();
-            levels["content"] = json!({ "join_rule": "invite" });
-            state[3] = levels;
-        }
-        _ => {}
-    }
-    lock(&shared.joins).push(serde_json::from_str(&join).expect("JSON"));
-    json!({ "state": state, "auth_chain": state, "origin": shared.name }).to_string()
 }
 
 async fn devices(

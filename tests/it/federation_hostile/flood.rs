@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::json;
 use sotto_tests::{Draft, User};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{MALLORY, Scene};
 
@@ -61,4 +61,42 @@ async fn a_room_that_is_flooded_does_not_slow_the_others_down() {
     // On a machine that does other things as well times are coarse.
     let bound = (3 * idle).max(Duration::from_millis(500));
     assert!(flooded <= bound, "{flooded:?}, {idle:?} when idle");
+}
+
+/// The control: who has to wait for a flood is seen to. What comes for the same room stands behind it, as it would
+/// for every room of a server that takes in one thing after another.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stands_behind_a_flood_is_seen_to_wait() {
+    let mut scene = Scene::new().await;
+    let elsewhere = scene.alice.create_room(&json!({})).await;
+    let tip = scene.seat.tip.clone();
+    let made: Vec<_> = (0..1_000)
+        .map(|number| {
+            let text = format!("flood {number}");
+            let draft = Draft::text(MALLORY, &text);
+            scene.fake.peer().make_after(&scene.seat, &tip, &draft)
+        })
+        .collect();
+    let last = scene.make(&Draft::text(MALLORY, "last"));
+    let (peer, ours, first) = (scene.fake.peer(), &scene.ours, Notify::new());
+    let flood = made.chunks(50).map(async |pdus| {
+        let pdus: Vec<_> = pdus.iter().collect();
+        peer.send(ours, &pdus, &[]).await.ok();
+        first.notify_one();
+    });
+    let measure = async {
+        first.notified().await;
+        let start = Instant::now();
+        let behind = async {
+            assert_eq!(scene.deliver(&last).await, None);
+            start.elapsed()
+        };
+        let beside = async {
+            scene.alice.send(&elsewhere, "beside").await;
+            start.elapsed()
+        };
+        tokio::join!(behind, beside)
+    };
+    let (_, (behind, beside)) = tokio::join!(futures_util::future::join_all(flood), measure);
+    assert!(2 * beside < behind, "{beside:?} beside, {behind:?} behind");
 }
