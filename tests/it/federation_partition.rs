@@ -267,6 +267,10 @@ async fn nothing_went_back(servers: &[TestServer], users: &[User], room_id: &str
     let graph = Graph::of(&servers[0], &version.rules().unwrap()).await;
     let (unexplained, explained) = graph.went_back(&servers[0], &Peer::of(asking)).await;
     println!("{explained} parts of the state went back with a reason");
+    if !unexplained.is_empty() {
+        let connection = AnyConnection::connect(&servers[0].database_url()).await;
+        println!("{}", self::graph(&mut connection.unwrap()).await.join("\n"));
+    }
     assert!(unexplained.is_empty(), "{}", unexplained.join("\n"));
 }
 
