@@ -42,6 +42,10 @@ pub(crate) async fn announce(
 ) -> Result<(), StorageError> {
     let before = tx.device_lists().stream_id(user_id).await?;
     let StreamPosition(stream_id) = tx.change_device_list(user_id).await?;
+    // Also where nobody is told: who is told next must see that something came in between.
+    tx.device_lists()
+        .set_stream_id(user_id, DeviceStreamId(stream_id))
+        .await?;
     if followers.is_empty() {
         return Ok(());
     }
@@ -64,9 +68,7 @@ pub(crate) async fn announce(
         tx.push_edu(destination, "m.device_list_update", &content)
             .await?;
     }
-    tx.device_lists()
-        .set_stream_id(user_id, DeviceStreamId(stream_id))
-        .await
+    Ok(())
 }
 
 /// Tells servers of a local user's devices who did not hear of them before. An update that follows on
