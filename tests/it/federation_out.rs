@@ -5,7 +5,6 @@ use std::time::Duration;
 use ruma::RoomVersionId;
 use serde_json::{Value, json};
 use sotto_tests::{FakeServer, Lie, TestServer, User, room};
-use tokio::time::Instant;
 
 /// A server of ours, with a user, and one that is not.
 async fn with_fake(version: RoomVersionId) -> (TestServer, TestServer, FakeServer, User) {
@@ -136,32 +135,6 @@ async fn a_server_that_was_away_gets_what_it_missed() {
     arrived(&fake, "missed too").await;
     alice.send(room_id, "after").await;
     arrived(&fake, "after").await;
-}
-
-/// What is said fast goes in few transactions.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_burst_goes_in_few_transactions() {
-    let (_ours, _other, fake, alice) = with_fake(RoomVersionId::V12).await;
-    let room_id = fake.room_id().as_str();
-    alice.join_via(room_id, "b.test").await.ok();
-    alice.send(room_id, "before").await;
-    arrived(&fake, "before").await;
-    let before = (fake.transactions(), Instant::now());
-    for n in 0..100 {
-        alice.send(room_id, &format!("text {n}")).await;
-    }
-    arrived(&fake, "text 99").await;
-    let taken = fake.transactions() - before.0;
-    // At most one in 50 ms, and those that were begun at either end.
-    let most = before.1.elapsed().as_millis() / 50 + 3;
-    assert!(u128::try_from(taken).unwrap() <= most, "{taken} > {most}");
-    let received = fake.received();
-    let texts = received
-        .iter()
-        .filter_map(|e| e["content"]["body"].as_str());
-    let texts: Vec<_> = texts.filter(|text| text.starts_with("text")).collect();
-    let said: Vec<_> = (0..100).map(|n| format!("text {n}")).collect();
-    assert_eq!(texts, said);
 }
 
 /// One event that a server cannot stomach keeps nothing else from it.

@@ -130,6 +130,12 @@ impl Bridge {
         User::new(server.url(), &answer)
     }
 
+    /// Ends it. What connects from then on is refused.
+    pub async fn stop(mut self) {
+        self.task.abort();
+        (&mut self.task).await.ok();
+    }
+
     /// From now on it refuses transactions, or takes them.
     pub fn set_away(&self, away: bool) {
         self.behavior().away = away;

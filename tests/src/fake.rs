@@ -97,8 +97,6 @@ struct Shared {
     joins: Mutex<Vec<Value>>,
     /// The events and the other units of the transactions that came.
     received: Mutex<Vec<Value>>,
-    /// How many transactions it took.
-    transactions: AtomicUsize,
     /// How much of an endless answer was taken.
     endless: Arc<AtomicUsize>,
 }
@@ -131,7 +129,6 @@ impl FakeServer {
             template: Mutex::default(),
             joins: Mutex::default(),
             received: Mutex::default(),
-            transactions: AtomicUsize::default(),
             endless: Arc::default(),
         });
         let router = Router::new()
@@ -237,12 +234,6 @@ impl FakeServer {
     #[must_use]
     pub fn received(&self) -> Vec<Value> {
         lock(&self.shared.received).clone()
-    }
-
-    /// How many transactions it took.
-    #[must_use]
-    pub fn transactions(&self) -> usize {
-        self.shared.transactions.load(Ordering::Relaxed)
     }
 }
 
@@ -403,7 +394,6 @@ async fn transaction(State(shared): State<Arc<Shared>>, body: String) -> (Status
         return (StatusCode::BAD_REQUEST, error.to_string());
     }
     let body: Value = serde_json::from_str(&body).expect("JSON");
-    shared.transactions.fetch_add(1, Ordering::Relaxed);
     for part in ["pdus", "edus"] {
         let units = body[part].as_array().cloned().unwrap_or_default();
         lock(&shared.received).extend(units);

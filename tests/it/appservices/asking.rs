@@ -120,7 +120,7 @@ async fn services_find_out_whether_they_are_reached() {
         alice.post(ping, &body).await.refused(),
         (403, "M_FORBIDDEN")
     );
-    drop(bridge);
+    bridge.stop().await;
     let gone = service.post(ping, &body).await;
     assert_eq!(gone.refused(), (502, "M_CONNECTION_FAILED"));
 }

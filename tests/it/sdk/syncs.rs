@@ -40,8 +40,11 @@ async fn a_sync_that_nobody_waits_for_loses_and_repeats_nothing() {
     let listen = async {
         let (mut heard, mut dropped) = (Vec::new(), 0);
         for turn in 0.. {
-            // In between it is let alone at any moment.
-            let patience = Duration::from_millis(turn % 80);
+            // In between it is let alone at any moment; but not for ever, however slow the machine is.
+            let patience = match turn % 8 {
+                7 => Duration::from_mins(1),
+                _ => Duration::from_millis(turn % 80),
+            };
             let sync = bob.sync_once(Duration::from_millis(20));
             match tokio::time::timeout(patience, sync).await {
                 Ok(update) => {

@@ -30,9 +30,6 @@ use crate::storage::{
 /// How often a server may refuse the same single thing before it is left out: what one server cannot stomach must
 /// not keep all that comes later from it.
 const MOST_REFUSALS: u32 = 3;
-/// How long a server is left alone after a transaction that was not full. Who writes fast, or a room in
-/// which many do, so costs each server 20 transactions a second at most; what comes alone goes at once.
-const BREATH: Duration = Duration::from_millis(50);
 
 /// What became of a transaction.
 #[derive(Clone, Copy, Debug)]
@@ -118,13 +115,7 @@ impl FederationSender {
                             }
                             continue;
                         }
-                        Ok(batch) => {
-                            let sent = self.send_waiting(&server, &batch, &mut course).await;
-                            if batch.events.len() < course.most {
-                                self.breathe().await;
-                            }
-                            sent
-                        }
+                        Ok(batch) => self.send_waiting(&server, &batch, &mut course).await,
                         Err(error) => Err(error),
                     }
                 }
@@ -331,14 +322,6 @@ impl FederationSender {
                     _ => Outcome::Down,
                 }
             }
-        }
-    }
-
-    /// Lets more come together for the next transaction.
-    async fn breathe(&self) {
-        tokio::select! {
-            () = tokio::time::sleep(BREATH) => {}
-            () = self.0.stopping.cancelled() => {}
         }
     }
 
