@@ -7,7 +7,6 @@ mod history;
 mod keys;
 mod relations;
 mod soak;
-mod syncs;
 mod trust;
 
 use std::{path::Path, time::Duration};
