@@ -152,7 +152,7 @@ async fn everything_is_told_once_and_in_order_whatever_happens() {
         said = scene.speak(&alice) => said,
         () = come_and_go(&gateway) => unreachable!("it goes on for ever"),
     };
-    gateway.set_away(false);
+    gateway.set_away(true);
     server.restart().await;
     let more = tokio::select! {
         said = scene.speak(&alice) => said,
