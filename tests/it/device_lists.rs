@@ -131,7 +131,7 @@ async fn act(random: &mut StdRng, server: &TestServer, owner: &mut Owner, room_i
     }
 }
 
-/// The servers, too, have bad days.
+/// The line between the servers, too, has bad days.
 fn disturb(random: &mut StdRng, links: &Links) {
     match random.random_range(0..12) {
         1 => links.cut(1, true),

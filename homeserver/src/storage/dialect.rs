@@ -147,7 +147,7 @@ impl Dialect {
     }
 
     /// One whole transaction in one statement: an update that must change one row, and then an insert.
-    /// Nothing changes if the update finds no row. It is run with [`Dialect::has_updated`].
+    /// Nothing changes if the update finds no row. It is run with [`Dialect::run_update_then_insert`].
     pub(super) fn update_then_insert(self, parts: &UpdateThenInsert<'_>) -> String {
         let UpdateThenInsert {
             name,
@@ -167,7 +167,7 @@ impl Dialect {
     }
 
     /// Runs the statement that [`Dialect::update_then_insert`] made; whether it found a row to update.
-    pub(super) async fn has_updated(
+    pub(super) async fn run_update_then_insert(
         self,
         query: Query<'_, Any, AnyArguments>,
         connection: &mut AnyConnection,

@@ -70,7 +70,10 @@ pub(in crate::storage) async fn apply(
             .bind(rooms::joined(&head.extremities))
             .bind(head.state.0.to_vec())
             .bind(head.depth);
-        if dialect.has_updated(query, &mut tx.connection).await? {
+        if dialect
+            .run_update_then_insert(query, &mut tx.connection)
+            .await?
+        {
             continue;
         }
         tx.forget_entries();
