@@ -3,13 +3,14 @@
 mod builder;
 
 use std::{
-    collections::HashMap,
-    fmt,
+    collections::{BTreeSet, HashMap},
+    fmt, mem,
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use ruma::{
-    DeviceId, OwnedRoomId, OwnedUserId, RoomId, RoomOrAliasId, ServerName, UserId,
+    DeviceId, OwnedRoomId, OwnedTransactionId, OwnedUserId, RoomId, RoomOrAliasId, ServerName,
+    UserId,
     api::client::{
         membership::join_room_by_id_or_alias,
         room::{Visibility, create_room},
@@ -263,6 +264,8 @@ impl Client {
         requests: Vec<OutgoingRequest>,
     ) -> Result<Vec<Alarm>, OutgoingError> {
         let machine = self.machine()?;
+        let ids = requests.iter().map(|request| request.id.clone()).collect();
+        let mut unreported = Unreported { machine, ids };
         let mut alarms = Vec::new();
         for OutgoingRequest { id, request } in requests {
             match self.send_crypto_request(request).await {
@@ -275,6 +278,7 @@ impl Client {
                     tracing::warn!(%error, errcode = ?error.errcode(), "a key request was refused");
                 }
             }
+            unreported.ids.remove(&id);
         }
         Ok(alarms)
     }
@@ -324,6 +328,19 @@ impl Client {
                 .map(Response::ToDevice)
                 .map_err(failure),
         }
+    }
+}
+
+/// Requests of the machine whose answers were not reported yet. Whoever sends them may stop at any moment; the
+/// machine must not wait for answers then.
+struct Unreported<'a> {
+    machine: &'a Machine,
+    ids: BTreeSet<OwnedTransactionId>,
+}
+
+impl Drop for Unreported<'_> {
+    fn drop(&mut self) {
+        self.machine.give_up_requests(mem::take(&mut self.ids));
     }
 }
 

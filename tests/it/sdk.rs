@@ -7,6 +7,7 @@ mod history;
 mod keys;
 mod relations;
 mod soak;
+mod syncs;
 mod trust;
 
 use std::{path::Path, time::Duration};

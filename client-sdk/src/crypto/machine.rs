@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex as SyncMutex, PoisonError, RwLock},
 };
 
 use ruma::{
@@ -48,6 +48,8 @@ pub struct Machine {
     device_keys: RwLock<Value>,
     settings: RwLock<Settings>,
     volatile: Mutex<Volatile>,
+    /// Requests whose answers will not be reported. Apart from the rest, as one gives up without waiting.
+    given_up: SyncMutex<Vec<OwnedTransactionId>>,
     imported: Notify,
 }
 
@@ -140,6 +142,7 @@ impl Machine {
             device_keys: RwLock::new(device_keys),
             settings: RwLock::default(),
             volatile: Mutex::default(),
+            given_up: SyncMutex::default(),
             imported: Notify::new(),
         })
     }
@@ -260,6 +263,13 @@ impl Machine {
         Ok(Vec::new())
     }
 
+    /// Takes note that nobody waits for the answers to these requests any more, whether they were sent or not:
+    /// what they asked is asked again, at once.
+    pub fn give_up_requests(&self, ids: impl IntoIterator<Item = OwnedTransactionId>) {
+        let given_up = self.given_up.lock();
+        given_up.unwrap_or_else(PoisonError::into_inner).extend(ids);
+    }
+
     /// Whether the server was seen to serve other keys for this device than its own.
     pub async fn own_device_mismatch(&self) -> Result<bool, MachineError> {
         Ok(own_device_mismatch(&self.batch()).await?)
@@ -335,7 +345,12 @@ impl Machine {
     }
 
     pub(crate) async fn lock(&self) -> MutexGuard<'_, Volatile> {
-        self.volatile.lock().await
+        let mut volatile = self.volatile.lock().await;
+        let given_up = self.given_up.lock();
+        for id in given_up.unwrap_or_else(PoisonError::into_inner).drain(..) {
+            volatile.in_flight.remove(&id);
+        }
+        volatile
     }
 
     pub(crate) fn batch(&self) -> Batch<'_> {

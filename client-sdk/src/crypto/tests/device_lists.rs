@@ -96,6 +96,15 @@ async fn t_dl_2_a_change_while_asking_is_asked_about_again() {
     assert_eq!(device_names(&alice, &bob).await, ["BOB", "PHONE"]);
 }
 
+#[tokio::test]
+async fn what_nobody_waits_for_is_asked_again_at_once() {
+    let (_server, alice, bob, id, _) = with_a_query_under_way().await;
+    assert!(due(&alice).await.is_empty(), "control: it is being asked");
+    alice.machine.give_up_requests([id]);
+    let (_, query) = due(&alice).await.remove(0);
+    assert!(query.device_keys.contains_key(bob.user()));
+}
+
 /// Somebody leaves the last common room while we ask, gets a new device, and comes back.
 #[tokio::test]
 async fn an_answer_from_before_a_parting_does_not_count_afterwards() {
