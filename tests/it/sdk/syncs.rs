@@ -6,14 +6,55 @@ use std::{
     time::Duration,
 };
 
+use ruma::RoomId;
+use sotto_client::{Client, Room, sync::SyncUpdate, timeline::TimelineEvent};
 use sotto_tests::TestServer;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use super::{NOW, client_in, encrypted_room, events, person};
 
 const MESSAGES: usize = 40;
 /// So many are not heard yet at most: a sync leaves out the older ones of many.
 const AHEAD: usize = 5;
+
+/// Alice says so many things, but never many more than were heard.
+async fn talk(room: &Room, heard: &AtomicUsize) {
+    for number in 0..MESSAGES {
+        while number >= heard.load(Ordering::Relaxed) + AHEAD {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        room.send_text(number.to_string()).await.unwrap();
+    }
+}
+
+fn texts(update: &SyncUpdate, room_id: &RoomId) -> Vec<String> {
+    let texts = events(update, room_id)
+        .iter()
+        .filter_map(TimelineEvent::body);
+    texts.map(ToOwned::to_owned).collect()
+}
+
+/// What comes in syncs that are mostly let alone at any moment, and how many were.
+async fn listen(client: &Client, room_id: &RoomId, count: &AtomicUsize) -> (Vec<String>, usize) {
+    let deadline = Instant::now() + Duration::from_mins(2);
+    let (mut heard, mut dropped, mut turn) = (Vec::new(), 0, 0);
+    while heard.len() < MESSAGES && Instant::now() < deadline {
+        // Not for ever, however slow the machine is.
+        let patience = match turn % 8 {
+            7 => Duration::from_mins(1),
+            _ => Duration::from_millis(turn % 80),
+        };
+        let sync = client.sync_once(Duration::from_millis(20));
+        match tokio::time::timeout(patience, sync).await {
+            Ok(update) => heard.extend(texts(&update.unwrap(), room_id)),
+            Err(_) => dropped += 1,
+        }
+        count.store(heard.len(), Ordering::Relaxed);
+        turn += 1;
+    }
+    (heard, dropped)
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sync_that_nobody_waits_for_loses_and_repeats_nothing() {
@@ -28,55 +69,17 @@ async fn a_sync_that_nobody_waits_for_loses_and_repeats_nothing() {
     for client in [&alice, &bob] {
         client.sync_once(NOW).await.unwrap();
     }
-    let count = AtomicUsize::new(0);
-    let talk = async {
-        let room = alice.room(&room_id);
-        for number in 0..MESSAGES {
-            while number >= count.load(Ordering::Relaxed) + AHEAD {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            room.send_text(number.to_string()).await.unwrap();
-        }
-    };
-    let deadline = tokio::time::Instant::now() + Duration::from_mins(2);
-    let listen = async {
-        let (mut heard, mut dropped) = (Vec::new(), 0);
-        for turn in 0.. {
-            // In between it is let alone at any moment; but not for ever, however slow the machine is.
-            let patience = match turn % 8 {
-                7 => Duration::from_mins(1),
-                _ => Duration::from_millis(turn % 80),
-            };
-            let sync = bob.sync_once(Duration::from_millis(20));
-            match tokio::time::timeout(patience, sync).await {
-                Ok(update) => {
-                    let update = update.unwrap();
-                    let texts = events(&update, &room_id).iter();
-                    let texts = texts.filter_map(|event| event.body());
-                    heard.extend(texts.map(ToOwned::to_owned));
-                    count.store(heard.len(), Ordering::Relaxed);
-                }
-                Err(_) => dropped += 1,
-            }
-            if heard.len() >= MESSAGES || tokio::time::Instant::now() > deadline {
-                break;
-            }
-        }
-        (heard, dropped)
-    };
+    let (count, room) = (AtomicUsize::new(0), alice.room(&room_id));
     let (mut heard, dropped) = Box::pin(async {
-        let (mut talk, mut listen) = (pin!(talk), pin!(listen));
+        let mut listen = pin!(listen(&bob, &room_id, &count));
         tokio::select! {
             heard = &mut listen => heard,
-            () = &mut talk => listen.await,
+            () = talk(&room, &count) => listen.await,
         }
     })
     .await;
     let rest = bob.sync_once(NOW).await.unwrap();
-    let texts = events(&rest, &room_id)
-        .iter()
-        .filter_map(|event| event.body());
-    heard.extend(texts.map(ToOwned::to_owned));
+    heard.extend(texts(&rest, &room_id));
     let said: Vec<String> = (0..MESSAGES).map(|number| number.to_string()).collect();
     assert_eq!(heard, said);
     assert!(dropped > 5, "{dropped}");
