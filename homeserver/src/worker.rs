@@ -8,4 +8,5 @@ pub(crate) mod profile_repeater;
 pub(crate) mod push;
 pub(crate) mod room_completer;
 pub(crate) mod search;
+pub(crate) mod succession;
 pub(crate) mod user_directory;

@@ -1,5 +1,7 @@
 //! Rooms that are replaced by rooms of other versions.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use sotto_tests::{TestServer, User, escape, room};
 
@@ -273,6 +275,56 @@ async fn what_users_keep_for_a_room_follows_them() {
         let rule = format!("/_matrix/client/v3/pushrules/global/room/{}", escape(&new));
         assert_eq!(user.get(&rule).await.ok()["actions"], json!(["notify"]));
     }
+}
+
+/// Whoever has gone over before the old room was closed, or before that was known, gets it when it is.
+#[tokio::test]
+async fn what_is_closed_late_is_followed_late() {
+    let (a, b) = TestServer::pair().await;
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    let power = json!({ "users": { &bob.user_id: 100 } });
+    let body = json!({ "preset": "public_chat", "room_alias_name": "here",
+        "power_level_content_override": power });
+    let old = alice.create_room(&body).await;
+    bob.join_via(&old, "a.test").await.ok();
+    let of_bob = format!("/_matrix/client/v3/user/{}", bob.user_id);
+    let tags = |room_id: &str| format!("{of_bob}/rooms/{}/tags", escape(room_id));
+    let listed = |room_id: &str| {
+        let room_id = escape(room_id);
+        format!("/_matrix/client/v3/directory/list/room/{room_id}")
+    };
+    let tag = format!("{}/m.favourite", tags(&old));
+    bob.put(&tag, &json!({ "order": 0.5 })).await.ok();
+    let public = json!({ "visibility": "public" });
+    bob.put(&listed(&old), &public).await.ok();
+    let creation = json!({ "predecessor": { "room_id": old, "event_id": "$end" } });
+    let body = json!({ "preset": "public_chat", "creation_content": creation });
+    let new = alice.create_room(&body).await;
+    bob.join_via(&new, "a.test").await.ok();
+    assert_eq!(bob.get(&tags(&new)).await.ok()["tags"], json!({}));
+    let end = json!({ "body": "over there", "replacement_room": new });
+    set(&alice, &old, "m.room.tombstone", &end).await;
+    let alias = format!(
+        "/_matrix/client/v3/directory/room/{}",
+        escape("#here:a.test")
+    );
+    let moved = async || {
+        let tags = bob.get(&tags(&new)).await.ok();
+        let listed = [
+            bob.get(&listed(&old)).await.ok(),
+            bob.get(&listed(&new)).await.ok(),
+        ];
+        tags["tags"]["m.favourite"]["order"] == 0.5
+            && listed.map(|answer| answer["visibility"] == "public") == [false, true]
+            && alice.get(&alias).await.ok()["room_id"] == new.as_str()
+    };
+    for _ in 0..200 {
+        if moved().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it did not follow");
 }
 
 /// A room that only claims to replace another one gets nothing of it.

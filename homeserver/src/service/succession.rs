@@ -28,6 +28,11 @@ pub(crate) struct Succession {
     push_rules: PushRules,
 }
 
+#[derive(Deserialize)]
+struct Tombstone {
+    replacement_room: OwnedRoomId,
+}
+
 /// Why something was not moved.
 #[derive(Debug, thiserror::Error)]
 enum FollowError {
@@ -75,6 +80,18 @@ impl Succession {
         self.rules(user_id, &old, new).await
     }
 
+    /// A room says that it is replaced. Local users who are in the new one already came there before this was known.
+    pub(crate) async fn closed(&self, old: &RoomId) -> Result<(), StorageError> {
+        let tombstone = self.state::<Tombstone>(old, StateEventType::RoomTombstone);
+        let Some(Tombstone { replacement_room }) = tombstone.await? else {
+            return Ok(());
+        };
+        for user_id in (self.storage.log().roster()).local_members(&replacement_room) {
+            self.follow(&user_id, &replacement_room).await;
+        }
+        Ok(())
+    }
+
     /// The room that this one replaced, as both say.
     async fn predecessor(&self, new: &RoomId) -> Result<Option<OwnedRoomId>, StorageError> {
         #[derive(Deserialize)]
@@ -84,10 +101,6 @@ impl Succession {
         #[derive(Deserialize)]
         struct Create {
             predecessor: Predecessor,
-        }
-        #[derive(Deserialize)]
-        struct Tombstone {
-            replacement_room: OwnedRoomId,
         }
         let create = self.state::<Create>(new, StateEventType::RoomCreate);
         let Some(create) = create.await? else {

@@ -70,7 +70,7 @@ use crate::{
         user_directory::UserDirectory,
     },
     storage::Storage,
-    worker::{guests::GuestDismisser, room_completer::RoomCompleter},
+    worker::{guests::GuestDismisser, room_completer::RoomCompleter, succession::SuccessionWorker},
 };
 
 /// Builds each service once, in order, from those before it.
@@ -211,6 +211,8 @@ pub(super) fn services(
         account_data.clone(),
         push_rules.clone(),
     );
+    let successor = SuccessionWorker::new(storage.clone(), succession.clone(), stopping.clone());
+    tasks.spawn(successor.run());
     let relations = Relations::new(storage.clone(), timeline.clone());
     let search = Search::new(storage.clone(), timeline.clone(), relations.clone());
     let thread_subscriptions = ThreadSubscriptions::new(storage.clone(), timeline.clone());
