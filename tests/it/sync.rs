@@ -1,5 +1,7 @@
 //! `/sync` in every detail: gaps, lazy loading, `state_after`, rooms that were left, ignored users, filters.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use sotto_tests::{TestServer, User, escape, room};
 
@@ -302,6 +304,31 @@ async fn full_state_repeats_no_event() {
         assert!(events(state).any(|event| event["type"] == "m.room.create"));
         assert!(events(state).any(|event| event["type"] == "m.room.name"));
     }
+}
+
+/// Whoever joins without having left may not know the room any more, and wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_again_is_told_the_whole_room_again() {
+    let server = TestServer::start().await;
+    let [alice, bob] = register(&server, ["alice", "bob"]).await;
+    let room_id = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    bob.join(&room_id).await.ok();
+    alice.send(&room_id, "old").await;
+    let (alices, bobs) = (alice.sync(None, 0).await, bob.sync(None, 0).await);
+    let (alices, bobs) = (next(&alices), next(&bobs));
+    let waits = async { bob.sync(Some(&bobs), 20_000).await };
+    let joins = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        bob.join(&room_id).await.ok()
+    };
+    let (told, _) = tokio::join!(waits, joins);
+    let room = &told["rooms"]["join"][&room_id];
+    assert!(events(&room["state"]).any(|event| event["type"] == "m.room.create"));
+    assert_eq!(members(&room["state"]), [&*alice.user_id, &*bob.user_id]);
+    assert_eq!(bodies(&room["timeline"]), Vec::<&str>::new());
+    // That is all of it, and nobody else hears of it.
+    assert_eq!(bob.sync(Some(&next(&told)), 0).await["rooms"], Value::Null);
+    assert_eq!(alice.sync(Some(&alices), 0).await["rooms"], Value::Null);
 }
 
 #[tokio::test(flavor = "multi_thread")]

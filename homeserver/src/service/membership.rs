@@ -28,7 +28,7 @@ use super::{
     succession::Succession,
     timeline::{SendError, Timeline},
 };
-use crate::storage::{Families, Storage, StorageError};
+use crate::storage::{Families, Storage, StorageError, log::Change as LogChange};
 
 /// Changes who is in a room.
 #[derive(Clone)]
@@ -126,13 +126,29 @@ impl Membership {
         said: Map<String, Value>,
     ) -> Result<(), MembershipError> {
         self.admit(user_id, room_id).await?;
+        let again = self.storage.log().roster().is_joined(user_id, room_id);
         if self.is_resident(room_id).await? {
             self.enter(user_id, room_id, via, said).await?;
         } else {
             self.enter_apart(user_id, room_id, via, said).await?;
         }
         self.succession.follow(user_id, room_id).await;
+        if again {
+            self.tell_again(user_id, room_id).await?;
+        }
         Ok(())
+    }
+
+    /// Has the clients of a user told of a room as if it were new: "After a user has joined a room, the room will
+    /// appear as an entry in the response of the `/sync`", and who joins without need may wait for that.
+    async fn tell_again(&self, user_id: &UserId, room_id: &RoomId) -> Result<(), StorageError> {
+        let (user_id, room_id) = (user_id.to_owned(), room_id.to_owned());
+        let change = LogChange::JoinedAgain { user_id, room_id };
+        let write = self.storage.write(move |tx| {
+            tx.log(change);
+            Box::pin(async { Ok(()) })
+        });
+        write.await
     }
 
     /// Goes on with the join of a large room when the client has lost patience: asked once more, it waits
@@ -410,7 +426,7 @@ impl Membership {
                     user_id,
                     place,
                 };
-                tx.log(crate::storage::log::Change::OutsideMembership(row));
+                tx.log(LogChange::OutsideMembership(row));
                 Ok::<_, StorageError>(())
             })
         });

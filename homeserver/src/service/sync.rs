@@ -31,7 +31,7 @@ use std::{
 
 use quick_cache::sync::Cache;
 use ruma::{
-    OwnedRoomId, RoomId,
+    OwnedRoomId, RoomId, UserId,
     api::client::{filter::FilterDefinition, sync::sync_events::v3::Response},
     events::room::member::MembershipState,
     presence::PresenceState,
@@ -63,7 +63,7 @@ use super::{
 };
 use crate::storage::{
     Storage, StorageError,
-    log::{Entry, StreamPosition},
+    log::{Change, Entry, StreamPosition},
     roster::Place,
 };
 
@@ -175,6 +175,8 @@ struct Look<'a> {
     until: StreamPosition,
     /// The rooms of the user as of `until`.
     places: BTreeMap<OwnedRoomId, Place>,
+    /// Rooms that the user joined again without having left them: a client that does so may not know them.
+    again: BTreeSet<OwnedRoomId>,
     /// The entries between, if memory has them.
     entries: Option<Vec<Arc<Entry>>>,
 }
@@ -195,8 +197,13 @@ impl Look<'_> {
     }
 
     /// Whether the client must learn of a room as if it had never heard of it.
-    fn is_new(&self, place: &Place) -> bool {
-        self.is_fresh(place) || self.ask.full_state
+    fn is_new(&self, room_id: &RoomId, place: &Place) -> bool {
+        self.is_fresh(place) || self.is_told_again(room_id)
+    }
+
+    /// Whether the client must learn all of a room of which it has heard.
+    fn is_told_again(&self, room_id: &RoomId) -> bool {
+        self.ask.full_state || self.again.contains(room_id)
     }
 
     /// Whether the client has no event of a room that the user is in now.
@@ -330,12 +337,12 @@ impl Sync {
                         response.rooms.leave.insert(room_id.clone(), room);
                     }
                 }
-                MembershipState::Invite if look.is_new(place) => {
+                MembershipState::Invite if look.is_new(room_id, place) => {
                     if let Some(invite) = self.invited(&look, room_id).await? {
                         response.rooms.invite.insert(room_id.clone(), invite);
                     }
                 }
-                MembershipState::Knock if look.is_new(place) => {
+                MembershipState::Knock if look.is_new(room_id, place) => {
                     let knock = self.knocked(&look, room_id).await?;
                     response.rooms.knock.insert(room_id.clone(), knock);
                 }
@@ -365,14 +372,28 @@ impl Sync {
                 entries.retain(|entry| entry.position <= until);
                 entries
             });
+            let again = joined_again(&ask.requester.user_id, entries.as_deref());
             // A token from the future comes from a database that was put back; all there is then is new.
             return Look {
                 ask,
                 since: since.min(until),
                 until,
                 places,
+                again,
                 entries,
             };
         }
     }
+}
+
+fn joined_again(user_id: &UserId, entries: Option<&[Arc<Entry>]>) -> BTreeSet<OwnedRoomId> {
+    let entries = entries.unwrap_or_default().iter();
+    let rooms = entries.filter_map(|entry| match &entry.change {
+        Change::JoinedAgain {
+            user_id: whose,
+            room_id,
+        } if whose == user_id => Some(room_id.clone()),
+        _ => None,
+    });
+    rooms.collect()
 }

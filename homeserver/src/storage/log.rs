@@ -38,6 +38,14 @@ pub(crate) enum Change {
     Event(Arc<StoredEvent>),
     /// A local user was invited to, or removed from, a room in which the server itself has no timeline.
     OutsideMembership(Membership),
+    /// A local user asked to join a room without having left it. Not stored: it only has clients told of the room
+    /// that may not know it.
+    JoinedAgain {
+        /// Who.
+        user_id: OwnedUserId,
+        /// The room.
+        room_id: OwnedRoomId,
+    },
     /// Account data was set.
     AccountData {
         /// Whose.
@@ -318,6 +326,7 @@ impl Log {
             | Change::Redacted { room_id, .. }
             | Change::Typing { room_id } => room(room_id, audience),
             Change::OutsideMembership(Membership { user_id, .. })
+            | Change::JoinedAgain { user_id, .. }
             | Change::AccountData { user_id }
             | Change::Profile { user_id }
             | Change::ThreadSubscription { user_id }

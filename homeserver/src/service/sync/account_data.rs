@@ -35,8 +35,8 @@ impl AccountDataNews {
         let own = |change: &Change| matches!(change, Change::AccountData { user_id: whose } if whose == user_id);
         let new_room = look
             .places
-            .values()
-            .any(|place| place.membership == MembershipState::Join && look.is_new(place));
+            .iter()
+            .any(|(id, place)| place.membership == MembershipState::Join && look.is_new(id, place));
         let news = look
             .entries
             .as_ref()
@@ -63,7 +63,11 @@ impl AccountDataNews {
             match &item.room_id {
                 None if fresh => found.global.push(item),
                 Some(room_id)
-                    if fresh || look.places.get(room_id).is_some_and(|p| look.is_new(p)) =>
+                    if fresh
+                        || look
+                            .places
+                            .get(room_id)
+                            .is_some_and(|p| look.is_new(room_id, p)) =>
                 {
                     found.rooms.entry(room_id.clone()).or_default().push(item);
                 }

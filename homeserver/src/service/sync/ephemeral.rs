@@ -37,7 +37,7 @@ impl EphemeralNews {
             if place.membership != MembershipState::Join || !look.wants(room_id) {
                 continue;
             }
-            let is_new = look.is_new(place);
+            let is_new = look.is_new(room_id, place);
             if is_new {
                 new.push(room_id.clone());
             } else if touched.as_ref().is_none_or(|rooms| rooms.contains(room_id)) {

@@ -22,7 +22,7 @@ impl Sync {
         place: &Place,
         gathered: &Gathered,
     ) -> Result<Option<JoinedRoom>, StorageError> {
-        let new = look.is_new(place);
+        let new = look.is_new(room_id, place);
         let mut joined = JoinedRoom::new();
         joined.state = state(look, Vec::new());
         joined.account_data = gathered.account_data.of_room(look, room_id);

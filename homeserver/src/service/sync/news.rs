@@ -59,8 +59,8 @@ impl News {
         let beginning = StreamPosition(i64::MIN);
         let fresh = sync.stretches(&rooms, beginning, look.until, reach).await?;
         stretches.extend(fresh);
-        if look.ask.full_state {
-            known.retain(|room_id| !stretches.contains_key(room_id));
+        known.retain(|room_id| look.is_told_again(room_id) && !stretches.contains_key(room_id));
+        if !known.is_empty() {
             let rooms = sync.timeline.heads.rooms(&known).await?;
             let nids: Vec<_> = rooms.values().map(|room| room.nid).collect();
             for (room_id, nid, state) in sync.states_at(&nids, look.until).await? {

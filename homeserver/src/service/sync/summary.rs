@@ -35,7 +35,10 @@ impl Summaries {
             let Some(shown) = news.of(room_id).filter(|_| joined) else {
                 continue;
             };
-            let Some(end) = shown.end.filter(|_| shown.members || look.is_new(place)) else {
+            let Some(end) = shown
+                .end
+                .filter(|_| shown.members || look.is_new(room_id, place))
+            else {
                 continue;
             };
             let (joined, invited) = sync.storage.log().roster().counts(room_id);

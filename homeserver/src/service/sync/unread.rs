@@ -37,7 +37,7 @@ impl UnreadNews {
         let user_id = &look.ask.requester.user_id;
         let read: BTreeSet<_> = ephemeral.own_receipts(user_id).cloned().collect();
         let rooms = look.places.iter().filter(|(room_id, place)| {
-            let told = look.is_new(place)
+            let told = look.is_new(room_id, place)
                 || timeline.of(room_id).is_some()
                 || account_data.is_in(room_id)
                 || ephemeral.is_in(room_id);
