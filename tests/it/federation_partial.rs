@@ -235,6 +235,56 @@ async fn who_was_banned_gains_nothing_while_nobody_knows_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_rejected_while_nobody_knew_better_counts_afterwards() {
+    let (crowd, ours, alice) = join(SIZE).await;
+    let room_id = crowd.room_id().as_str();
+    let tip = alice.send(room_id, "I am in").await;
+    let (user, joined) = crowd.banned();
+    let (founder, seat) = crowd.seat(&ours, &tip);
+    let (guest, path) = ("@guest:s2.test", "state/m.room.member/@guest:s2.test");
+    let member = |sender, membership: &str| {
+        let content = json!({ "membership": membership });
+        Draft::state(sender, "m.room.member", guest, content)
+    };
+    // Somebody who was banned lets a guest in, which nobody knows to be wrong.
+    let mut theirs = seat.clone();
+    theirs.has("m.room.member", &user, &joined);
+    let banned = crowd.speaker(&ours, &user);
+    let invite = banned.make(&mut theirs, &member(user.as_str(), "invite"));
+    assert_eq!(banned.deliver(&ours, &invite).await, None);
+    let others = crowd.speaker(&ours, guest);
+    let enters = others.make(&mut theirs, &member(guest, "join"));
+    assert_eq!(others.deliver(&ours, &enters).await, None);
+    // Who is in cannot be invited, so what is right looks wrong.
+    let again = founder.make_after(&seat, &theirs.tip, &member(crowd.founder(), "invite"));
+    assert_eq!(founder.deliver(&ours, &again).await, None);
+    let is = alice.get(&room(room_id, path)).await.ok();
+    assert_eq!(is["membership"], "join");
+    let shown = room(room_id, &format!("event/{}", escape(again.id.as_str())));
+    assert_eq!(alice.get(&shown).await.refused(), (404, "M_NOT_FOUND"));
+    let mut since = None;
+    alice.sync_until(&mut since, |_| Some(())).await;
+
+    crowd.hold(false);
+    let told = |sync: &Value| {
+        let timeline = &sync["rooms"]["join"][room_id]["timeline"]["events"];
+        let mut events = timeline.as_array()?.iter();
+        events.find(|event| event["event_id"] == again.id.as_str())?;
+        Some(())
+    };
+    alice.sync_until(&mut since, told).await;
+    let is = alice.get(&room(room_id, path)).await.ok();
+    assert_eq!(is["membership"], "invite");
+    alice.get(&shown).await.ok();
+    // Nothing builds on what was wrong.
+    let next = alice.send(room_id, "Welcome").await;
+    let path = format!("/_matrix/federation/v1/event/{}", escape(&next));
+    let next = founder.get(&ours, &path).await.ok()["pdus"][0]["prev_events"].to_string();
+    assert!(!next.contains(enters.id.as_str()) && !next.contains(invite.id.as_str()));
+    assert!(next.contains(again.id.as_str()), "{next}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_can_leave_before_the_members_are_known() {
     let (crowd, _ours, alice) = join(SIZE).await;
     let room_id = crowd.room_id().as_str();

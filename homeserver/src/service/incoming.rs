@@ -13,6 +13,7 @@ mod complete;
 mod difference;
 mod gather;
 mod order;
+mod patience;
 mod place;
 mod redactions;
 mod remote;
@@ -39,6 +40,7 @@ use sotto_federation::room::{
 };
 use tokio::sync::Mutex;
 
+use self::patience::Patience;
 pub(crate) use self::{complete::Whole, remote::Remote, source::Source};
 use super::{parallel::parallel, server_acl::ServerAcls, timeline::Timeline};
 use crate::storage::{Storage, StorageError, rooms::Room};
@@ -57,6 +59,7 @@ struct Inner {
     source: Arc<dyn Source>,
     /// What arrives for a room waits here for what arrived before.
     lanes: Cache<OwnedRoomId, Arc<Mutex<()>>>,
+    patience: Patience,
 }
 
 /// What became of each event; accepted and soft-failed ones are `Ok`.
@@ -125,6 +128,7 @@ impl Incoming {
             acls,
             source,
             lanes: Cache::new(4_096),
+            patience: Patience::new(),
         }))
     }
 

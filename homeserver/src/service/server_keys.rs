@@ -47,6 +47,8 @@ const ANSWERS_WITHOUT_PAUSE: u32 = 8;
 const PAUSE_AFTER_ANSWER: Duration = Duration::from_mins(1);
 /// A server that did not answer is asked again at the latest after this.
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
+/// But after this if it seems to make a request itself, which cannot be known without its keys.
+const PAUSE_BEFORE_REQUEST: Duration = Duration::from_secs(5);
 
 /// Knows the keys of servers. Cheap to clone.
 #[derive(Clone)]
@@ -72,6 +74,8 @@ struct Slot {
     answers: u32,
     counted_since: Option<MilliSecondsSinceUnixEpoch>,
     backoff: Backoff,
+    /// When it did not answer.
+    away_at: Option<MilliSecondsSinceUnixEpoch>,
     not_before: Option<MilliSecondsSinceUnixEpoch>,
 }
 
@@ -208,10 +212,16 @@ impl ServerKeys {
             ids: vec![id.to_owned()],
             at: Some(now),
         };
+        self.slot(server).lock().await.stir(now);
         let keys = self
             .of_server(server, std::slice::from_ref(&wanted))
             .await?;
         Ok(keys.and_then(|keys| keys.for_request(id, now).cloned()))
+    }
+
+    /// Whether a server, when it was last asked for its keys, did not answer.
+    pub(crate) async fn is_away(&self, server: &ServerName) -> bool {
+        self.slot(server).lock().await.away_at.is_some()
     }
 
     /// A request of this server was authenticated, so it is there: what waits for it can be sent.
@@ -431,6 +441,7 @@ impl Slot {
     /// The server is there, so it may be asked again; but not by everybody all the time.
     fn answered(&mut self, now: MilliSecondsSinceUnixEpoch) {
         let is_over = |since| after(since, PAUSE_AFTER_ANSWER) <= now;
+        self.away_at = None;
         if self.counted_since.is_none_or(is_over) {
             (self.counted_since, self.answers) = (Some(now), 0);
         }
@@ -439,8 +450,17 @@ impl Slot {
         self.not_before = enough.then(|| after(now, PAUSE_AFTER_ANSWER));
     }
 
+    /// Somebody who says to be this server makes a request: it may be back.
+    fn stir(&mut self, now: MilliSecondsSinceUnixEpoch) {
+        let soon = self.away_at.map(|at| after(at, PAUSE_BEFORE_REQUEST));
+        if soon.is_some_and(|soon| soon <= now) {
+            self.not_before = None;
+        }
+    }
+
     fn failed(&mut self, now: MilliSecondsSinceUnixEpoch) {
         self.backoff = self.backoff.failed();
+        self.away_at = Some(now);
         self.not_before = Some(after(now, self.backoff.pause(0).min(LONGEST_PAUSE)));
     }
 }

@@ -52,7 +52,7 @@ pub(crate) struct Timeline {
     pub(crate) events: Events,
     pub(crate) visibility: Visibility,
     pub(crate) policy_servers: PolicyServers,
-    clock: Clock,
+    pub(super) clock: Clock,
     pub(crate) server_name: OwnedServerName,
     key: Arc<SigningKey>,
 }

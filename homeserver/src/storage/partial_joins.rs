@@ -57,8 +57,18 @@ pub(crate) struct Completion {
 pub(crate) struct Rebased {
     pub(crate) nid: EventNid,
     pub(crate) states: States,
-    /// Whether the members show that it was not allowed.
-    pub(crate) rejected: bool,
+    pub(crate) turn: Turn,
+}
+
+/// What the members show of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// It was judged rightly.
+    None,
+    /// It was not allowed.
+    Wrong,
+    /// It was rejected, though it was allowed. It loses its place, to be taken in again.
+    Right,
 }
 
 /// The tables of joins without members.
@@ -234,7 +244,11 @@ async fn rebase(connection: &mut AnyConnection, event: &Rebased) -> Result<(), S
         after,
         head,
     } = event.states;
-    let verdict = if event.rejected { "2" } else { "verdict" };
+    let verdict = match event.turn {
+        Turn::None => "verdict",
+        Turn::Wrong => "2",
+        Turn::Right => return displace(connection, event.nid).await,
+    };
     let sql = format!(
         "UPDATE events SET state_before = $2, state_after = $3, head_state = $4, \
          verdict = {verdict} WHERE nid = $1"
@@ -246,6 +260,18 @@ async fn rebase(connection: &mut AnyConnection, event: &Rebased) -> Result<(), S
         .bind((head != after).then(|| head.0.to_vec()))
         .execute(connection)
         .await?;
+    Ok(())
+}
+
+/// Makes an event an outlier, as if it had never come.
+async fn displace(connection: &mut AnyConnection, nid: EventNid) -> Result<(), StorageError> {
+    sqlx::query(
+        "UPDATE events SET state_before = NULL, state_after = NULL, head_state = NULL, \
+         replaces = NULL WHERE nid = $1",
+    )
+    .bind(nid.0)
+    .execute(connection)
+    .await?;
     Ok(())
 }
 

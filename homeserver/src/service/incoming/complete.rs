@@ -1,12 +1,13 @@
 //! Rooms that get the members which were not told with the join: everything that was placed meanwhile moves on
-//! top of the whole state, and is judged again.
+//! top of the whole state, and is judged again. What turns out to be wrong changes nothing any more, and what was
+//! rejected without reason is taken in as if it came now.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use ruma::RoomId;
+use ruma::{OwnedEventId, RoomId};
 use sotto_federation::room::{
     auth::{self, Verdict},
     pdu::Pdu,
@@ -17,13 +18,14 @@ use sotto_federation::room::{
 use super::{
     Errand, Incoming,
     bench::{Bench, Item},
+    gather::Gathered,
     place::{Placing, get},
 };
 use crate::storage::{
     Families, StorageError,
     append::{Append, AppendError, Gaps, NewOutlier},
     events::{States, StoredEvent, StoredVerdict},
-    partial_joins::{Completion, Members, PartialJoin, Rebased},
+    partial_joins::{Completion, Members, PartialJoin, Rebased, Turn},
     rooms::Head,
     state_map::{Changed, EventNid, NodeId, StateKeyId},
 };
@@ -81,6 +83,7 @@ impl Incoming {
             });
         }
         let completion = placing.complete(partial, whole.state.root).await?;
+        let again = placing.turned_out_right(&completion);
         let mut nodes = whole.state.nodes;
         nodes.append(&mut placing.nodes);
         let append = Append {
@@ -103,11 +106,15 @@ impl Incoming {
                 ..Gaps::default()
             },
         };
-        match slot.append(append).await {
-            Ok(done) => Ok(done.is_some()),
-            Err(AppendError::HeadMoved | AppendError::Repeated(_)) => Ok(false),
-            Err(AppendError::Storage(error)) => Err(error),
+        let done = match slot.append(append).await {
+            Ok(done) => done.is_some(),
+            Err(AppendError::HeadMoved | AppendError::Repeated(_)) => false,
+            Err(AppendError::Storage(error)) => return Err(error),
+        };
+        if done && !again.events.is_empty() {
+            self.place(room_id, &rules, &again, errand).await?;
         }
+        Ok(done)
     }
 }
 
@@ -126,26 +133,34 @@ impl Placing<'_> {
         let mut events = Vec::with_capacity(stored.len());
         for event in stored.values() {
             let Some(states) = event.state else { continue };
+            let nid = event.nid;
             let before = self.rebase(&rebase, states.before).await?;
-            let was = event.verdict == StoredVerdict::Rejected;
             // The join was judged by who fetched the members.
-            let rejected =
-                !was && event.nid != partial.join && !self.is_allowed(event, before).await?;
-            if rejected {
-                tracing::info!(event_id = %event.pdu.event_id(), "an event was not allowed after all");
-                rebase.wrong.insert(event.nid);
+            let allowed = nid == partial.join || self.is_allowed(&event.pdu, before).await?;
+            let turn = match (event.verdict == StoredVerdict::Rejected, allowed) {
+                (false, false) => Turn::Wrong,
+                (true, true) => Turn::Right,
+                (true, false) | (false, true) => Turn::None,
+            };
+            if turn != Turn::None {
+                tracing::info!(event_id = %event.pdu.event_id(), ?turn, "the members are known");
+                self.turn(event, turn)?;
+            }
+            if turn == Turn::Wrong {
+                rebase.wrong.insert(nid);
             }
             let states = States {
                 before,
                 after: self.rebase(&rebase, states.after).await?,
                 head: states.head,
             };
-            let nid = event.nid;
-            events.push(Rebased {
-                nid,
-                states,
-                rejected,
-            });
+            events.push(Rebased { nid, states, turn });
+        }
+        self.head.extremities = self.right_extremities(&rebase.wrong).await?;
+        if self.head.extremities.is_empty() {
+            let join = stored.get(&partial.join);
+            let join = join.map(|join| join.pdu.event_id().to_owned());
+            self.head.extremities.extend(join);
         }
         let before = self.head.state;
         let after = self.rebase(&rebase, before).await?;
@@ -155,6 +170,55 @@ impl Placing<'_> {
             before,
             after,
         })
+    }
+
+    /// From now on, others that name an event as what allows them are judged by what it turned out to be.
+    fn turn(&mut self, event: &StoredEvent, turn: Turn) -> Result<(), StorageError> {
+        let (id, json) = (event.pdu.event_id().to_owned(), event.pdu.json().to_owned());
+        let wrong = |_| StorageError::inconsistent("events", "json", event.pdu.event_id().as_str());
+        let pdu = Pdu::from_storage(id, json, turn == Turn::Wrong).map_err(wrong)?;
+        self.bench.insert(Item {
+            nid: event.nid,
+            pdu: Arc::new(pdu),
+            after: event.state.map(|states| states.after),
+            stored: None,
+        });
+        Ok(())
+    }
+
+    /// The events that were rejected without reason.
+    fn turned_out_right(&self, completion: &Completion) -> Gathered {
+        let events = completion.events.iter();
+        let right = events.filter(|event| event.turn == Turn::Right);
+        let items = right.filter_map(|event| self.bench.by_nid(event.nid));
+        let pdus = items.map(|item| (item.pdu.event_id().to_owned(), (*item.pdu).clone()));
+        Gathered {
+            events: pdus.collect(),
+            ..Gathered::default()
+        }
+    }
+
+    /// The forward extremities; instead of events that turned out to be wrong, what those build on.
+    async fn right_extremities(
+        &mut self,
+        wrong: &BTreeSet<EventNid>,
+    ) -> Result<Vec<OwnedEventId>, StorageError> {
+        let (mut right, mut seen) = (Vec::new(), BTreeSet::new());
+        let mut next = self.head.extremities.clone();
+        while let Some(id) = next.pop() {
+            if !seen.insert(id.clone()) {
+                continue;
+            }
+            self.bench.load(vec![id.clone()]).await?;
+            match self.bench.get(&id).filter(|item| item.after.is_some()) {
+                Some(item) if wrong.contains(&item.nid) => {
+                    next.extend(item.pdu.prev_events().iter().cloned());
+                }
+                Some(_) => right.push(id),
+                None => {}
+            }
+        }
+        Ok(right)
     }
 
     /// The events that got their places since the join, and the join.
@@ -192,16 +256,16 @@ impl Placing<'_> {
     }
 
     /// Whether a state allows an event.
-    async fn is_allowed(
+    pub(super) async fn is_allowed(
         &mut self,
-        event: &StoredEvent,
+        pdu: &Pdu,
         before: NodeId,
     ) -> Result<bool, StorageError> {
-        self.bench.load(event.pdu.auth_events().to_vec()).await?;
-        let state = self.auth_state(before, &event.pdu).await?;
+        self.bench.load(pdu.auth_events().to_vec()).await?;
+        let state = self.auth_state(before, pdu).await?;
         let at_hand = |id: &ruma::EventId| self.bench.auth_event(id);
         let part = |event_type: &_, key: &_| get(&state, event_type, key);
-        let verified = Verified::from_stored((*event.pdu).clone());
+        let verified = Verified::from_stored(pdu.clone());
         let judged = auth::judge(verified, &at_hand, part, part, self.rules);
         Ok(!matches!(judged.verdict(), Verdict::Rejected(_)))
     }

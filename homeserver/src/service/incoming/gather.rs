@@ -2,15 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ruma::{EventId, OwnedEventId, ServerName, room_version_rules::RoomVersionRules};
+use ruma::{
+    EventId, OwnedEventId, OwnedServerName, RoomId, ServerName,
+    room_version_rules::RoomVersionRules,
+};
 use serde_json::value::RawValue;
-use sotto_federation::room::{
-    auth::create_event_id,
-    pdu::{Pdu, Unverified},
-    signing::PolicyServer,
+use sotto_federation::{
+    client::ClientError,
+    room::{
+        auth::create_event_id,
+        pdu::{Pdu, Unverified},
+        signing::{PolicyServer, SignatureError},
+    },
 };
 
-use super::{Errand, Incoming, source::StateIds};
+use super::{Errand, Incoming, Refused, source::StateIds};
 use crate::{
     service::policy_servers::PolicyError,
     storage::{StorageError, rooms::Room},
@@ -45,6 +51,35 @@ pub(super) struct Gathered {
     pub(super) states: BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
     /// Events that the policy server of the room does not recommend.
     pub(super) unwanted: BTreeSet<OwnedEventId>,
+}
+
+/// Of whom something is asked, and about which room.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    origin: &'a ServerName,
+    room: &'a Room,
+    rules: &'a RoomVersionRules,
+}
+
+/// What a server said when it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// What it was asked for.
+    All,
+    /// That it does not tell.
+    No,
+    /// Nothing. It may do so at another time.
+    Nothing,
+}
+
+impl Heard {
+    fn error(error: &ClientError) -> Self {
+        if error.is_server_down() {
+            Self::Nothing
+        } else {
+            Self::No
+        }
+    }
 }
 
 impl Gathered {
@@ -82,18 +117,15 @@ impl Incoming {
         } else {
             self.with_missing_prev_events(&gathered).await?
         };
+        let asked = Asked {
+            origin,
+            room,
+            rules,
+        };
         for event_id in open.into_iter().take(most) {
-            if self
-                .state_before(origin, room, rules, &event_id, &mut gathered)
-                .await?
-            {
-                continue;
-            }
-            // Who sends an event has what comes right before it, and would have given it.
-            if !told.contains(&event_id) {
-                self.states_before_missing(origin, room, rules, &event_id, &mut gathered)
-                    .await?;
-            }
+            let is_told = told.contains(&event_id);
+            self.states_behind(asked, &event_id, is_told, &mut gathered)
+                .await?;
         }
         self.auth_chains(origin, room, rules, &mut gathered).await?;
         if errand != Errand::History {
@@ -211,84 +243,137 @@ impl Incoming {
         Ok(open.map(|pdu| pdu.event_id().to_owned()).collect())
     }
 
-    /// Fetches the state before an event, as the server that sent it has it; whether it told.
-    async fn state_before(
+    /// Fetches what is needed for the state before an event, some of whose previous events are missing.
+    ///
+    /// Where others of them are known, the states before the missing ones are: all of them together make the same
+    /// here as for everybody who has the whole graph. What the state before the event itself makes together with
+    /// known ones is not always that state again, so that is for those who cannot tell the others.
+    async fn states_behind(
         &self,
-        origin: &ServerName,
-        room: &Room,
-        rules: &RoomVersionRules,
+        asked: Asked<'_>,
         event_id: &EventId,
-        gathered: &mut Gathered,
-    ) -> Result<bool, StorageError> {
-        let source = &self.0.source;
-        let Ok(ids) = source.state_ids(origin, &room.room_id, event_id).await else {
-            return Ok(false);
-        };
-        let of = (event_id, None);
-        self.add_state(origin, room, rules, of, ids, gathered)
-            .await?;
-        Ok(true)
-    }
-
-    /// Fetches the events before an event that are missing, and the states before them.
-    async fn states_before_missing(
-        &self,
-        origin: &ServerName,
-        room: &Room,
-        rules: &RoomVersionRules,
-        event_id: &EventId,
+        is_told: bool,
         gathered: &mut Gathered,
     ) -> Result<(), StorageError> {
-        let source = &self.0.source;
         let Some(pdu) = gathered.events.get(event_id) else {
             return Ok(());
         };
-        for missing in self.unplaced_among(pdu.prev_events(), gathered).await? {
-            let Ok(ids) = source.state_ids(origin, &room.room_id, &missing).await else {
-                return Ok(());
-            };
-            let of = (&*missing, Some(missing.clone()));
-            self.add_state(origin, room, rules, of, ids, gathered)
-                .await?;
+        let missing = self.unplaced_among(pdu.prev_events(), gathered).await?;
+        if missing.len() < pdu.prev_events().len() {
+            let heard = self.states_before(asked, missing, gathered).await?;
+            if heard == Heard::No {
+                self.state_before(asked, event_id, gathered).await?;
+            }
+            return Ok(());
+        }
+        let heard = self.state_before(asked, event_id, gathered).await?;
+        // Who sends an event has what comes right before it, and would have given it.
+        if heard != Heard::All && !is_told {
+            self.states_before(asked, missing, gathered).await?;
         }
         Ok(())
     }
 
-    /// Fetches the events of the state before an event; that event as well, if it is asked for.
+    /// Fetches the state before an event, as the server that sent it has it.
+    async fn state_before(
+        &self,
+        asked: Asked<'_>,
+        event_id: &EventId,
+        gathered: &mut Gathered,
+    ) -> Result<Heard, StorageError> {
+        let (source, room_id) = (&self.0.source, &asked.room.room_id);
+        match source.state_ids(asked.origin, room_id, event_id).await {
+            Ok(ids) => self.add_state(asked, (event_id, None), ids, gathered).await,
+            Err(error) => Ok(Heard::error(&error)),
+        }
+    }
+
+    /// Fetches missing events, and the states before them.
+    async fn states_before(
+        &self,
+        asked: Asked<'_>,
+        missing: Vec<OwnedEventId>,
+        gathered: &mut Gathered,
+    ) -> Result<Heard, StorageError> {
+        let (source, room_id) = (&self.0.source, &asked.room.room_id);
+        for event_id in missing {
+            let ids = match source.state_ids(asked.origin, room_id, &event_id).await {
+                Ok(ids) => ids,
+                Err(error) => return Ok(Heard::error(&error)),
+            };
+            let of = (&*event_id, Some(event_id.clone()));
+            let heard = self.add_state(asked, of, ids, gathered).await?;
+            if heard != Heard::All {
+                return Ok(heard);
+            }
+        }
+        Ok(Heard::All)
+    }
+
+    /// Fetches the events of the state before an event; that event as well, if it is asked for. A part of a
+    /// state is none: it would be a state that nobody else has.
     async fn add_state(
         &self,
-        origin: &ServerName,
-        room: &Room,
-        rules: &RoomVersionRules,
+        asked: Asked<'_>,
         (of, with): (&EventId, Option<OwnedEventId>),
         ids: StateIds,
         gathered: &mut Gathered,
-    ) -> Result<(), StorageError> {
+    ) -> Result<Heard, StorageError> {
+        let Asked {
+            origin,
+            room,
+            rules,
+        } = asked;
         let source = &self.0.source;
         let all = ids.state.iter().chain(&ids.auth_chain).chain(&with);
-        let missing = self.unknown(all.cloned().collect(), gathered).await?;
-        if missing.len() > WHOLE_STATE
-            && let Ok(events) = source.state(origin, &room.room_id, of).await
-        {
-            self.add_outliers(&events, &missing, room, rules, gathered)
-                .await;
+        let mut missing = self.unknown(all.cloned().collect(), gathered).await?;
+        let mut keyless = BTreeSet::new();
+        if missing.len() > WHOLE_STATE {
+            match source.state(origin, &room.room_id, of).await {
+                Ok(events) => {
+                    keyless = self
+                        .add_outliers(&events, &missing, room, rules, gathered)
+                        .await;
+                    missing = self
+                        .unknown(missing.into_iter().collect(), gathered)
+                        .await?;
+                }
+                Err(error) => return Ok(Heard::error(&error)),
+            }
         }
-        let missing = self
-            .unknown(missing.into_iter().collect(), gathered)
-            .await?;
         let mut requests = Vec::new();
         for id in missing.iter().take(WHOLE_STATE) {
             requests.push(source.event(origin, id));
         }
-        let events: Vec<_> = futures_util::future::join_all(requests)
-            .await
-            .into_iter()
-            .filter_map(Result::ok)
-            .collect();
-        self.add_outliers(&events, &missing, room, rules, gathered)
-            .await;
+        let mut events = Vec::with_capacity(requests.len());
+        for answer in futures_util::future::join_all(requests).await {
+            match answer {
+                Ok(event) => events.push(event),
+                Err(error) if error.is_server_down() => return Ok(Heard::Nothing),
+                Err(_) => {}
+            }
+        }
+        keyless.extend(
+            self.add_outliers(&events, &missing, room, rules, gathered)
+                .await,
+        );
+        if self.waits_for_keys(&room.room_id, &keyless).await {
+            return Ok(Heard::Nothing);
+        }
         gathered.states.insert(of.to_owned(), ids.state);
-        Ok(())
+        Ok(Heard::All)
+    }
+
+    /// Whether a state without the events of these servers is no state yet: they may tell their keys when they are
+    /// back. Nobody waits long for them, as they may be gone for good, and the room goes on.
+    async fn waits_for_keys(&self, room_id: &RoomId, servers: &BTreeSet<OwnedServerName>) -> bool {
+        for server in servers {
+            if self.0.source.is_away(server).await {
+                let now = self.0.timeline.clock.now();
+                return self.0.patience.allows(room_id, now);
+            }
+        }
+        false
     }
 
     /// The events that are neither gathered nor have a place.
@@ -339,7 +424,8 @@ impl Incoming {
         Ok(())
     }
 
-    /// Verifies events that were asked for, and keeps them; what was not asked for is left out.
+    /// Verifies events that were asked for, and keeps them; what was not asked for is left out. Returns the servers
+    /// without whose keys some could not be verified.
     async fn add_outliers(
         &self,
         events: &[Box<RawValue>],
@@ -347,14 +433,20 @@ impl Incoming {
         room: &Room,
         rules: &RoomVersionRules,
         gathered: &mut Gathered,
-    ) {
+    ) -> BTreeSet<OwnedServerName> {
         let mut parsed = parse(events, room, rules, usize::MAX);
         parsed.retain(|pdu| asked.contains(pdu.event_id()) && !gathered.has(pdu.event_id()));
+        let mut unknown = BTreeSet::new();
         for (event_id, verified) in self.verify(parsed, rules).await {
-            if let Ok(pdu) = verified {
-                gathered.outliers.insert(event_id, pdu);
+            match verified {
+                Ok(pdu) => drop(gathered.outliers.insert(event_id, pdu)),
+                Err(Refused::Signature(SignatureError::Missing(server))) => {
+                    unknown.insert(server);
+                }
+                Err(_) => {}
             }
         }
+        unknown
     }
 
     /// Leaves out what is gathered, or has its place.

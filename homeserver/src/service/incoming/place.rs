@@ -51,7 +51,7 @@ pub(super) struct Placing<'a> {
     pub(super) waiting: Vec<Waits>,
     /// Redactions that waited for events that are placed now.
     pub(super) waited: Vec<(OwnedEventId, OwnedEventId)>,
-    /// Events to be placed that stored ones refer to already.
+    /// Events to be placed that stored ones build on, if only by way of others.
     pub(super) behind: BTreeSet<OwnedEventId>,
     /// Events that remain missing.
     pub(super) missing: BTreeSet<OwnedEventId>,
@@ -164,7 +164,7 @@ impl<'a> Placing<'a> {
         let new: Vec<_> = gathered.events.keys().cloned().collect();
         let mut reader = self.storage.read().await?;
         let behind = reader.inbound().missing_among(self.room.nid, &new).await?;
-        self.behind.extend(behind);
+        self.behind = with_ancestors(gathered, behind.into_iter().collect());
         self.waited = reader.inbound().redactions_of(&new).await?;
         drop(reader);
         let redactions: Vec<_> = self.waited.iter().map(|pair| pair.1.clone()).collect();
@@ -414,6 +414,19 @@ impl<'a> Placing<'a> {
         }
         Ok(())
     }
+}
+
+/// Events, and those among the gathered ones on which they build.
+fn with_ancestors(gathered: &Gathered, events: Vec<OwnedEventId>) -> BTreeSet<OwnedEventId> {
+    let (mut open, mut all) = (events, BTreeSet::new());
+    while let Some(id) = open.pop() {
+        if let Some(pdu) = gathered.events.get(&id)
+            && all.insert(id)
+        {
+            open.extend(pdu.prev_events().iter().cloned());
+        }
+    }
+    all
 }
 
 pub(super) fn get(state: &AuthState, event_type: &StateEventType, key: &str) -> Option<Arc<Pdu>> {

@@ -48,6 +48,10 @@ impl Source for Remote {
         })
     }
 
+    fn is_away<'a>(&'a self, server: &'a ServerName) -> BoxFuture<'a, bool> {
+        Box::pin(self.keys.is_away(server))
+    }
+
     fn missing_events<'a>(
         &'a self,
         server: &'a ServerName,

@@ -222,12 +222,12 @@ impl Placing<'_> {
         Ok(Some(made.root))
     }
 
-    /// A state that is given by the ids of its events. Those that are not at hand, or that cannot be part
-    /// of a state, are left out; `None` without a create event.
-    pub(super) async fn state_of_ids(
+    /// A state that is given by the ids of its events, and whether it has all of them. Those that are not at
+    /// hand, or that cannot be part of a state, are left out; `None` without a create event.
+    async fn state_of_ids(
         &mut self,
         ids: &[OwnedEventId],
-    ) -> Result<Option<NodeId>, StorageError> {
+    ) -> Result<Option<(NodeId, bool)>, StorageError> {
         let mut state = StateMap::new();
         for item in ids.iter().filter_map(|id| self.bench.get(id)) {
             if let Some(key) = key_of(item)
@@ -239,7 +239,8 @@ impl Placing<'_> {
         if !state.contains_key(&(StateEventType::RoomCreate, String::new())) {
             return Ok(None);
         }
-        Ok(Some(self.keep_state(&state).await?))
+        let is_whole = state.len() == ids.len();
+        Ok(Some((self.keep_state(&state).await?, is_whole)))
     }
 
     /// The states that the sending server told: the one before an event, or those after the events before it
@@ -251,7 +252,8 @@ impl Placing<'_> {
         missing: &[OwnedEventId],
     ) -> Result<Option<Vec<NodeId>>, StorageError> {
         if let Some(ids) = gathered.states.get(pdu.event_id()) {
-            return Ok(self.state_of_ids(ids).await?.map(|state| vec![state]));
+            let state = self.state_of_ids(ids).await?;
+            return Ok(state.map(|(state, _)| vec![state]));
         }
         let mut states = Vec::with_capacity(missing.len());
         for id in missing {
@@ -259,10 +261,14 @@ impl Placing<'_> {
             else {
                 return Ok(None);
             };
-            let Some(before) = self.state_of_ids(ids).await? else {
+            let Some((before, is_whole)) = self.state_of_ids(ids).await? else {
                 return Ok(None);
             };
-            states.push(self.state_after(before, item.nid, &item.pdu).await?.0);
+            // Nobody judged it so far but by its auth events. A part of the state cannot do that: what allows it may
+            // be in the rest.
+            let is_refused = is_whole && !self.is_allowed(&item.pdu, before).await?;
+            let after = self.state_after(before, item.nid, &item.pdu).await?.0;
+            states.push(if is_refused { before } else { after });
         }
         Ok(Some(states).filter(|states| !states.is_empty()))
     }

@@ -2,12 +2,12 @@
 
 use ruma::{OwnedEventId, OwnedUserId, events::room::member::MembershipState};
 
-use super::{Errand, Outcomes, place::Placing};
+use super::{Outcomes, place::Placing};
 use crate::{
     service::{heads::Slot, timeline::membership},
     storage::{
         StorageError,
-        append::{Append, AppendError, Gaps},
+        append::{Append, AppendError, Gaps, NewEvent, Placement},
         rooms::Head,
         state_map::{EventNid, NodeId},
     },
@@ -44,10 +44,10 @@ impl Placing<'_> {
         if self.events.is_empty() && self.outliers.is_empty() {
             return Ok(Some(self.outcomes));
         }
-        if self.errand == Errand::History {
-            // Places in the past are given out from the newest to the oldest.
-            self.events.reverse();
-        }
+        // Places in the past are given out from the newest to the oldest.
+        let is_past = |event: &NewEvent| event.placement == Placement::Past;
+        let (past, news): (Vec<_>, Vec<_>) = self.events.into_iter().partition(is_past);
+        self.events = past.into_iter().rev().chain(news).collect();
         let gaps = self.gaps();
         let expected = self.head.version;
         let append = Append {

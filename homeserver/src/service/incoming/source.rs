@@ -16,6 +16,9 @@ pub(crate) trait Source: Send + Sync {
     /// The keys with which to verify events, as far as they can be had: a map for each.
     fn keys(&self, required: Vec<RequiredKeys>) -> BoxFuture<'_, Vec<PublicKeyMap>>;
 
+    /// Whether a server, when it was last asked for its keys, did not answer.
+    fn is_away<'a>(&'a self, server: &'a ServerName) -> BoxFuture<'a, bool>;
+
     /// Events between those that are known and those that are not
     /// ([spec](https://spec.matrix.org/v1.19/server-server-api/#post_matrixfederationv1get_missing_eventsroomid)).
     fn missing_events<'a>(

@@ -2,12 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 use futures_util::future::BoxFuture;
 use ruma::{
     EventId, OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, ServerName, UserId,
-    owned_server_name, server_name, user_id,
+    events::StateEventType, owned_server_name, server_name, user_id,
 };
 use serde_json::{Value, json, value::RawValue, value::to_raw_value};
 use sotto_federation::{
@@ -37,15 +40,33 @@ use crate::{
 };
 
 struct Fake {
-    key: Arc<SigningKey>,
+    told: Told,
+}
+
+/// What the other server tells.
+#[derive(Clone, Default)]
+struct Told {
+    keys: Arc<Mutex<PublicKeyMap>>,
     missing: Arc<Mutex<Vec<Box<RawValue>>>>,
+    states: Arc<Mutex<BTreeMap<OwnedEventId, StateIds>>>,
+    events: Arc<Mutex<BTreeMap<OwnedEventId, Box<RawValue>>>>,
+}
+
+impl Told {
+    fn key(&self, server: &ServerName, key: &SigningKey) {
+        let keys = [(key.id().to_string(), key.public_key())].into();
+        self.keys.lock().unwrap().insert(server.to_string(), keys);
+    }
 }
 
 impl Source for Fake {
     fn keys(&self, required: Vec<RequiredKeys>) -> BoxFuture<'_, Vec<PublicKeyMap>> {
-        let keys = [(self.key.id().to_string(), self.key.public_key())].into();
-        let map = PublicKeyMap::from([("b.test".to_owned(), keys)]);
-        Box::pin(async move { vec![map; required.len()] })
+        let keys = self.told.keys.lock().unwrap().clone();
+        Box::pin(async move { vec![keys; required.len()] })
+    }
+
+    fn is_away<'a>(&'a self, _: &'a ServerName) -> BoxFuture<'a, bool> {
+        Box::pin(async { true })
     }
 
     fn missing_events<'a>(
@@ -55,16 +76,17 @@ impl Source for Fake {
         _: Vec<OwnedEventId>,
         _: Vec<OwnedEventId>,
     ) -> BoxFuture<'a, RawEvents> {
-        Box::pin(async { Ok(std::mem::take(&mut *self.missing.lock().unwrap())) })
+        Box::pin(async { Ok(std::mem::take(&mut *self.told.missing.lock().unwrap())) })
     }
 
     fn state_ids<'a>(
         &'a self,
         _: &'a ServerName,
         _: &'a RoomId,
-        _: &'a EventId,
+        event_id: &'a EventId,
     ) -> BoxFuture<'a, Result<StateIds, ClientError>> {
-        Box::pin(async { Err(ClientError::NotFound) })
+        let ids = self.told.states.lock().unwrap().get(event_id).cloned();
+        Box::pin(async { ids.ok_or(ClientError::NotFound) })
     }
 
     fn state<'a>(
@@ -79,9 +101,10 @@ impl Source for Fake {
     fn event<'a>(
         &'a self,
         _: &'a ServerName,
-        _: &'a EventId,
+        event_id: &'a EventId,
     ) -> BoxFuture<'a, Result<Box<RawValue>, ClientError>> {
-        Box::pin(async { Err(ClientError::NotFound) })
+        let event = self.told.events.lock().unwrap().get(event_id).cloned();
+        Box::pin(async { event.ok_or(ClientError::NotFound) })
     }
 
     fn event_auth<'a>(
@@ -110,7 +133,8 @@ struct Place {
     timeline: Timeline,
     incoming: Incoming,
     key: Arc<SigningKey>,
-    missing: Arc<Mutex<Vec<Box<RawValue>>>>,
+    told: Told,
+    storage: Storage,
     room_id: OwnedRoomId,
     _directory: tempfile::TempDir,
 }
@@ -125,6 +149,12 @@ fn template(kind: &str, state_key: Option<&str>, content: &Value) -> Template {
     }
 }
 
+/// Bob's name.
+fn named(name: &str) -> Template {
+    let content = json!({ "membership": "join", "displayname": name });
+    template("m.room.member", Some("@bob:b.test"), &content)
+}
+
 impl Place {
     /// A public room of Alice's, in which Bob of the other server is.
     async fn new() -> Self {
@@ -137,17 +167,14 @@ impl Place {
         let events = Events::new(storage.clone());
         let own = Arc::new(SigningKey::generate().unwrap());
         let clock = Clock::system();
-        let nobody = Arc::new(NoPolicyServer);
-        let policy = PolicyServers::new(storage.clone(), events.clone(), nobody);
+        let policy = PolicyServers::new(storage.clone(), events.clone(), Arc::new(NoPolicyServer));
         let timeline = Timeline::new(storage.clone(), events.clone(), policy, clock, name, own);
         let key = Arc::new(SigningKey::generate().unwrap());
-        let missing = Arc::default();
-        let fake = Fake {
-            key: key.clone(),
-            missing: Arc::clone(&missing),
-        };
+        let told = Told::default();
+        told.key(server_name!("b.test"), &key);
+        let fake = Fake { told: told.clone() };
         let acls = ServerAcls::new(events);
-        let incoming = Incoming::new(storage, timeline.clone(), acls, Arc::new(fake));
+        let incoming = Incoming::new(storage.clone(), timeline.clone(), acls, Arc::new(fake));
         let alice = user_id!("@alice:a.test");
         let mut draft = Draft::new_room(RoomVersionId::V12, None);
         for made in [
@@ -177,7 +204,8 @@ impl Place {
             timeline,
             incoming,
             key,
-            missing,
+            told,
+            storage,
             room_id,
             _directory: directory,
         };
@@ -195,6 +223,30 @@ impl Place {
         template: Template,
         after: Option<&OwnedEventId>,
     ) -> (OwnedEventId, Box<RawValue>) {
+        let prev_events = match after {
+            Some(id) => vec![id.clone()],
+            None => self.extremities().await,
+        };
+        self.remote_after(sender, template, prev_events).await
+    }
+
+    async fn remote_after(
+        &self,
+        sender: &str,
+        template: Template,
+        prev_events: Vec<OwnedEventId>,
+    ) -> (OwnedEventId, Box<RawValue>) {
+        self.signed(&self.key, sender, template, prev_events).await
+    }
+
+    /// An event of the server of its sender.
+    async fn signed(
+        &self,
+        signing_key: &SigningKey,
+        sender: &str,
+        template: Template,
+        prev_events: Vec<OwnedEventId>,
+    ) -> (OwnedEventId, Box<RawValue>) {
         let rules = version::rules(&RoomVersionId::V12).unwrap();
         let sender = <&UserId>::try_from(sender).unwrap();
         let room = self.timeline.heads.room(&self.room_id).await.unwrap();
@@ -208,13 +260,13 @@ impl Place {
         let selected = types.iter().filter_map(|key| auth.get(key));
         let basis = Basis {
             room_id: Some(self.room_id.clone()),
-            prev_events: after.map_or(head.extremities, |id| vec![id.clone()]),
+            prev_events,
             auth_events: selected.map(|pdu| pdu.event_id().to_owned()).collect(),
             hashes: Hashes::default(),
             depth: 10,
         };
-        let (now, other) = (Clock::system().now(), server_name!("b.test"));
-        let built = build(template, &basis, sender, now, &rules, other, &self.key).unwrap();
+        let (now, other) = (Clock::system().now(), sender.server_name());
+        let built = build(template, &basis, sender, now, &rules, other, signing_key).unwrap();
         (
             built.pdu().event_id().to_owned(),
             built.pdu().json().to_owned(),
@@ -231,6 +283,17 @@ impl Place {
         let other = server_name!("b.test");
         let outcomes = self.incoming.receive(other, &[json.to_owned()]).await;
         outcomes.get(id).unwrap().clone()
+    }
+
+    /// The ids of the current state.
+    async fn state(&self) -> Vec<OwnedEventId> {
+        let room = self.timeline.heads.room(&self.room_id).await.unwrap();
+        let state = room.unwrap().head.unwrap().state;
+        let entries = self.storage.state_entries(state).await.unwrap();
+        let nids: Vec<_> = entries.values().copied().collect();
+        let events = self.timeline.events.by_nids(&nids).await.unwrap();
+        let ids = events.values().map(|event| event.pdu.event_id().to_owned());
+        ids.collect()
     }
 
     async fn extremities(&self) -> Vec<OwnedEventId> {
@@ -279,7 +342,7 @@ async fn missing_events_are_fetched_and_come_first() {
     let place = Place::new().await;
     let (first, first_json) = place.message(None).await;
     let (second, second_json) = place.message(Some(&first)).await;
-    place.missing.lock().unwrap().push(first_json);
+    place.told.missing.lock().unwrap().push(first_json);
     assert!(place.receive(&second_json, &second).await.is_ok());
     let first = place.timeline.events.by_id(&first).await.unwrap().unwrap();
     let stored = place.timeline.events.by_id(&second).await.unwrap().unwrap();
@@ -309,10 +372,6 @@ async fn what_builds_on_nothing_that_can_be_had_is_refused() {
 async fn branches_are_merged_and_their_states_resolved() {
     let place = Place::new().await;
     let base = place.extremities().await.remove(0);
-    let named = |name: &str| {
-        let content = json!({ "membership": "join", "displayname": name });
-        template("m.room.member", Some("@bob:b.test"), &content)
-    };
     let (one, one_json) = place.remote("@bob:b.test", named("one"), Some(&base)).await;
     let (two, two_json) = place.remote("@bob:b.test", named("two"), Some(&base)).await;
     let (three, three_json) = place.message(Some(&base)).await;
@@ -327,4 +386,113 @@ async fn branches_are_merged_and_their_states_resolved() {
     let (after, json) = place.message(None).await;
     assert!(place.receive(&json, &after).await.is_ok());
     assert_eq!(place.extremities().await, [after]);
+}
+
+#[tokio::test]
+async fn a_state_of_which_a_part_cannot_be_had_is_none() {
+    let place = Place::new().await;
+    let (missing, _) = place.message(None).await;
+    let (next, json) = place.message(Some(&missing)).await;
+    let (part, part_json) = place.remote("@bob:b.test", named("Bob"), None).await;
+    let mut ids = StateIds {
+        state: place.state().await,
+        auth_chain: Vec::new(),
+    };
+    ids.state.push(part.clone());
+    place.told.states.lock().unwrap().insert(next.clone(), ids);
+    let outcome = place.receive(&json, &next).await;
+    assert!(matches!(outcome, Err(Refused::MissingPrevEvents)));
+    // It counts once all of it is there.
+    place.told.events.lock().unwrap().insert(part, part_json);
+    assert!(place.receive(&json, &next).await.is_ok());
+    assert!(place.extremities().await.contains(&next));
+}
+
+#[tokio::test]
+async fn a_state_waits_for_the_keys_of_a_server_that_is_away() {
+    let place = Place::new().await;
+    let (missing, _) = place.message(None).await;
+    let (next, json) = place.message(Some(&missing)).await;
+    let (other, prev) = (SigningKey::generate().unwrap(), place.extremities().await);
+    let carol = "@carol:c.test";
+    let join = template(
+        "m.room.member",
+        Some(carol),
+        &json!({ "membership": "join" }),
+    );
+    let (joined, joined_json) = place.signed(&other, carol, join, prev).await;
+    let mut ids = StateIds {
+        state: place.state().await,
+        auth_chain: Vec::new(),
+    };
+    ids.state.push(joined.clone());
+    place.told.states.lock().unwrap().insert(next.clone(), ids);
+    place
+        .told
+        .events
+        .lock()
+        .unwrap()
+        .insert(joined.clone(), joined_json);
+    let outcome = place.receive(&json, &next).await;
+    assert!(matches!(outcome, Err(Refused::MissingPrevEvents)));
+    place.told.key(server_name!("c.test"), &other);
+    assert!(place.receive(&json, &next).await.is_ok());
+    assert!(place.state().await.contains(&joined));
+}
+
+#[tokio::test]
+async fn the_state_behind_a_missing_event_is_asked_for_where_others_are_known() {
+    let place = Place::new().await;
+    let base = place.extremities().await.remove(0);
+    let (known, known_json) = place.message(Some(&base)).await;
+    assert!(place.receive(&known_json, &known).await.is_ok());
+    let (missing, missing_json) = place.remote("@bob:b.test", named("Bob"), Some(&base)).await;
+    let content = json!({ "msgtype": "m.text", "body": "both" });
+    let message = template("m.room.message", None, &content);
+    let prev = vec![known, missing.clone()];
+    let (both, json) = place.remote_after("@bob:b.test", message, prev).await;
+    let ids = StateIds {
+        state: place.state().await,
+        auth_chain: Vec::new(),
+    };
+    // What comes before both is told as well, and is not what the known one and the missing one make together.
+    let states = [(both.clone(), ids.clone()), (missing.clone(), ids)];
+    place.told.states.lock().unwrap().extend(states);
+    let events = [(missing.clone(), missing_json)];
+    place.told.events.lock().unwrap().extend(events);
+    assert!(place.receive(&json, &both).await.is_ok());
+    let stored = place.timeline.events.by_id(&both).await.unwrap().unwrap();
+    let before = stored.state.unwrap().before;
+    let kind = StateEventType::RoomMember;
+    let member = place.storage.state_get(before, &kind, "@bob:b.test");
+    let nid = member.await.unwrap().unwrap();
+    let member = place.timeline.events.by_nids(&[nid]).await.unwrap();
+    assert_eq!(member[&nid].pdu.event_id(), missing);
+}
+
+#[tokio::test]
+async fn what_is_before_a_missing_event_is_no_news_either() {
+    let place = Place::new().await;
+    let base = place.extremities().await;
+    let (first, first_json) = place.message(None).await;
+    let (second, second_json) = place.message(Some(&first)).await;
+    let (last, json) = place.message(Some(&second)).await;
+    let ids = StateIds {
+        state: place.state().await,
+        auth_chain: Vec::new(),
+    };
+    let states = [(last.clone(), ids)];
+    place.told.states.lock().unwrap().extend(states);
+    assert!(place.receive(&json, &last).await.is_ok());
+    let mut tips = base;
+    tips.push(last);
+    assert_eq!(place.extremities().await, tips);
+    // What it builds on comes, and what that builds on with it.
+    place.told.missing.lock().unwrap().push(first_json);
+    assert!(place.receive(&second_json, &second).await.is_ok());
+    assert_eq!(place.extremities().await, tips);
+    let first = place.timeline.events.by_id(&first).await.unwrap().unwrap();
+    let second = place.timeline.events.by_id(&second).await.unwrap().unwrap();
+    assert!(first.position.unwrap() < second.position.unwrap());
+    assert!(second.position.unwrap() < 0);
 }
