@@ -3,7 +3,10 @@
 use std::{
     net::{SocketAddr, TcpListener},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU16, Ordering},
+    },
 };
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -251,10 +254,12 @@ impl TestServer {
 }
 
 /// A port on which nobody listens; of those that are given to nobody who asks for any, or one of the many
-/// connections of a test would take it before the server does.
+/// connections of a test would take it before the server does. Nor is it given to another test, which might listen
+/// first, or while the server is restarted.
 fn free_port() -> SocketAddr {
-    let ports = std::iter::repeat_with(|| rand::random_range(10_000..20_000));
-    let mut addresses = ports.map(|port: u16| SocketAddr::from(([127, 0, 0, 1], port)));
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::random()));
+    let ports = std::iter::repeat_with(|| 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000);
+    let mut addresses = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
     let is_free = |address: &SocketAddr| TcpListener::bind(address).is_ok();
     addresses.find(is_free).expect("a free port")
 }
