@@ -30,6 +30,9 @@ const MAX_DEVICE_KEYS: usize = 8 * 1024;
 const MAX_KEY: usize = 1024;
 /// How many one-time keys one request may have.
 const MAX_KEYS: usize = 500;
+/// How many one-time keys of one algorithm wait for a device, and of how many algorithms.
+const MAX_WAITING: u32 = 500;
+const MAX_ALGORITHMS: usize = 16;
 /// The algorithm of clients whose keys are real.
 const OLM: EventEncryptionAlgorithm = EventEncryptionAlgorithm::OlmV1Curve25519AesSha2;
 
@@ -429,6 +432,10 @@ async fn store_keys(
         tx.one_time_keys()
             .insert(&user_id, &device_id, &one_time_keys, position)
             .await?;
+        let waiting = tx.one_time_keys().counts(&user_id, &device_id).await?;
+        if waiting.len() > MAX_ALGORITHMS || waiting.values().any(|count| *count > MAX_WAITING) {
+            return Err(UploadError::TooLarge);
+        }
     }
     Ok(())
 }
