@@ -94,7 +94,7 @@ async fn each_one_time_key_is_handed_out_once() {
     let (alice, bob) = (server.register("alice").await, server.register("bob").await);
     let key = upload_device(&alice).await;
     for batch in 0..10 {
-        let keys: serde_json::Map<_, _> = (0..100)
+        let keys: Map<_, _> = (0..100)
             .map(|n| {
                 let id = format!("signed_curve25519:{batch}{n:02}");
                 (id, one_time_key(&alice, &key))

@@ -300,6 +300,24 @@ async fn who_is_not_known_is_not_said_to_have_no_devices() {
     assert!(answer["device_keys"]["@mallory:b.test"]["PHONE"].is_object());
 }
 
+/// Whoever asks while a list is being fetched gets what then comes: the other server is asked once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_list_is_fetched_once_for_all_who_ask() {
+    let (_ours, _other, fake, alice) = with_fake(RoomVersionId::V11).await;
+    alice.join_via(fake.room_id().as_str(), "b.test").await.ok();
+    fake.lie(Lie::DelayDevices);
+    let mallory = "@mallory:b.test";
+    let query = json!({ "device_keys": { mallory: [] } });
+    let path = "/_matrix/client/v3/keys/query";
+    let asked = std::iter::repeat_with(|| alice.post(path, &query)).take(5);
+    for answer in futures_util::future::join_all(asked).await {
+        assert!(answer.ok()["device_keys"][mallory]["PHONE"].is_object());
+    }
+    let mut received = fake.received();
+    received.retain(|unit| unit["asked for devices of"] == mallory);
+    assert_eq!(received.len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_is_not_sent_what_was_before() {
     let (ours, _other, fake, alice) = with_fake(RoomVersionId::V11).await;

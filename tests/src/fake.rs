@@ -56,6 +56,8 @@ pub enum Lie {
     RefuseTransactions,
     /// Refuses transactions with an event that says `poison`.
     RefusePoison,
+    /// Takes its time to tell of its users' devices.
+    DelayDevices,
     /// Does not tell of its users' devices.
     RefuseDevices,
     /// Says of its keys that they were valid until long ago.
@@ -364,7 +366,11 @@ async fn devices(
     State(shared): State<Arc<Shared>>,
     UrlPath(user): UrlPath<String>,
 ) -> (StatusCode, String) {
-    if *lock(&shared.lie) == Lie::RefuseDevices {
+    let lie = *lock(&shared.lie);
+    if lie == Lie::DelayDevices {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    if lie == Lie::RefuseDevices {
         let error = json!({ "errcode": "M_UNKNOWN" });
         return (StatusCode::SERVICE_UNAVAILABLE, error.to_string());
     }

@@ -16,8 +16,8 @@ pub(crate) mod verify;
 use std::{collections::BTreeMap, sync::Arc};
 
 use quick_cache::sync::Cache;
-use ruma::{OneTimeKeyAlgorithm, UInt};
-use tokio::sync::Notify;
+use ruma::{OneTimeKeyAlgorithm, OwnedUserId, UInt};
+use tokio::sync::{Mutex, Notify};
 
 use super::{accounts::Requester, federation::Federation};
 use crate::storage::{
@@ -33,6 +33,8 @@ pub(crate) struct E2eKeys {
     counts: Arc<Counts>,
     /// Lists of remote users are to be fetched.
     stale: Arc<Notify>,
+    /// Who fetches the list of a remote user waits here for whoever does so already.
+    turns: Arc<Cache<OwnedUserId, Arc<Mutex<()>>>>,
 }
 
 /// What is known of the one-time keys of devices, and as of when.
@@ -52,6 +54,7 @@ impl E2eKeys {
             federation,
             counts: Arc::new(Cache::new(10_000)),
             stale: Arc::default(),
+            turns: Arc::new(Cache::new(10_000)),
         }
     }
 

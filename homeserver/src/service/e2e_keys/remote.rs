@@ -6,6 +6,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,6 +23,7 @@ use ruma::{
     serde::Raw,
 };
 use sotto_federation::client::ClientError;
+use tokio::sync::Mutex;
 
 use super::{
     E2eKeys,
@@ -235,8 +238,42 @@ impl E2eKeys {
         }
     }
 
-    /// Fetches the list of a remote user whose server will tell us of changes.
+    /// Fetches the list of a remote user whose server will tell us of changes, unless somebody else just did.
     pub(super) async fn fetch(&self, user_id: &UserId) -> Result<(), FetchError> {
+        let turn = self.turn(user_id);
+        let turn = tokio::time::timeout(PATIENCE, turn.lock());
+        let _turn = turn.await.map_err(|_| FetchError::Timeout)?;
+        if self.is_fresh(user_id).await? {
+            return Ok(self.note_fetched(user_id).await?);
+        }
+        self.fetch_in_turn(user_id).await
+    }
+
+    /// Somebody else has fetched a list: it is not to be fetched once more, unless an update came since.
+    async fn note_fetched(&self, user_id: &UserId) -> Result<(), StorageError> {
+        let user_id = user_id.to_owned();
+        let write = self.storage.write(move |tx| {
+            async move {
+                let mut lists = tx.device_lists();
+                if lists.remote(&user_id).await?.fetched_at.is_some() {
+                    lists.set_retry_at(&user_id, None, 0).await?;
+                }
+                Ok(())
+            }
+            .boxed()
+        });
+        write.await
+    }
+
+    fn turn(&self, user_id: &UserId) -> Arc<Mutex<()>> {
+        let fresh = || Ok::<_, Infallible>(Arc::default());
+        match self.turns.get_or_insert_with(user_id, fresh) {
+            Ok(turn) => turn,
+            Err(never) => match never {},
+        }
+    }
+
+    async fn fetch_in_turn(&self, user_id: &UserId) -> Result<(), FetchError> {
         let mut reader = self.storage.read().await?;
         let before = reader.device_lists().remote(user_id).await?;
         drop(reader);
