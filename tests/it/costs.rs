@@ -25,6 +25,11 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 const CHILD: &str = "SOTTO_COSTS_TEST_SERVER";
 const SLIDING: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
 
+/// For how long nothing happens after a request is done with.
+const SHORT: Duration = Duration::from_millis(20);
+/// The same after all that follows from many requests, or from a start.
+const LONG: Duration = Duration::from_millis(500);
+
 /// What the server did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Spent {
@@ -163,11 +168,11 @@ impl Counted {
         }
     }
 
-    /// What it has spent once it does nothing of its own accord any more.
-    async fn settled(&mut self) -> Spent {
+    /// What it has spent once it does nothing any more, for so long.
+    async fn settled(&mut self, rest: Duration) -> Spent {
         let mut before = self.spent();
         loop {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(rest).await;
             let now = self.spent();
             if now == before {
                 return now;
@@ -183,9 +188,10 @@ impl Counted {
             batches: usize::MAX,
         };
         for _ in 0..5 {
-            let before = self.spent();
+            // A statement may be counted only after the answer was sent.
+            let before = self.settled(SHORT).await;
             run().await;
-            let after = self.spent();
+            let after = self.settled(SHORT).await;
             least.statements = least.statements.min(after.statements - before.statements);
             least.batches = least.batches.min(after.batches - before.batches);
         }
@@ -311,7 +317,7 @@ async fn who_is_not_looking_costs_nothing() {
     for members in [10, 200] {
         let room_id = server.room_of(&alice, members).await;
         // What follows from so many joins is over then, also on a slow machine.
-        server.settled().await;
+        server.settled(LONG).await;
         costs.push(
             server
                 .cost(async || drop(alice.send(&room_id, "hello").await))
@@ -355,7 +361,7 @@ async fn first_syncs_cost_no_statement_for_each_room() {
         drop(server);
         server = Counted::start(folder.path(), &database);
         let bob = User::anonymous(server.url.clone()).with_token(&bob.token);
-        let before = server.settled().await;
+        let before = server.settled(LONG).await;
         if sliding {
             slide(&bob, None).await;
         } else {
