@@ -62,6 +62,9 @@ pub(crate) fn alarm(alarm: &Alarm) -> String {
             "The server shows another identity for you. If that was not you, trust nobody."
                 .to_owned()
         }
+        Alarm::OnlyFallbackKeys { user_id, device_id } => {
+            format!("The server keeps the one-time keys of {user_id}'s device {device_id} back.")
+        }
         Alarm::StoreForked => "Somebody else uses a copy of these keys.".to_owned(),
         other => format!("{other:?}"),
     }

@@ -115,13 +115,16 @@ impl StoredAccount {
         batch.put(Table::Account, "", "", &row)
     }
 
-    /// Takes what a sync says about the keys on the server. A missing count means none.
+    /// Takes what a sync says about the keys on the server. A missing count means none. The former
+    /// fallback key is forgotten when its time is over and nothing waits that may need it: a sync
+    /// brings only so many messages, and the next ones may be older than they seem.
     ///
     /// Returns whether the account has to be saved.
     pub(crate) fn take_counts(
         &mut self,
         one_time_keys: u64,
         unused_fallback_keys: Option<&[OneTimeKeyAlgorithm]>,
+        inbox: Inbox,
         now: u64,
     ) -> bool {
         let mut changed = self.state.server_count != Some(one_time_keys);
@@ -136,7 +139,8 @@ impl StoredAccount {
             self.state.forget_fallback_at = Some(now.saturating_add(FALLBACK_FORGET_MS));
             changed = true;
         }
-        if self.state.forget_fallback_at.is_some_and(|at| at <= now) {
+        let is_time = self.state.forget_fallback_at.is_some_and(|at| at <= now);
+        if is_time && inbox == Inbox::Empty {
             self.olm.forget_fallback_key();
             self.state.forget_fallback_at = None;
             changed = true;
@@ -210,6 +214,15 @@ impl StoredAccount {
             })
             .collect()
     }
+}
+
+/// Whether messages to this device may wait on the server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Inbox {
+    /// The last sync brought none.
+    Empty,
+    /// It brought some, and perhaps not all.
+    Filled,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

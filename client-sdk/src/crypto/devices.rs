@@ -42,6 +42,9 @@ pub struct Device {
     /// How many claims in a row had no answer.
     #[serde(default)]
     pub(crate) claims_unanswered: u32,
+    /// With how many sessions in a row the server gave its fallback key.
+    #[serde(default)]
+    pub(crate) fallback_keys: u32,
     /// It was told that no session can be made.
     pub(crate) told_no_olm: bool,
     /// The self-signing key that signed it.
@@ -79,6 +82,7 @@ impl Device {
             claim_failures: 0,
             claim_after: 0,
             claims_unanswered: 0,
+            fallback_keys: 0,
             told_no_olm: false,
             signed_by: None,
             object: None,

@@ -221,8 +221,7 @@ impl Machine {
                     .await?
             }
             (Response::KeysClaim(response), Asked::Claim { devices }) => {
-                self.take_claim(response, &devices).await?;
-                Vec::new()
+                self.take_claim(response, &devices).await?
             }
             (Response::SigningKeysUpload(_), Asked::SigningKeys) => {
                 self.take_signing_keys().await?;

@@ -96,4 +96,12 @@ pub enum Alarm {
     OwnIdentityChanged,
     /// Another program uses a copy of this store; both will fail to decrypt.
     StoreForked,
+    /// The server hands out nothing but the fallback key of a device, time after time: what begins a
+    /// session with it stays readable for who steals that key later.
+    OnlyFallbackKeys {
+        /// The user.
+        user_id: OwnedUserId,
+        /// The device.
+        device_id: OwnedDeviceId,
+    },
 }

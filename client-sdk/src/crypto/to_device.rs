@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use vodozemac::Curve25519PublicKey;
 
 use super::{
-    account::StoredAccount,
+    account::{Inbox, StoredAccount},
     devices::{self, TrackedUser},
     error::{MachineError, RejectedMessage},
     history, identity,
@@ -175,7 +175,11 @@ impl Machine {
         }
         let mut account = StoredAccount::load(&batch).await?;
         let (count, unused) = (changes.one_time_keys, changes.unused_fallback_keys);
-        if account.take_counts(count, unused, self.now()) {
+        let inbox = match changes.to_device {
+            [] => Inbox::Empty,
+            _ => Inbox::Filled,
+        };
+        if account.take_counts(count, unused, inbox, self.now()) {
             account.save(&mut batch)?;
         }
         batch.put(Table::Meta, "", SYNC_TOKEN, &changes.next_batch)?;

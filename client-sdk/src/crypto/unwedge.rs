@@ -20,7 +20,7 @@ use super::{
     machine::{Asked, InFlight, Machine, Volatile},
     outbox::{Messages, Purpose},
     query::pause_ms,
-    requests::{OutgoingRequest, Request},
+    requests::{Alarm, OutgoingRequest, Request},
 };
 use crate::{
     environment,
@@ -30,6 +30,10 @@ use crate::{
 /// A session with one device is replaced at most this often, so that nobody can make us burn
 /// one-time keys by sending garbage.
 const REPLACE_AT_MOST_EVERY_MS: u64 = 60 * 60 * 1000;
+
+/// A device may be out of one-time keys. So many sessions in a row that begin with its fallback key are
+/// more than bad luck.
+const SUSPICIOUS_FALLBACK_KEYS: u32 = 3;
 
 /// A device that sent something which could not be decrypted.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -153,16 +157,18 @@ impl Machine {
         &self,
         response: &claim_keys::v3::Response,
         asked: &BTreeSet<(OwnedUserId, OwnedDeviceId)>,
-    ) -> Result<(), MachineError> {
+    ) -> Result<Vec<Alarm>, MachineError> {
         let mut batch = self.batch();
+        let mut alarms = Vec::new();
         // Once for all: to read it costs more than to make a session.
         let account = StoredAccount::load(&batch).await?.olm;
         for (user_id, device_id) in asked {
             let Some(mut device) = devices::load_device(&batch, user_id, device_id).await? else {
                 continue;
             };
-            let key = match one_time_key(response, user_id, device_id) {
-                Some(object) => verified(&object, &device)?,
+            let object = one_time_key(response, user_id, device_id);
+            let key = match &object {
+                Some(object) => verified(object, &device)?,
                 None => None,
             };
             let made = match key {
@@ -173,6 +179,7 @@ impl Machine {
                 None => false,
             };
             if made {
+                alarms.extend(note_fallback_key(&mut device, object.as_ref()));
                 self.session_made(&mut batch, device).await?;
             } else {
                 settle(&mut batch, &device, self.now()).await?;
@@ -181,7 +188,8 @@ impl Machine {
                 device.save(&mut batch)?;
             }
         }
-        Ok(batch.commit().await?)
+        batch.commit().await?;
+        Ok(alarms)
     }
 
     pub(crate) async fn fail_claim(
@@ -228,6 +236,21 @@ impl Machine {
         }
         Ok(device.save(batch)?)
     }
+}
+
+/// Counts the sessions that begin with the fallback key of a device, which says by its signature that it
+/// is one; once they are too many somebody should know.
+fn note_fallback_key(device: &mut Device, object: Option<&Value>) -> Option<Alarm> {
+    let is_fallback = object.and_then(|object| object.get("fallback")) == Some(&Value::Bool(true));
+    device.fallback_keys = if is_fallback {
+        device.fallback_keys.saturating_add(1)
+    } else {
+        0
+    };
+    (device.fallback_keys == SUSPICIOUS_FALLBACK_KEYS).then(|| Alarm::OnlyFallbackKeys {
+        user_id: device.user_id.clone(),
+        device_id: device.device_id.clone(),
+    })
 }
 
 /// Whether keys of one of the devices are being claimed.

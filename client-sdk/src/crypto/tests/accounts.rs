@@ -2,12 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use ruma::api::client::keys::upload_keys;
 use serde_json::{Value, json};
 
-use super::fake::{Peer, Server, alice_and_bob, another, room};
+use super::{
+    fake::{Peer, Server, alice_and_bob, another, room},
+    olm::forget_sessions,
+};
 use crate::{
     crypto::{Alarm, Failure, Machine, OpenError, OutgoingRequest, Request, keys},
     environment::tests::TestEnvironment,
@@ -42,6 +45,9 @@ async fn t_dev_1_what_was_saved_and_not_uploaded_is_uploaded_unchanged() {
     assert_eq!(all_keys(&first), all_keys(&second));
     assert_eq!(first.one_time_keys.len(), 50);
     assert_eq!(first.fallback_keys.len(), 1);
+    let other = Peer::new("@alice:example.org", "ALICE", &environment).await;
+    let (_, other) = upload(&other).await;
+    assert_ne!(all_keys(&first), all_keys(&other), "control: made anew");
 }
 
 #[tokio::test]
@@ -83,6 +89,12 @@ async fn t_otk_1_a_lost_answer_to_an_upload_does_no_harm() {
             .len(),
         50
     );
+    // Control: keys that were made anew are noticed.
+    let other = Peer::new("@alice:example.org", "ALICE", &environment).await;
+    let (other, _) = upload(&other).await;
+    let name = alice.name();
+    let taken = AssertUnwindSafe(|| drop(server.handle(&name, &other.request)));
+    assert!(std::panic::catch_unwind(taken).is_err());
 }
 
 #[tokio::test]
@@ -156,6 +168,67 @@ async fn a_used_fallback_key_is_replaced_and_works_for_another_hour() {
     );
     assert_eq!(bob.sync(&mut server).await.rejected.len(), 1);
     assert!(bob.read(&daves).await.is_err());
+}
+
+/// Alice begins a session with Bob, with the key that the server hands out.
+async fn begin(server: &mut Server, alice: &mut Peer, bob: &Peer) {
+    forget_sessions(alice, bob).await;
+    alice.machine.discard_room_key(room()).await.unwrap();
+    alice.share(server, room(), &[bob]).await;
+}
+
+#[tokio::test]
+async fn t_olm_15_a_server_that_keeps_one_time_keys_back_is_noticed() {
+    let (mut server, mut alice, bob) = alice_and_bob().await;
+    for _ in 0..4 {
+        begin(&mut server, &mut alice, &bob).await;
+    }
+    let kept = std::mem::take(&mut server.device(bob.user(), bob.device()).one_time_keys);
+    for _ in 0..2 {
+        begin(&mut server, &mut alice, &bob).await;
+    }
+    server.device(bob.user(), bob.device()).one_time_keys = kept;
+    begin(&mut server, &mut alice, &bob).await;
+    assert_eq!(alice.alarms, [], "control: a device may be out of keys");
+    exhaust(&mut server, &bob);
+    for _ in 0..3 {
+        assert_eq!(alice.alarms, []);
+        begin(&mut server, &mut alice, &bob).await;
+    }
+    let alarm = Alarm::OnlyFallbackKeys {
+        user_id: bob.user().to_owned(),
+        device_id: bob.device().to_owned(),
+    };
+    assert_eq!(alice.alarms, [alarm]);
+}
+
+#[tokio::test]
+async fn t_otk_4_a_fallback_key_is_kept_while_messages_wait() {
+    let (mut server, mut alice, mut bob) = alice_and_bob().await;
+    let environment = alice.environment.clone();
+    let mut carol = another(&mut server, "@carol:example.org", "CAROL", &environment).await;
+    let mut dave = another(&mut server, "@dave:example.org", "DAVE", &environment).await;
+    environment.advance(Duration::from_mins(10));
+    exhaust(&mut server, &bob);
+    let mut said = Vec::new();
+    for sender in [&mut alice, &mut carol, &mut dave] {
+        said.push(sender.say(&mut server, &[&bob], "to the old key").await);
+    }
+    let waiting = std::mem::take(&mut server.device(bob.user(), bob.device()).inbox);
+    bob.sync(&mut server).await;
+    // Bob is away for a day. A sync brings only so many messages at once.
+    environment.advance(Duration::from_hours(24));
+    for ((_, message), event) in waiting.iter().zip(&said).take(2) {
+        let sender = message["sender"].as_str().unwrap().try_into().unwrap();
+        server.deliver(&bob, sender, "m.room.encrypted", &message["content"]);
+        assert!(bob.sync(&mut server).await.rejected.is_empty());
+        assert_eq!(bob.read(event).await.unwrap(), "to the old key");
+    }
+    // Nothing waits any more: the key goes, and with it the secrecy of whoever still uses it.
+    bob.sync(&mut server).await;
+    let late = &waiting[2].1["content"];
+    server.deliver(&bob, dave.user(), "m.room.encrypted", late);
+    assert_eq!(bob.sync(&mut server).await.rejected.len(), 1, "control");
 }
 
 #[tokio::test]
