@@ -96,6 +96,13 @@ impl Identity {
         self.verified_by.is_some() && self.verified_by == own.user_signing
     }
 
+    /// Its public keys.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        let others = [&self.self_signing, &self.user_signing];
+        let others = others.into_iter().filter_map(Option::as_deref);
+        [self.master.as_str()].into_iter().chain(others)
+    }
+
     /// Whether it vouches for a device.
     pub(crate) fn vouches_for(&self, device: &Device) -> bool {
         device.signed_by.is_some() && device.signed_by == self.self_signing

@@ -202,13 +202,15 @@ impl Machine {
         response: &get_keys::v3::Response,
     ) -> Result<(Vec<Alarm>, BTreeSet<OwnedDeviceId>), StoreError> {
         let served = response.device_keys.get(user_id);
-        let identities = cross_signing_keys(response, user_id);
+        let mut identities = cross_signing_keys(response, user_id);
         let mut alarms: Vec<_> = self
             .take_identity(batch, user_id, response)
             .await?
             .into_iter()
             .collect();
         let identity = Identity::load(batch, user_id).await?;
+        // The server may show the two one after the other.
+        identities.extend(identity.iter().flat_map(Identity::keys).map(str::to_owned));
         let mut present = BTreeSet::new();
         for (device_id, keys) in served.into_iter().flatten() {
             // A device id that is also a key id would make two different keys have one name.
@@ -301,7 +303,7 @@ fn parse(
     }
 }
 
-/// The public keys of a user's identities, which no device of the user may have as its id.
+/// The public keys that are shown of a user's identity, which no device of the user may have as its id.
 fn cross_signing_keys(response: &get_keys::v3::Response, user_id: &UserId) -> BTreeSet<String> {
     let key = |keys: &BTreeMap<OwnedUserId, Raw<CrossSigningKey>>| {
         keys.get(user_id).and_then(|key| {

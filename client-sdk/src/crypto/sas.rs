@@ -303,6 +303,10 @@ impl Protocol {
         else {
             return Err(CancelReason::UnexpectedMessage);
         };
+        // With one name for two keys nobody can say which of them a code is about.
+        if parties.them.master.as_deref() == Some(parties.them.device_id.as_str()) {
+            return Err(CancelReason::KeyMismatch);
+        }
         let macs = content.get("mac").and_then(Value::as_object);
         let macs = macs.ok_or(CancelReason::InvalidMessage)?;
         let verify = |input: &str, key_id: &str, mac: &str| {

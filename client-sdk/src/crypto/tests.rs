@@ -2,6 +2,7 @@
 
 mod accounts;
 mod backups;
+mod between;
 mod conversations;
 mod coverage;
 mod crashes;

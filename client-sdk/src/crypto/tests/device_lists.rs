@@ -2,13 +2,18 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use ruma::{OwnedTransactionId, api::client::keys::get_keys};
 use serde_json::{Value, json};
 
 use super::fake::{Peer, Server, alice_and_bob, another, raw, room, users};
-use crate::crypto::{Alarm, Failure, OutgoingRequest, Request, Response, Share, ShareError, keys};
+use crate::crypto::{
+    Alarm, Bootstrap, Failure, OutgoingRequest, Request, Response, Share, ShareError, keys,
+};
 
 fn queries(requests: Vec<OutgoingRequest>) -> Vec<(OwnedTransactionId, get_keys::v3::Request)> {
     let query = |request: OutgoingRequest| match request.request {
@@ -232,7 +237,11 @@ async fn t_dl_4_a_device_whose_id_is_a_cross_signing_key_is_refused() {
         }
         Response::KeysQuery(response)
     };
-    for (with_identity, expected) in [(true, vec![]), (false, vec![name.to_owned()])] {
+    for (with_identity, expected) in [
+        (true, vec![]),
+        (false, vec![name.to_owned()]),
+        (true, vec![]),
+    ] {
         server.note_change(bob.user());
         alice.receive(&mut server).await;
         let (id, _) = queries(alice.machine.outgoing_requests().await.unwrap()).remove(0);
@@ -243,6 +252,53 @@ async fn t_dl_4_a_device_whose_id_is_a_cross_signing_key_is_refused() {
             .unwrap();
         assert_eq!(device_names(&alice, &bob).await, expected);
     }
+}
+
+/// The server shows the identity and the device that bears its name one after the other.
+#[tokio::test]
+async fn t_dl_4_a_device_whose_id_is_a_pinned_key_is_refused() {
+    let (mut server, mut alice, _) = alice_and_bob().await;
+    let environment = alice.environment.clone();
+    let mut carol = another(&mut server, "@carol:example.org", "CAROL", &environment).await;
+    assert!(carol.bootstrap(&mut server, Bootstrap::IfMissing).await);
+    alice.share(&mut server, room(), &[&carol]).await;
+    let master = alice.machine.master_key(carol.user()).await.unwrap();
+    let own = ("self_signing", carol.user().to_owned());
+    let own = server.identities[&own]["keys"].as_object().unwrap();
+    let own = own.values().next().unwrap().as_str().unwrap().to_owned();
+    let hidden = std::mem::take(&mut server.identities);
+    for (name, refused) in [(master.unwrap(), true), (own, true), ("NEW".into(), false)] {
+        let account = vodozemac::olm::Account::new();
+        let keys = keys::own_device_keys(&account, carol.user(), name.as_str().into());
+        server.device(carol.user(), name.as_str().into()).keys = Some(keys.unwrap());
+        server.note_change(carol.user());
+        alice.sync(&mut server).await;
+        let known = device_names(&alice, &carol).await.contains(&name);
+        assert_eq!(known, !refused, "{name}");
+        server.identities.clone_from(&hidden);
+        server.note_change(carol.user());
+        alice.sync(&mut server).await;
+        server.identities.clear();
+    }
+}
+
+#[tokio::test]
+async fn many_users_are_asked_about_in_several_requests() {
+    let (_server, alice, _) = alice_and_bob().await;
+    let members: BTreeSet<_> = (0..251)
+        .map(|number| format!("@user{number}:example.org").try_into().unwrap())
+        .collect();
+    let share = alice.machine.share_room_key(room(), &members).await;
+    let Share::Pending(requests) = share.unwrap() else {
+        panic!("nobody is known")
+    };
+    let queries = queries(requests);
+    let asked = queries.iter().map(|(_, query)| query.device_keys.len());
+    assert_eq!(asked.max(), Some(250));
+    let all = queries
+        .iter()
+        .flat_map(|(_, query)| query.device_keys.keys());
+    assert!(members.is_subset(&all.cloned().collect()));
 }
 
 #[tokio::test]
