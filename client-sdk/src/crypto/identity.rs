@@ -314,6 +314,15 @@ pub(crate) async fn trust_of(
     if !identity.vouches_for(device) {
         return Ok(SenderTrust::UnsignedDevice);
     }
+    trust_under(batch, own_id, &identity).await
+}
+
+/// What an identity says of the devices that it vouches for.
+pub(crate) async fn trust_under(
+    batch: &Batch<'_>,
+    own_id: &UserId,
+    identity: &Identity,
+) -> Result<SenderTrust, StoreError> {
     let own = Identity::load(batch, own_id).await?;
     Ok(match identity.state(own.as_ref()) {
         IdentityState::Verified => SenderTrust::Verified,

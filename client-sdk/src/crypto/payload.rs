@@ -133,6 +133,11 @@ impl CheckedPayload {
         self.device_keys.as_ref().map(|keys| &*keys.device_id)
     }
 
+    /// The keys of that device as they came, with all signatures.
+    pub(crate) fn device_keys(&self) -> Option<&Value> {
+        self.payload.sender_device_keys.as_ref()
+    }
+
     /// Check 2 for a device whose keys are known.
     pub(crate) fn is_of_device(&self, ed25519: &str) -> bool {
         self.ed25519.to_base64() == ed25519

@@ -255,7 +255,7 @@ struct Seen {
 }
 
 /// The self-signing key of an identity that signed the keys of a device.
-fn signer(object: &Value, identity: &Identity) -> Option<String> {
+pub(crate) fn signer(object: &Value, identity: &Identity) -> Option<String> {
     let name = identity.self_signing.as_deref()?;
     let key = keys::ed25519(name)?;
     let signed = keys::verify(object, &identity.user_id, name, &key).is_ok();

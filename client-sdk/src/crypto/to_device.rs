@@ -14,12 +14,14 @@ use super::{
     account::{Inbox, StoredAccount},
     devices::{self, TrackedUser},
     error::{MachineError, RejectedMessage},
-    history, identity,
+    history,
+    identity::{self, Identity},
     machine::{Machine, Volatile},
     megolm::RoomKeyContent,
     olm::{self, Received},
     outbound,
     payload::{CheckedPayload, Recipient},
+    query,
     trust::{SenderData, SenderTrust},
     unwedge, withheld,
 };
@@ -362,6 +364,13 @@ async fn sender_data(
         .any(|device| Some(&device.device_id) == data.device_id.as_ref())
     {
         return Ok(Err(RejectedMessage::MismatchedDeviceKeys));
+    }
+    // The device may be gone before its list arrives: what the identity has signed is signed.
+    if let Some(object) = payload.device_keys()
+        && let Some(identity) = Identity::load(batch, &data.user_id).await?
+        && query::signer(object, &identity).is_some()
+    {
+        data.trust = identity::trust_under(batch, own_id, &identity).await?;
     }
     // The device list will tell whether the user has such a device.
     devices::track(batch, &data.user_id).await?;

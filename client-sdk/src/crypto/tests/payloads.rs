@@ -2,11 +2,16 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 use vodozemac::olm::Account;
 
-use super::fake::{Peer, Server, alice_and_bob, another, room};
-use crate::crypto::{InboxItem, RejectedMessage, keys};
+use super::fake::{Peer, Server, alice_and_bob, another, room, signed};
+use crate::{
+    crypto::{InboxItem, RejectedMessage, SenderTrust, keys},
+    environment::tests::TestEnvironment,
+};
 
 /// Encrypts a message as `from` would, after `lie` has changed it.
 async fn encrypted(from: &Peer, to: &Peer, lie: impl FnOnce(&mut Value)) -> Value {
@@ -130,7 +135,11 @@ async fn t_olm_8_the_device_keys_are_signed() {
 }
 
 /// Device keys that are signed, with parts of the real ones.
-fn signed_keys(account: &Account, real: &Value, change: impl FnOnce(&mut Value)) -> Value {
+pub(super) fn signed_keys(
+    account: &Account,
+    real: &Value,
+    change: impl FnOnce(&mut Value),
+) -> Value {
     let mut fields = real.clone();
     change(&mut fields);
     fields.as_object_mut().unwrap().remove("signatures");
@@ -263,4 +272,101 @@ async fn nested_and_unsolicited_messages_are_refused() {
         let reason = refused(|payload| payload["type"] = json!(kind)).await;
         assert_eq!(reason, Some(RejectedMessage::Unsolicited));
     }
+}
+
+#[tokio::test]
+async fn a_payload_that_is_no_text_is_refused() {
+    let (mut server, alice, mut bob) = with_session().await;
+    let device = alice.knows(&bob).await;
+    let content = Map::from_iter([("note".to_owned(), json!("caf\u{e9}"))]);
+    for (end, expected) in [
+        (&b"\xc3\xa9"[..], None),
+        (b"\xe9", Some(RejectedMessage::Malformed)),
+    ] {
+        let payload = alice
+            .machine
+            .payload_for(&device, "org.example.note", &content);
+        let payload = payload.unwrap();
+        let at = payload
+            .windows(2)
+            .position(|two| two == b"\xc3\xa9")
+            .unwrap();
+        let bytes = [&payload[..at], end, &payload[at + 2..]].concat();
+        let mut batch = alice.machine.batch();
+        let sent = alice
+            .machine
+            .encrypt_payload(&mut batch, &device, &bytes)
+            .await;
+        batch.commit().await.unwrap();
+        server.deliver(
+            &bob,
+            alice.user(),
+            "m.room.encrypted",
+            &sent.unwrap().unwrap(),
+        );
+        assert_eq!(received(&mut server, &mut bob).await, expected);
+    }
+}
+
+/// What Bob knows of the device that sent the newest message.
+async fn trust_of_newest(bob: &Peer) -> SenderTrust {
+    match bob.machine.inbox().await.unwrap().pop().unwrap() {
+        (_, InboxItem::Message(event)) => event.encrypted_by.unwrap().trust,
+        (_, item) => panic!("{item:?}"),
+    }
+}
+
+/// A message from a new device of Alice that is gone when Bob looks.
+async fn from_gone(
+    (server, alice, bob): (&mut Server, &mut Peer, &mut Peer),
+    name: &str,
+    lie: impl FnOnce(&mut Value),
+) -> SenderTrust {
+    let environment = alice.environment.clone();
+    let mut phone = another(server, "@alice:example.org", name, &environment).await;
+    alice.sync(server).await;
+    let device = alice.knows(&phone).await;
+    let vouched = name != "STRANGE";
+    if vouched {
+        alice.machine.sign_own_device(&device).await.unwrap();
+        alice.sync(server).await;
+    }
+    phone.sync(server).await;
+    assert_eq!(phone.machine.is_cross_signed().await.unwrap(), vouched);
+    phone.share(server, room(), &[bob]).await;
+    server.device(bob.user(), bob.device()).inbox.clear();
+    let message = encrypted(&phone, bob, lie).await;
+    server.deliver(bob, phone.user(), "m.room.encrypted", &message);
+    server.delete_device(phone.user(), phone.device());
+    assert!(bob.sync(server).await.rejected.is_empty());
+    let known = bob.machine.devices(phone.user()).await.unwrap();
+    assert!(known.iter().all(|device| device.device_id != name));
+    trust_of_newest(bob).await
+}
+
+#[tokio::test]
+async fn t_olm_9_what_the_identity_has_signed_counts_when_the_device_is_gone() {
+    let environment = Arc::new(TestEnvironment::default());
+    let mut server = Server::default();
+    let alice = signed(&mut server, "@alice:example.org", "ALICE", &environment).await;
+    let mut bob = signed(&mut server, "@bob:example.org", "BOB", &environment).await;
+    bob.share(&mut server, room(), &[&alice]).await;
+    let all = &mut (server, alice, bob);
+    let mut try_with = async |name: &str, lie: fn(&mut Value)| {
+        let all = (&mut all.0, &mut all.1, &mut all.2);
+        from_gone(all, name, lie).await
+    };
+    let signed = SenderTrust::SignedDevice;
+    assert_eq!(try_with("PHONE", |_| {}).await, signed, "control");
+    let unknown = SenderTrust::UnknownDevice;
+    assert_eq!(try_with("STRANGE", |_| {}).await, unknown);
+    let forged = |payload: &mut Value| {
+        let signatures = &mut payload["sender_device_keys"]["signatures"];
+        let names = signatures["@alice:example.org"].as_object_mut().unwrap();
+        let own = names["ed25519:FORGED"].clone();
+        names
+            .values_mut()
+            .for_each(|signature| *signature = own.clone());
+    };
+    assert_eq!(try_with("FORGED", forged).await, unknown);
 }
