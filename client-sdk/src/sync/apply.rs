@@ -293,7 +293,9 @@ async fn apply_invite(
             ("m.room.member", Some(user_id)) if user_id == own_id.as_str() => {
                 invite.inviter.clone_from(&event.sender);
                 row.invited_by.clone_from(&event.sender);
-                if event.content.get("is_direct") == Some(&Value::Bool(true)) {
+                let is_direct = event.content.get("is_direct") == Some(&Value::Bool(true));
+                // Whom we know to be the other stays so, whoever the server says invites us now.
+                if is_direct && row.direct_with.is_none() {
                     row.direct_with.clone_from(&event.sender);
                 }
             }
@@ -305,4 +307,81 @@ async fn apply_invite(
     row.complete = false;
     batch.put(Table::Rooms, "", room_id.as_str(), &row)?;
     Ok(Some(invite))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use ruma::{room_id, user_id};
+    use serde_json::json;
+
+    use super::*;
+    use crate::store::{MemoryStore, Store};
+
+    const ROOM: &str = "!room:example.org";
+    const BOB: &str = "@bob:example.org";
+
+    fn member(sender: &str, who: &str, membership: &str, is_direct: bool) -> Value {
+        json!({
+            "type": "m.room.member", "state_key": who, "sender": sender,
+            "event_id": "$event", "origin_server_ts": 1,
+            "content": { "membership": membership, "is_direct": is_direct },
+        })
+    }
+
+    /// Takes a sync; what the machine is told, and what is stored of the room.
+    async fn take(store: &dyn Store, rooms: Value) -> (Vec<RoomChange>, RoomRow) {
+        let rooms: Rooms = serde_json::from_value(rooms).unwrap();
+        let mut batch = Batch::new(store);
+        let own_id = user_id!("@alice:example.org");
+        let (_, _, changes) = apply(&mut batch, own_id, &rooms).await.unwrap();
+        batch.commit().await.unwrap();
+        let row = Batch::new(store).get(Table::Rooms, "", ROOM).await;
+        (changes, row.unwrap().unwrap())
+    }
+
+    fn invitation(by: &str) -> Value {
+        let event = member(by, "@alice:example.org", "invite", true);
+        json!({ "invite": { ROOM: { "invite_state": { "events": [event] } } } })
+    }
+
+    #[tokio::test]
+    async fn t_ghost_1_the_other_in_a_conversation_of_two_is_not_replaced() {
+        let store = MemoryStore::new();
+        let (_, row) = take(&store, invitation(BOB)).await;
+        assert_eq!(row.direct_with.unwrap(), BOB, "control");
+        let joined = json!({ "join": { ROOM: {} } });
+        let (_, row) = take(&store, joined.clone()).await;
+        assert!(row.is_joined());
+        // The server says that Bob is gone, and that somebody else wants to talk in the same place.
+        let (_, row) = take(&store, invitation("@spy:example.org")).await;
+        assert_eq!(row.direct_with.unwrap(), BOB);
+        let (_, row) = take(&store, joined).await;
+        assert_eq!(row.direct_with.unwrap(), BOB);
+    }
+
+    fn is_departure(change: &RoomChange) -> bool {
+        matches!(change, RoomChange::Departed(room) if room == room_id!("!room:example.org"))
+    }
+
+    #[tokio::test]
+    async fn t_rot_3_who_may_have_left_unseen_is_taken_for_gone() {
+        for (membership, limited, departed) in [
+            ("join", false, false),
+            ("join", true, false),
+            ("invite", false, false),
+            ("invite", true, true),
+            ("leave", false, true),
+            ("ban", false, true),
+            ("knock", true, true),
+        ] {
+            let event = member(BOB, "@carol:example.org", membership, false);
+            let timeline = json!({ "limited": limited, "events": [event] });
+            let rooms = json!({ "join": { ROOM: { "timeline": timeline } } });
+            let (changes, _) = take(&MemoryStore::new(), rooms).await;
+            let found = changes.iter().any(is_departure);
+            assert_eq!(found, departed, "{membership}, limited: {limited}");
+        }
+    }
 }
