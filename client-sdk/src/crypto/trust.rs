@@ -175,4 +175,40 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn each_doubt_about_a_sender_has_its_warning() {
+        use SenderTrust as Trust;
+        let table = [
+            (Trust::UnknownDevice, Some((Shield::UnknownDevice, true))),
+            (Trust::UnsignedDevice, Some((Shield::UnsignedDevice, true))),
+            (
+                Trust::VerificationViolation,
+                Some((Shield::VerificationViolation, true)),
+            ),
+            (
+                Trust::ChangedIdentity,
+                Some((Shield::ChangedIdentity, false)),
+            ),
+            (
+                Trust::Imported,
+                Some((Shield::AuthenticityNotGuaranteed, false)),
+            ),
+            (Trust::SignedDevice, None),
+            (Trust::Verified, None),
+            (Trust::OwnDevice, None),
+        ];
+        for (trust, expected) in table {
+            let sender = SenderData {
+                user_id: ruma::user_id!("@alice:example.org").to_owned(),
+                device_id: None,
+                curve25519: String::new(),
+                ed25519: String::new(),
+                trust,
+                forwarded_by: None,
+            };
+            let shown = sender.shield().map(|shield| (shield, shield.is_red()));
+            assert_eq!(shown, expected, "{trust:?}");
+        }
+    }
 }

@@ -65,3 +65,39 @@ async fn t_4268_who_joins_uninvited_reads_nothing_of_it() {
     }
     assert!(said(&bob, room.id()).await.is_empty());
 }
+
+/// Whoever has forged keys would like to give them to somebody who comes because of another.
+#[tokio::test(flavor = "multi_thread")]
+async fn t_4268_who_has_not_invited_gives_no_keys() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (person(&server, "alice").await, person(&server, "bob").await);
+    let carol = person(&server, "carol").await;
+    let room = alice.create_room(RoomOptions::default()).await.unwrap();
+    alice.sync_once(NOW).await.unwrap();
+    room.invite(carol.user_id().unwrap()).await.unwrap();
+    carol.sync_once(SOON).await.unwrap();
+    carol.join(room.id().into(), &[]).await.unwrap();
+    alice.sync_once(SOON).await.unwrap();
+    room.send_text("before you came").await.unwrap();
+    super::wait_for(&carol, room.id(), "before you came").await;
+
+    let helper = server.log_in("alice").await;
+    let bobs = bob.user_id().unwrap();
+    helper.invite(room.id().as_str(), bobs.as_str()).await.ok();
+    bob.sync_once(SOON).await.unwrap();
+    bob.join(room.id().into(), &[]).await.unwrap();
+    // Carol's client offers the keys first, and is told then that Bob is there already.
+    let invited = carol.room(room.id()).invite(bobs).await;
+    assert!(invited.is_err());
+    for _ in 0..3 {
+        bob.sync_once(SOON).await.unwrap();
+    }
+    let machine = bob.machine().unwrap();
+    let offers = machine.offered_key_bundle(room.id(), carol.user_id().unwrap());
+    assert!(offers.await.unwrap().is_some(), "control: it came");
+    let said = said(&bob, room.id()).await;
+    assert!(
+        said.iter()
+            .all(|event| event.body() != Some("before you came"))
+    );
+}

@@ -1,13 +1,16 @@
 //! Room keys that come in another way than from their owners.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
+use futures_util::future::join_all;
+use serde_json::json;
 use sotto_client::{
     client::{RoomOptions, StateSecrecy},
-    crypto::{Secret, SenderTrust},
+    crypto::{Machine, Secret, SenderTrust},
     timeline::Protection,
 };
-use sotto_tests::TestServer;
+use sotto_tests::{TestServer, User};
+use vodozemac::{Curve25519PublicKey, Curve25519SecretKey};
 
 use super::{NOW, SOON, alice_and_bob, log_in, person, wait_for};
 
@@ -84,4 +87,69 @@ async fn the_name_of_a_room_can_be_hidden_from_servers() {
         .await;
     assert!(!state.body.to_string().contains("plan"));
     assert!(state.body.to_string().contains("m.room.name:"), "control");
+}
+
+/// The version of the backup that the server has, and how many keys are in it.
+async fn backup(helper: &User) -> (String, u64) {
+    let info = helper
+        .get("/_matrix/client/v3/room_keys/version")
+        .await
+        .ok();
+    let version = info["version"].as_str().unwrap().to_owned();
+    (version, info["count"].as_u64().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t_bk_2_a_version_that_somebody_else_has_made_gets_no_keys() {
+    let server = TestServer::start().await;
+    let (alice, bob, room_id) = alice_and_bob(&server).await;
+    bob.enable_recovery(None).await.unwrap();
+    let helper = server.log_in("bob").await;
+    let hears = async |text: &str| {
+        let machine = alice.machine().unwrap();
+        machine.discard_room_key(&room_id).await.unwrap();
+        alice.room(&room_id).send_text(text).await.unwrap();
+        wait_for(&bob, &room_id, text).await;
+        bob.sync_once(NOW).await.unwrap();
+    };
+    hears("one").await;
+    let (ours, before) = backup(&helper).await;
+    hears("two").await;
+    let (version, after) = backup(&helper).await;
+    assert!(version == ours && after > before, "control");
+
+    // The server makes a version, with a key that it knows.
+    let key = Curve25519PublicKey::from(&Curve25519SecretKey::new());
+    let foreign = json!({
+        "algorithm": "m.megolm_backup.v1.curve25519-aes-sha2",
+        "auth_data": { "public_key": key.to_base64(), "signatures": {} },
+    });
+    let path = "/_matrix/client/v3/room_keys/version";
+    helper.post(path, &foreign).await.ok();
+    let (theirs, none) = backup(&helper).await;
+    assert!(theirs != ours && none == 0);
+    for text in ["three", "four"] {
+        hears(text).await;
+        assert_eq!(backup(&helper).await, (theirs.clone(), 0));
+        let used = bob.machine().unwrap().backup_version().await;
+        assert_eq!(used.unwrap(), None, "the person is asked");
+    }
+}
+
+/// Who sends many things at once makes one session, and leaves nobody out.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_are_sent_at_once_share_a_session() {
+    let server = TestServer::start().await;
+    let (alice, bob, room_id) = alice_and_bob(&server).await;
+    let room = alice.room(&room_id);
+    let texts: BTreeSet<String> = (0..8).map(|number| number.to_string()).collect();
+    let sent = join_all(texts.iter().map(|text| room.send_text(text.as_str()))).await;
+    assert!(sent.iter().all(Result::is_ok));
+    let update = bob.sync_once(SOON).await.unwrap();
+    let events = super::events(&update, &room_id).iter();
+    let read: Vec<_> = events.filter(|event| event.body().is_some()).collect();
+    let heard = read.iter().filter_map(|event| event.body());
+    assert_eq!(heard.map(str::to_owned).collect::<BTreeSet<_>>(), texts);
+    let sessions = read.iter().map(|event| Machine::session_id_of(&event.raw));
+    assert_eq!(sessions.collect::<BTreeSet<_>>().len(), 1);
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use ruma::room_id;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::fake::{Peer, Server, alice_and_bob, room, session_id, signed};
 use crate::{
@@ -91,21 +91,7 @@ async fn t_bk_1_a_key_that_the_server_puts_into_a_backup_replaces_none_and_prove
         "forwarding_curve25519_key_chain": [],
         "session_key": inbound.export_at_first_known_index().to_base64(),
     });
-    let public = info["auth_data"]["public_key"].as_str().unwrap();
-    let public = crate::crypto::keys::curve25519(public).unwrap();
-    let encrypted = vodozemac::pk_encryption::PkEncryption::from_key(public)
-        .encrypt(key.to_string().as_bytes())
-        .unwrap();
-    let entry = json!({
-        "first_message_index": 0,
-        "forwarded_count": 0,
-        "is_verified": true,
-        "session_data": {
-            "ciphertext": vodozemac::base64_encode(encrypted.ciphertext),
-            "ephemeral": encrypted.ephemeral_key.to_base64(),
-            "mac": vodozemac::base64_encode(encrypted.mac),
-        },
-    });
+    let entry = entry(&info, &key);
     let under = |name: &str| json!({ room().as_str(): { "sessions": { name: entry } } });
     let real = session_id(&hello).to_owned();
     assert_eq!(bob.machine.take_backup(&under(&real)).await.unwrap(), 0);
@@ -128,6 +114,66 @@ async fn t_bk_1_a_key_that_the_server_puts_into_a_backup_replaces_none_and_prove
     assert_eq!(event.sender.trust, SenderTrust::Imported);
 }
 
+/// An entry of a backup with this public key, as anybody can make it.
+fn entry(info: &Value, key: &Value) -> Value {
+    let public = info["auth_data"]["public_key"].as_str().unwrap();
+    let public = crate::crypto::keys::curve25519(public).unwrap();
+    let encrypted = vodozemac::pk_encryption::PkEncryption::from_key(public)
+        .encrypt(key.to_string().as_bytes())
+        .unwrap();
+    json!({
+        "first_message_index": 0,
+        "forwarded_count": 0,
+        "is_verified": true,
+        "session_data": {
+            "ciphertext": vodozemac::base64_encode(encrypted.ciphertext),
+            "ephemeral": encrypted.ephemeral_key.to_base64(),
+            "mac": vodozemac::base64_encode(encrypted.mac),
+        },
+    })
+}
+
+#[tokio::test]
+async fn t_bk_1_a_copy_with_another_ratchet_replaces_none() {
+    let (mut server, mut alice, mut bob) = alice_and_bob().await;
+    let environment = alice.environment.clone();
+    let (secret, info) = with_backup(&bob, "1").await;
+    let hello = alice.say(&mut server, &[&bob], "hello").await;
+    bob.sync(&mut server).await;
+    let phone = super::fake::another(&mut server, "@bob:example.org", "PHONE", &environment).await;
+    let used = phone.machine.use_backup("1", &info, &secret);
+    used.await.unwrap();
+    // The name of a session is its signing key; the ratchet beside it may be anything.
+    let good = super::forwarding::exported(&bob, &hello).await;
+    let mut key = vodozemac::base64_decode(good["session_key"].as_str().unwrap()).unwrap();
+    key[20] ^= 1;
+    let mut forged = good.clone();
+    forged.insert(
+        "session_key".to_owned(),
+        vodozemac::base64_encode(&key).into(),
+    );
+    let name = session_id(&hello);
+    let backup = |key: Map<String, Value>| {
+        let entry = entry(&info, &Value::Object(key));
+        json!({ room().as_str(): { "sessions": { name: entry } } })
+    };
+    let taken = bob.machine.take_backup(&backup(forged.clone())).await;
+    assert_eq!(taken.unwrap(), 0);
+    assert_eq!(bob.read(&hello).await.unwrap(), "hello");
+    // Who has no other copy cannot know, and reads nothing with it.
+    let taken = phone.machine.take_backup(&backup(forged)).await;
+    assert_eq!(taken.unwrap(), 1);
+    let error = phone.read(&hello).await.unwrap_err();
+    assert!(matches!(error, DecryptError::Invalid), "{error:?}");
+    let tablet = super::fake::another(&mut server, "@bob:example.org", "TABLET", &environment);
+    let tablet = tablet.await;
+    let used = tablet.machine.use_backup("1", &info, &secret);
+    used.await.unwrap();
+    let taken = tablet.machine.take_backup(&backup(good)).await;
+    assert_eq!(taken.unwrap(), 1, "control");
+    assert_eq!(tablet.read(&hello).await.unwrap(), "hello");
+}
+
 #[tokio::test]
 async fn t_bk_2_nothing_goes_into_a_backup_with_a_foreign_key() {
     let environment = Arc::new(TestEnvironment::default());
@@ -146,6 +192,35 @@ async fn t_bk_2_nothing_goes_into_a_backup_with_a_foreign_key() {
     assert!(matches!(error, Err(BackupError::WrongKey)));
     assert!(machine.backup_upload().await.unwrap().is_none());
     machine.use_backup("1", &own, &secret).await.unwrap();
+}
+
+#[tokio::test]
+async fn t_exp_1_a_file_does_not_say_how_long_to_try() {
+    let (_server, _, bob) = alice_and_bob().await;
+    let passphrase = Secret::new("correct horse battery staple");
+    let file = bob.machine.export_with(&passphrase, 10).await.unwrap();
+    let text: String = file.lines().filter(|line| !line.contains("---")).collect();
+    let with_rounds = |rounds: u32| {
+        let mut data = vodozemac::base64_decode(&text).unwrap();
+        data[33..37].copy_from_slice(&rounds.to_be_bytes());
+        let text = vodozemac::base64_encode(data);
+        format!("-----BEGIN MEGOLM SESSION DATA-----\n{text}\n-----END MEGOLM SESSION DATA-----")
+    };
+    for (rounds, tried) in [
+        (10, true),
+        (11, true),
+        (0, false),
+        (10_000_001, false),
+        (u32::MAX, false),
+    ] {
+        let file = with_rounds(rounds);
+        let imported = bob.machine.import_room_keys(&file, &passphrase);
+        match imported.await {
+            Ok(_) => assert_eq!(rounds, 10, "control"),
+            Err(KeyFileError::WrongPassphrase) => assert!(tried, "{rounds}"),
+            Err(error) => assert!(!tried && matches!(error, KeyFileError::Malformed)),
+        }
+    }
 }
 
 #[tokio::test]

@@ -6,9 +6,12 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::sync::{Arc, Mutex};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex},
+};
 
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -23,6 +26,8 @@ use crate::{
 enum Moment {
     Before,
     After,
+    /// The store says that it has applied it, and has not; the process lives.
+    Never,
 }
 
 /// A store that takes the process with it at a certain commit.
@@ -74,10 +79,13 @@ impl Store for FaultyStore {
     fn commit(&self, changes: Changes) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let moment = self.strike();
-            if moment != Some(Moment::Before) {
+            if matches!(moment, None | Some(Moment::After)) {
                 self.inner.commit(changes).await?;
             }
-            moment.map_or(Ok(()), |_| Err(StoreError::WrongKey))
+            match moment {
+                None | Some(Moment::Never) => Ok(()),
+                Some(_) => Err(StoreError::WrongKey),
+            }
         })
     }
 }
@@ -212,6 +220,17 @@ async fn t_td_1_a_death_at_any_commit_loses_nothing() {
             );
         }
     }
+}
+
+/// Control: a commit that gets lost is a message that is lost, or an index that is used twice.
+#[tokio::test]
+async fn a_store_that_forgets_is_noticed() {
+    let mut noticed = 0;
+    for commit in 0..12 {
+        let conversation = AssertUnwindSafe(with_crash(Victim::Alice, commit, Moment::Never));
+        noticed += u32::from(conversation.catch_unwind().await.is_err());
+    }
+    assert!(noticed > 1, "{noticed}");
 }
 
 #[tokio::test]

@@ -96,7 +96,7 @@ async fn t_fwd_1_who_is_not_verified_gets_no_key() {
 }
 
 /// Bob's copy of a session, as he would pass it on.
-async fn exported(bob: &Peer, hello: &Value) -> Map<String, Value> {
+pub(super) async fn exported(bob: &Peer, hello: &Value) -> Map<String, Value> {
     let batch = Batch::new(&*bob.store);
     let session = InboundSession::best(&batch, room(), session_id(hello)).await;
     let mut session = session.unwrap().unwrap();

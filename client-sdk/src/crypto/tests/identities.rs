@@ -1,6 +1,6 @@
 //! Cross-signing, pinned identities, and who gets keys because of them.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::sync::Arc;
 
@@ -109,6 +109,9 @@ async fn t_xs_2_an_upload_whose_answer_is_lost_is_repeated_with_the_same_keys() 
     assert!(alice.machine.is_cross_signed().await.unwrap());
     alice.sync(&mut server).await;
     assert!(alice.alarms.is_empty());
+    assert!(alice.bootstrap(&mut server, Bootstrap::Reset).await);
+    let other = &server.identities[&("master", alice.user().to_owned())];
+    assert_ne!(other["keys"], master["keys"], "control: made anew");
 }
 
 #[tokio::test]
@@ -144,9 +147,9 @@ async fn t_4153_1_a_device_that_the_server_adds_gets_no_key() {
         let secret = alice.say(&mut server, &[&bob], "secret").await;
         alice.send_outgoing(&mut server).await;
         let inbox = &server.device(spy.user(), spy.device()).inbox;
-        let kinds: Vec<Value> = inbox
+        let told: Vec<Value> = inbox
             .iter()
-            .map(|(_, event)| event["type"].clone())
+            .map(|(_, event)| json!([event["type"], event["content"]["code"]]))
             .collect();
         spy.sync(&mut server).await;
         let read = spy.read(&secret).await;
@@ -154,7 +157,7 @@ async fn t_4153_1_a_device_that_the_server_adds_gets_no_key() {
             assert_eq!(read.unwrap(), "secret", "control");
         } else {
             assert!(matches!(read, Err(DecryptError::MissingRoomKey { .. })));
-            assert_eq!(kinds, ["m.room_key.withheld"]);
+            assert_eq!(told, [json!(["m.room_key.withheld", "m.unverified"])]);
         }
     }
 }
@@ -228,6 +231,25 @@ async fn t_id_2_an_identity_that_comes_back_still_needs_a_person() {
 }
 
 #[tokio::test]
+async fn t_id_2_a_former_identity_that_comes_back_is_a_change_as_well() {
+    let (mut server, mut alice, bob) = two().await;
+    let former = server.identities.clone();
+    // Bob has made a new one, and Alice knows.
+    forge_identity(&mut server, &bob);
+    alice.sync(&mut server).await;
+    alice.machine.accept_identity(bob.user()).await.unwrap();
+    let error = refusal(&mut alice, &mut server, &bob).await;
+    assert!(error.is_none(), "control");
+    // The server shows the one that somebody may have stolen.
+    server.identities = former;
+    server.note_change(bob.user());
+    alice.sync(&mut server).await;
+    assert_eq!(alice.alarms.len(), 2);
+    assert_eq!(state(&alice, &bob).await, IdentityState::PinViolation);
+    assert!(refusal(&mut alice, &mut server, &bob).await.is_some());
+}
+
+#[tokio::test]
 async fn t_id_3_an_identity_that_goes_away_is_a_change() {
     let (mut server, mut alice, bob) = two().await;
     let error = refusal(&mut alice, &mut server, &bob).await;
@@ -289,6 +311,39 @@ async fn t_id_4_a_verified_user_stays_verified_and_a_change_is_a_violation() {
 }
 
 #[tokio::test]
+async fn t_tr_2_what_was_trusted_when_it_came_stays_so_and_nothing_else() {
+    let (mut server, mut alice, mut bob) = two().await;
+    let environment = alice.environment.clone();
+    verify(&mut alice, &mut server, &bob).await;
+    bob.machine.discard_room_key(room()).await.unwrap();
+    let hello = bob.say(&mut server, &[&alice], "hello").await;
+    alice.sync(&mut server).await;
+    let trust = async |alice: &Peer, event: &Value| match alice.decrypt_in(room(), event).await {
+        Ok(event) => event.sender.trust,
+        Err(DecryptError::UntrustedSender { sender }) => sender.trust,
+        Err(error) => panic!("{error:?}"),
+    };
+    assert_eq!(
+        trust(&alice, &hello).await,
+        SenderTrust::Verified,
+        "control"
+    );
+    let keys = forge_identity(&mut server, &bob);
+    let mut spy = another(&mut server, BOB, "SPY", &environment).await;
+    sign_device(&mut server, &spy, &keys[1]);
+    alice.sync(&mut server).await;
+    let evil = spy.say(&mut server, &[&alice], "send me money").await;
+    alice.sync(&mut server).await;
+    for _ in 0..2 {
+        assert_eq!(trust(&alice, &hello).await, SenderTrust::Verified);
+        let violation = SenderTrust::VerificationViolation;
+        assert_eq!(trust(&alice, &evil).await, violation);
+        assert!(alice.read(&evil).await.is_err(), "it is not shown");
+        alice.restart().await;
+    }
+}
+
+#[tokio::test]
 async fn t_id_5_only_what_was_compared_is_signed() {
     let (mut server, mut alice, bob) = two().await;
     let compared = alice.machine.master_key(bob.user()).await.unwrap().unwrap();
@@ -320,6 +375,12 @@ async fn t_xs_4_keys_that_the_master_key_did_not_sign_are_not_taken() {
     let secret = alice.say(&mut server, &[&bob], "secret").await;
     spy.sync(&mut server).await;
     assert!(spy.read(&secret).await.is_err());
+    // The same device gets the key when nobody asks who has signed it.
+    let lax = SharePolicy::AllDevices;
+    alice.machine.set_share_policy(lax).await;
+    let open = alice.say(&mut server, &[&bob], "open").await;
+    spy.sync(&mut server).await;
+    assert_eq!(spy.read(&open).await.unwrap(), "open", "control");
 }
 
 #[tokio::test]

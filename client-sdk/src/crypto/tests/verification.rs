@@ -388,36 +388,53 @@ async fn pass(alice: &Peer, bob: &Peer) {
 }
 
 #[tokio::test]
-async fn t_sec_1_an_unverified_device_gets_no_secrets() {
-    let (mut server, mut alice, _) = two().await;
-    let environment = alice.environment.clone();
-    let spy = another(&mut server, ALICE, "SPY", &environment).await;
-    alice.sync(&mut server).await;
-    let request = json!({
-        "action": "request",
-        "name": "m.cross_signing.master",
-        "request_id": "1",
-        "requesting_device_id": "SPY",
-    });
-    server.deliver(&alice, alice.user(), "m.secret.request", &request);
-    alice.sync(&mut server).await;
-    assert!(server.device(spy.user(), spy.device()).inbox.is_empty());
-}
-
-#[tokio::test]
-async fn t_sec_2_a_secret_that_nobody_asked_for_is_refused() {
-    let (mut server, mut alice, mut bob) = two().await;
-    let device = bob.knows(&alice).await;
-    let content = json!({ "request_id": "1", "secret": "AAAA" });
-    let content = content.as_object().unwrap().clone();
-    let sent = bob
+async fn t_ver_6_nobody_else_takes_part_in_a_room() {
+    let (_, alice, bob) = two().await;
+    let id = "$request";
+    let request = id.try_into().unwrap();
+    let asked = alice
         .machine
-        .send_to_device(&device, "m.secret.send", content);
-    assert!(sent.await.unwrap());
-    bob.send_outgoing(&mut server).await;
-    let outcome = alice.sync(&mut server).await;
-    assert_eq!(
-        outcome.rejected[0].reason,
-        crate::crypto::RejectedMessage::Unsolicited
-    );
+        .verification_requested(room(), bob.user(), request);
+    asked.await;
+    let step = |kind: &str, relation: Value| {
+        let content = json!({
+            "from_device": "BOB", "methods": ["m.sas.v1"], "code": "m.user",
+            "m.relates_to": relation,
+        });
+        let kind = format!("m.key.verification.{kind}");
+        in_room(&bob, "$step", &kind, content.as_object().unwrap().clone())
+    };
+    let relation = json!({ "rel_type": "m.reference", "event_id": id });
+    for kind in ["ready", "cancel"] {
+        let good = step(kind, relation.clone());
+        let by_carol = InRoom {
+            sender: ruma::user_id!("@carol:example.org").to_owned(),
+            ..good.clone()
+        };
+        let elsewhere = InRoom {
+            room_id: ruma::room_id!("!elsewhere:example.org").to_owned(),
+            ..good
+        };
+        let other = json!({ "rel_type": "m.reference", "event_id": "$other" });
+        let lies = [
+            by_carol,
+            elsewhere,
+            step(kind, other),
+            step(kind, json!({})),
+        ];
+        for lie in &lies {
+            let taken = alice.machine.receive_verification_event(lie);
+            taken.await.unwrap();
+            assert_eq!(phase(&alice).await, Phase::Requested, "{lie:?}");
+        }
+    }
+    for (kind, expected) in [
+        ("ready", Phase::Ready),
+        ("cancel", Phase::Cancelled(CancelReason::User)),
+    ] {
+        let good = step(kind, relation.clone());
+        let taken = alice.machine.receive_verification_event(&good);
+        taken.await.unwrap();
+        assert_eq!(phase(&alice).await, expected, "control");
+    }
 }
