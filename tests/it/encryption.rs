@@ -2,6 +2,7 @@
 
 mod cross_signing;
 mod limits;
+mod rules;
 
 use std::collections::BTreeSet;
 
