@@ -14,6 +14,7 @@ mod history;
 mod identities;
 mod interleavings;
 mod low_order;
+mod map;
 mod megolm;
 mod olm;
 mod payloads;

@@ -48,13 +48,13 @@ const PROMISES: &[Promise] = &[
     promise(
         "one-time keys are used once and survive crashes",
         "t_otk",
-        3,
+        4,
         "claimed_keys_are_replaced",
     ),
     promise(
         "Olm messages are from whom they say they are",
         "t_olm",
-        14,
+        15,
         "two_devices_talk",
     ),
     promise(
@@ -80,7 +80,7 @@ const PROMISES: &[Promise] = &[
     promise(
         "short strings reveal who is in between",
         "t_sas",
-        3,
+        4,
         "t_ver_1",
     ),
     promise("QR codes verify with one scan", "t_qr", 4, "t_qr_1"),
@@ -178,7 +178,7 @@ const PROMISES: &[Promise] = &[
     promise(
         "senders are trusted as far as is known",
         "t_tr",
-        1,
+        2,
         "t_tr_1",
     ),
     promise(
@@ -311,11 +311,16 @@ const KEPT: &[(&str, &[&str])] = &[
 /// Promises that nothing tests yet, because nothing keeps them yet.
 const UNTESTED: &[(&str, &str)] = &[];
 
-/// All functions of the tests here and of those with whole servers.
-fn functions() -> BTreeSet<String> {
+/// The names of all tests here, of those with whole servers, and of those with other clients.
+pub(super) fn tests() -> BTreeSet<String> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut names = BTreeSet::new();
-    for folder in ["src", "../tests/it", "../homeserver/src/service/e2e_keys"] {
+    for folder in [
+        "src",
+        "../tests/it",
+        "../tests/interop/rust/tests",
+        "../homeserver/src/service/e2e_keys",
+    ] {
         collect(&here.join(folder), &mut names);
     }
     names
@@ -328,9 +333,15 @@ fn collect(folder: &Path, names: &mut BTreeSet<String>) {
             collect(&path, names);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(path).unwrap();
-            let after = text.split("fn ").skip(1);
-            let name = |part: &str| part.split(['(', '<']).next().map(ToOwned::to_owned);
-            names.extend(after.filter_map(name));
+            let mut is_test = false;
+            for line in text.lines().map(str::trim_start) {
+                is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+                let name = line.trim_start_matches("async ").strip_prefix("fn ");
+                if let Some(name) = name.filter(|_| is_test) {
+                    names.extend(name.split(['(', '<']).next().map(ToOwned::to_owned));
+                    is_test = false;
+                }
+            }
         }
     }
 }
@@ -341,39 +352,39 @@ fn is_of(name: &str, prefix: &str) -> bool {
 }
 
 /// Whether there is a test of this name, or one whose name begins so.
-fn exists(functions: &BTreeSet<String>, name: &str) -> bool {
-    functions.contains(name) || functions.iter().any(|function| is_of(function, name))
+fn exists(tests: &BTreeSet<String>, name: &str) -> bool {
+    tests.contains(name) || tests.iter().any(|test| is_of(test, name))
 }
 
 #[test]
 fn every_promise_has_its_tests() {
-    let functions = functions();
+    let tests = tests();
     for promise in PROMISES {
         for number in 1..=promise.count {
             // A promise with a single test may do without a number.
-            let found = exists(&functions, &format!("{}_{number}", promise.prefix));
-            let only = promise.count == 1 && exists(&functions, promise.prefix);
+            let found = exists(&tests, &format!("{}_{number}", promise.prefix));
+            let only = promise.count == 1 && exists(&tests, promise.prefix);
             assert!(found || only, "{}: no test {number}", promise.text);
         }
-        let control = exists(&functions, promise.control);
+        let control = exists(&tests, promise.control);
         assert!(control, "{}: no control", promise.text);
     }
     for (promise, names) in KEPT {
         for name in *names {
-            assert!(exists(&functions, name), "{promise}: no test {name}");
+            assert!(exists(&tests, name), "{promise}: no test {name}");
         }
     }
 }
 
 #[test]
 fn what_is_untested_is_named() {
-    let functions = functions();
+    let tests = tests();
     for (promise, prefix) in UNTESTED {
-        let tested = functions.iter().find(|name| is_of(name, prefix));
+        let tested = tests.iter().find(|name| is_of(name, prefix));
         assert_eq!(tested, None, "{promise}: it is tested by now");
     }
     let known: BTreeSet<&str> = PROMISES.iter().map(|promise| promise.prefix).collect();
-    let unknown = functions.iter().filter(|name| {
+    let unknown = tests.iter().filter(|name| {
         let mut parts = name.split('_');
         let is_named = parts.next() == Some("t") && parts.next().is_some();
         is_named && !known.iter().any(|prefix| is_of(name, prefix))
