@@ -10,8 +10,6 @@ from people import Person, Refused, quote, until
 from signedjson.sign import sign_json
 
 
-# How long the histories are of which there are many.
-BRIEF = 50
 # Rooms of how many versions are tried at the same time.
 AT_ONCE = 3
 
@@ -23,11 +21,12 @@ class Wrong(Exception):
 class Peers:
     """Two servers, and everything that people on them do with each other."""
 
-    def __init__(self, report, servers, versions, events):
+    def __init__(self, report, servers, versions, lengths):
         self.report = report
         self.servers = servers
         self.wanted = versions
-        self.events = events
+        # How long the history is in the last version at first, and how long all others are.
+        self.events, self.brief = lengths
         self.turns = asyncio.Semaphore(AT_ONCE)
 
     async def run(self):
@@ -43,7 +42,7 @@ class Peers:
         for index, server in enumerate(self.servers):
             await self.absence(server, versions[-1], people[1 - index], people[index])
             when = f" after {type(server).__name__} was away"
-            await self.everything(versions, pairs, min(self.events, BRIEF), when)
+            await self.everything(versions, pairs, self.brief, when)
 
     async def pair(self, name):
         """Two people of this name, one on each server."""
@@ -57,8 +56,7 @@ class Peers:
 
         async def of(version, pair):
             async with self.turns:
-                # One long history is enough of them.
-                length = events if version == versions[-1] else min(events, BRIEF)
+                length = events if version == versions[-1] else self.brief
                 for here, there in both_ways(pair):
                     way = f"v{version} {here.name} → {there.name}{when}"
                     await self.meet(way, version, here, there)
