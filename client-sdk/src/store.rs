@@ -8,6 +8,7 @@
 mod batch;
 mod memory;
 mod passphrase;
+mod remembered;
 mod seal;
 mod sqlite;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use chacha20poly1305::{
     XChaCha20Poly1305, XNonce,
     aead::{Aead, KeyInit, Payload},
 };
-use sqlx::{Row as _, SqlitePool};
+use sqlx::{Row as _, SqliteConnection};
 use zeroize::Zeroizing;
 
 use super::{SealKey, StoreError};
@@ -28,22 +28,22 @@ fn wrapping_key(passphrase: &Secret, salt: &[u8; 16]) -> Option<Zeroizing<[u8; 3
     Some(key)
 }
 
-/// The key of the store in `pool`; a random one is made if the store is empty.
+/// The key of the store; a random one is made if the store is empty.
 pub(super) async fn store_key(
-    pool: &SqlitePool,
+    database: &mut SqliteConnection,
     passphrase: &Secret,
     environment: &dyn Environment,
 ) -> Result<SealKey, StoreError> {
     let row = sqlx::query("SELECT value FROM items WHERE kind = $1")
         .bind(KIND)
-        .fetch_optional(pool)
+        .fetch_optional(&mut *database)
         .await?;
     if let Some(row) = row {
         let wrapped: Vec<u8> = row.try_get(0)?;
         return unwrap(&wrapped, passphrase).ok_or(StoreError::WrongKey);
     }
     let rows: i64 = sqlx::query("SELECT COUNT(*) FROM items")
-        .fetch_one(pool)
+        .fetch_one(&mut *database)
         .await?
         .try_get(0)?;
     if rows > 0 {
@@ -66,7 +66,7 @@ pub(super) async fn store_key(
     sqlx::query("INSERT INTO items (kind, partition, id, value) VALUES ($1, '', '', $2)")
         .bind(KIND)
         .bind([&salt[..], &nonce[..], &sealed[..]].concat())
-        .execute(pool)
+        .execute(database)
         .await?;
     Ok(SealKey::from_bytes(*key))
 }

@@ -6,7 +6,6 @@ use chacha20poly1305::{
     XChaCha20Poly1305, XNonce,
     aead::{Aead, KeyInit, Payload},
 };
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vodozemac::base64_encode;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -40,12 +39,6 @@ pub(super) struct Seal {
     name_key: Zeroizing<[u8; 32]>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Opened<'a> {
-    id: std::borrow::Cow<'a, str>,
-    value: std::borrow::Cow<'a, str>,
-}
-
 impl Seal {
     pub(super) fn new(key: &SealKey) -> Self {
         let seal_key = Zeroizing::new(derive(&key.0, b"sotto store: seal"));
@@ -71,17 +64,8 @@ impl Seal {
         key: &Key,
         value: &[u8],
     ) -> Result<Vec<u8>, StoreError> {
-        let error = StoreError::Encode { table: key.table };
-        let Ok(text) = std::str::from_utf8(value) else {
-            return Err(error);
-        };
-        let row = Opened {
-            id: key.id.as_str().into(),
-            value: text.into(),
-        };
-        let Ok(plaintext) = serde_json::to_vec(&row).map(Zeroizing::new) else {
-            return Err(error);
-        };
+        let error = || StoreError::Encode { table: key.table };
+        let plaintext = pack(&key.id, value).ok_or_else(error)?;
         let mut nonce = [0_u8; 24];
         environment.fill(&mut nonce)?;
         let aad = bound_name(
@@ -96,7 +80,7 @@ impl Seal {
         let sealed = self
             .cipher
             .encrypt(&XNonce::from(nonce), payload)
-            .map_err(|_| error)?;
+            .map_err(|_| error())?;
         Ok([&nonce[..], &sealed].concat())
     }
 
@@ -120,13 +104,23 @@ impl Seal {
             .decrypt(&XNonce::from(*nonce), payload)
             .map(Zeroizing::new)
             .map_err(|_| error())?;
-        let row: Opened<'_> =
-            serde_json::from_slice(&plaintext).map_err(|_| StoreError::Corrupt { table })?;
-        Ok((
-            row.id.into_owned(),
-            Zeroizing::new(row.value.into_owned().into_bytes()),
-        ))
+        unpack(&plaintext).ok_or(StoreError::Corrupt { table })
     }
+}
+
+/// What is sealed: the length of the id (four bytes, little-endian), the id, the value.
+fn pack(id: &str, value: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let length = u32::try_from(id.len()).ok()?;
+    let parts = [&length.to_le_bytes()[..], id.as_bytes(), value];
+    Some(Zeroizing::new(parts.concat()))
+}
+
+fn unpack(plaintext: &[u8]) -> Option<(String, Value)> {
+    let (length, rest) = plaintext.split_first_chunk()?;
+    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+    let (id, value) = rest.split_at_checked(length)?;
+    let id = std::str::from_utf8(id).ok()?.to_owned();
+    Some((id, Zeroizing::new(value.to_vec())))
 }
 
 fn bound_name(table: Table, partition: &str, id: &str) -> String {

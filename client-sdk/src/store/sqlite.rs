@@ -10,12 +10,17 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use sqlx::{
-    Row as _, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    ConnectOptions as _, Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
+use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use super::{Changes, Key, SealKey, Store, StoreError, Table, Value, passphrase, seal::Seal};
+use super::{
+    Changes, Key, SealKey, Store, StoreError, Table, Value, passphrase,
+    remembered::{self, Known, Remembered, Rows},
+    seal::Seal,
+};
 use crate::{
     crypto::Secret,
     environment::{Environment, SystemEnvironment},
@@ -29,6 +34,9 @@ const CREATE: &str = "CREATE TABLE IF NOT EXISTS items (
     PRIMARY KEY (kind, partition, id)
 ) WITHOUT ROWID";
 
+/// How many rows one statement writes at most.
+const ROWS_AT_ONCE: usize = 100;
+
 /// How often a lock that somebody else has is tried, and how long is waited in between: two seconds in all.
 const LOCK_ATTEMPTS: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -41,11 +49,18 @@ const SEAL_CHECK: &str = "seal";
 /// Commits are synced to disk before they return: a ratchet that goes back in time after a power
 /// cut would encrypt two messages with one key.
 pub struct SqliteStore {
-    pool: SqlitePool,
+    database: Mutex<Database>,
     seal: Option<Seal>,
     environment: Arc<dyn Environment>,
     /// Held as long as the store is open; ends with the process, however that ends.
     _lock: File,
+}
+
+struct Database {
+    /// One and no pool, which would ask whether it is still there before and after each use: that costs as
+    /// much as what it is used for.
+    connection: SqliteConnection,
+    remembered: Remembered,
 }
 
 /// How a store is opened.
@@ -85,27 +100,27 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(10));
-        let pool = SqlitePoolOptions::new()
-            .max_connections(1)
-            .connect_with(options)
-            .await?;
-        sqlx::query(CREATE).execute(&pool).await?;
+        let mut connection = options.connect().await?;
+        sqlx::query(CREATE).execute(&mut connection).await?;
         // A commit that nobody waited for may still be under way in this process, though its store is
         // dropped. Whoever read around it would use the ratchets that it moves a second time.
         sqlx::raw_sql("BEGIN IMMEDIATE; COMMIT")
-            .execute(&pool)
+            .execute(&mut connection)
             .await?;
         let environment = Arc::new(SystemEnvironment);
         let seal = match opening {
             Opening::Plain => None,
             Opening::Key(key) => Some(Seal::new(key)),
             Opening::Passphrase(passphrase) => {
-                let key = passphrase::store_key(&pool, passphrase, &*environment).await?;
+                let key = passphrase::store_key(&mut connection, passphrase, &*environment).await?;
                 Some(Seal::new(&key))
             }
         };
         let store = Self {
-            pool,
+            database: Mutex::new(Database {
+                connection,
+                remembered: Remembered::default(),
+            }),
             seal,
             environment,
             _lock: lock,
@@ -118,7 +133,7 @@ impl SqliteStore {
         let key = Key::new(Table::Meta, "", SEAL_CHECK);
         let rows: i64 = sqlx::query("SELECT COUNT(*) FROM items WHERE kind <> $1")
             .bind(passphrase::KIND)
-            .fetch_one(&self.pool)
+            .fetch_one(&mut self.database.lock().await.connection)
             .await?
             .try_get(0)?;
         match self.get(&key).await {
@@ -152,37 +167,100 @@ impl SqliteStore {
         }
     }
 
-    async fn write(&self, changes: Changes) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin().await?;
+    /// The rows of a partition, at most so many, by their real ids.
+    async fn read(
+        &self,
+        database: &mut Database,
+        (table, partition): (Table, &str),
+        limit: usize,
+    ) -> Result<Rows, StoreError> {
+        let partition = self.hidden(table, partition);
+        let rows =
+            sqlx::query("SELECT id, value FROM items WHERE kind = $1 AND partition = $2 LIMIT $3")
+                .bind(table.name())
+                .bind(&partition)
+                .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                .fetch_all(&mut database.connection)
+                .await?;
+        rows.into_iter()
+            .map(|row| self.opened(table, &partition, row.try_get(0)?, row.try_get(1)?))
+            .collect()
+    }
+
+    async fn read_one(
+        &self,
+        database: &mut Database,
+        key: &Key,
+    ) -> Result<Option<Value>, StoreError> {
+        let partition = self.hidden(key.table, &key.partition);
+        let id = self.hidden(key.table, &key.id);
+        let row =
+            sqlx::query("SELECT value FROM items WHERE kind = $1 AND partition = $2 AND id = $3")
+                .bind(key.table.name())
+                .bind(&partition)
+                .bind(&id)
+                .fetch_optional(&mut database.connection)
+                .await?;
+        let Some(row) = row else { return Ok(None) };
+        let (_, value) = self.opened(key.table, &partition, id, row.try_get(0)?)?;
+        Ok(Some(value))
+    }
+
+    async fn write(
+        &self,
+        connection: &mut SqliteConnection,
+        changes: &Changes,
+    ) -> Result<(), StoreError> {
+        let (mut rows, mut gone) = (Vec::new(), Vec::new());
         for (key, value) in changes.iter() {
             let partition = self.hidden(key.table, &key.partition);
             let id = self.hidden(key.table, &key.id);
             let Some(value) = value else {
-                sqlx::query("DELETE FROM items WHERE kind = $1 AND partition = $2 AND id = $3")
-                    .bind(key.table.name())
-                    .bind(partition)
-                    .bind(id)
-                    .execute(&mut *transaction)
-                    .await?;
+                gone.push((key.table.name(), partition, id));
                 continue;
             };
             let bytes = match &self.seal {
                 None => value.to_vec(),
                 Some(seal) => seal.seal(&*self.environment, key, value)?,
             };
-            sqlx::query(
-                "INSERT INTO items (kind, partition, id, value) VALUES ($1, $2, $3, $4)
-                 ON CONFLICT (kind, partition, id) DO UPDATE SET value = excluded.value",
-            )
-            .bind(key.table.name())
-            .bind(partition)
-            .bind(id)
-            .bind(bytes)
-            .execute(&mut *transaction)
-            .await?;
+            rows.push((key.table.name(), partition, id, bytes));
+        }
+        if gone.is_empty() && rows.len() <= ROWS_AT_ONCE {
+            // One statement is a transaction, without the trips to the database for its begin and its end.
+            return put(connection, rows).await;
+        }
+        let mut transaction = connection.begin().await?;
+        for (kind, partition, id) in gone {
+            sqlx::query("DELETE FROM items WHERE kind = $1 AND partition = $2 AND id = $3")
+                .bind(kind)
+                .bind(partition)
+                .bind(id)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        while !rows.is_empty() {
+            let rest = rows.split_off(rows.len().min(ROWS_AT_ONCE));
+            put(&mut transaction, std::mem::replace(&mut rows, rest)).await?;
         }
         Ok(transaction.commit().await?)
     }
+}
+
+/// A row as it is written: its kind, its partition, its id, its value.
+type NewRow = (&'static str, String, String, Vec<u8>);
+
+/// Writes rows, at least one.
+async fn put(database: &mut SqliteConnection, rows: Vec<NewRow>) -> Result<(), StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO items (kind, partition, id, value) ");
+    query.push_values(rows, |mut row, (kind, partition, id, value)| {
+        row.push_bind(kind)
+            .push_bind(partition)
+            .push_bind(id)
+            .push_bind(value);
+    });
+    query.push(" ON CONFLICT (kind, partition, id) DO UPDATE SET value = excluded.value");
+    query.build().execute(database).await?;
+    Ok(())
 }
 
 impl fmt::Debug for SqliteStore {
@@ -198,19 +276,29 @@ impl fmt::Debug for SqliteStore {
 impl Store for SqliteStore {
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Value>, StoreError>> {
         Box::pin(async move {
-            let partition = self.hidden(key.table, &key.partition);
-            let id = self.hidden(key.table, &key.id);
-            let row = sqlx::query(
-                "SELECT value FROM items WHERE kind = $1 AND partition = $2 AND id = $3",
-            )
-            .bind(key.table.name())
-            .bind(&partition)
-            .bind(&id)
-            .fetch_optional(&self.pool)
-            .await?;
-            let Some(row) = row else { return Ok(None) };
-            let (_, value) = self.opened(key.table, &partition, id, row.try_get(0)?)?;
-            Ok(Some(value))
+            let mut database = self.database.lock().await;
+            match database.remembered.find(key.table, &key.partition) {
+                Known::Rows(rows) => return Ok(rows.get(&key.id).cloned()),
+                Known::Big => return self.read_one(&mut database, key).await,
+                Known::Nothing => {}
+            }
+            // Whoever wants one row often wants its neighbours next.
+            let name = (key.table, key.partition.as_str());
+            let rows = match self.read(&mut database, name, remembered::ROWS + 1).await {
+                // One that was tampered with takes nothing from the others.
+                Err(StoreError::NotAuthentic { .. }) => {
+                    return self.read_one(&mut database, key).await;
+                }
+                rows => rows?,
+            };
+            let found = rows.get(&key.id).cloned();
+            let all = rows.len() <= remembered::ROWS;
+            let rows = all.then_some(rows);
+            database.remembered.learn(key.table, &key.partition, rows);
+            if found.is_none() && !all {
+                return self.read_one(&mut database, key).await;
+            }
+            Ok(found)
         })
     }
 
@@ -220,26 +308,31 @@ impl Store for SqliteStore {
         partition: &'a str,
     ) -> BoxFuture<'a, Result<Vec<(String, Value)>, StoreError>> {
         Box::pin(async move {
-            let partition = self.hidden(table, partition);
-            let rows = sqlx::query(
-                "SELECT id, value FROM items WHERE kind = $1 AND partition = $2 ORDER BY id",
-            )
-            .bind(table.name())
-            .bind(&partition)
-            .fetch_all(&self.pool)
-            .await?;
-            let mut found = rows
-                .into_iter()
-                .map(|row| self.opened(table, &partition, row.try_get(0)?, row.try_get(1)?))
-                .collect::<Result<Vec<_>, _>>()?;
-            // Hidden names sort differently from the real ones.
-            found.sort_by(|(one, _), (other, _)| one.cmp(other));
-            Ok(found)
+            let mut database = self.database.lock().await;
+            if let Known::Rows(rows) = database.remembered.find(table, partition) {
+                let copy = |(id, value): (&String, &Value)| (id.clone(), value.clone());
+                return Ok(rows.iter().map(copy).collect());
+            }
+            let name = (table, partition);
+            let rows = self.read(&mut database, name, usize::MAX).await?;
+            let small = rows.len() <= remembered::ROWS;
+            let learned = small.then(|| rows.clone());
+            database.remembered.learn(table, partition, learned);
+            Ok(rows.into_iter().collect())
         })
     }
 
     fn commit(&self, changes: Changes) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.write(changes))
+        Box::pin(async move {
+            if changes.is_empty() {
+                return Ok(());
+            }
+            let mut database = self.database.lock().await;
+            let touched = database.remembered.touch(&changes);
+            self.write(&mut database.connection, &changes).await?;
+            database.remembered.committed(touched, &changes);
+            Ok(())
+        })
     }
 }
 
@@ -265,179 +358,4 @@ async fn lock(path: &Path) -> Result<File, StoreError> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
-    use tempfile::TempDir;
-
-    use super::*;
-    use crate::store::suite;
-
-    const KEY: [u8; 32] = [7; 32];
-
-    #[tokio::test]
-    async fn keeps_the_contract() {
-        let directory = TempDir::new().unwrap();
-        let store = SqliteStore::open(directory.path().join("store"))
-            .await
-            .unwrap();
-        suite::keeps_the_contract(&store).await;
-    }
-
-    #[tokio::test]
-    async fn keeps_the_contract_when_sealed() {
-        let directory = TempDir::new().unwrap();
-        let key = SealKey::from_bytes(KEY);
-        let store = SqliteStore::open_sealed(directory.path().join("store"), &key)
-            .await
-            .unwrap();
-        suite::keeps_the_contract(&store).await;
-    }
-
-    fn secret_row() -> (Key, Changes) {
-        let key = Key::new(Table::Devices, "@alice:example.org", "ALICEPHONE");
-        let mut changes = Changes::default();
-        changes.put(key.clone(), Zeroizing::new(br#""the plaintext""#.to_vec()));
-        (key, changes)
-    }
-
-    async fn file_bytes(path: &Path, key: Option<&SealKey>) -> Vec<u8> {
-        let store = SqliteStore::open_with(path, key.map_or(Opening::Plain, Opening::Key))
-            .await
-            .unwrap();
-        let (row, changes) = secret_row();
-        store.commit(changes).await.unwrap();
-        assert!(store.get(&row).await.unwrap().is_some());
-        store.pool.close().await;
-        std::fs::read(path).unwrap()
-    }
-
-    fn contains(bytes: &[u8], needle: &str) -> bool {
-        bytes
-            .windows(needle.len())
-            .any(|window| window == needle.as_bytes())
-    }
-
-    #[tokio::test]
-    async fn t_sto_1_a_sealed_file_shows_neither_values_nor_names() {
-        let directory = TempDir::new().unwrap();
-        let open = file_bytes(&directory.path().join("open"), None).await;
-        let key = SealKey::from_bytes(KEY);
-        let sealed = file_bytes(&directory.path().join("sealed"), Some(&key)).await;
-        for needle in ["the plaintext", "@alice:example.org", "ALICEPHONE"] {
-            assert!(contains(&open, needle), "control: {needle}");
-            assert!(!contains(&sealed, needle), "{needle}");
-        }
-    }
-
-    #[tokio::test]
-    async fn t_sto_2_a_swapped_row_is_refused() {
-        let directory = TempDir::new().unwrap();
-        let key = SealKey::from_bytes(KEY);
-        let store = SqliteStore::open_sealed(directory.path().join("store"), &key)
-            .await
-            .unwrap();
-        let (row, mut changes) = secret_row();
-        let other = Key::new(Table::Devices, "@alice:example.org", "OTHER");
-        changes.put(other.clone(), Zeroizing::new(b"\"another\"".to_vec()));
-        store.commit(changes).await.unwrap();
-        assert!(store.get(&row).await.unwrap().is_some(), "control");
-
-        sqlx::query(
-            "UPDATE items SET value = (SELECT value FROM items WHERE id = $1) WHERE id = $2",
-        )
-        .bind(store.hidden(Table::Devices, "OTHER"))
-        .bind(store.hidden(Table::Devices, "ALICEPHONE"))
-        .execute(&store.pool)
-        .await
-        .unwrap();
-        assert!(matches!(
-            store.get(&row).await,
-            Err(StoreError::NotAuthentic { .. })
-        ));
-        assert!(store.get(&other).await.unwrap().is_some());
-    }
-
-    #[tokio::test]
-    async fn t_sto_3_a_store_is_opened_once_at_a_time() {
-        let directory = TempDir::new().unwrap();
-        let path = directory.path().join("store");
-        let store = SqliteStore::open(&path).await.unwrap();
-        let error = SqliteStore::open(&path).await.unwrap_err();
-        assert!(matches!(error, StoreError::InUse));
-        // One that is let go of meanwhile is waited for.
-        let again = SqliteStore::open(&path);
-        let let_go = async {
-            tokio::time::sleep(3 * LOCK_PAUSE).await;
-            drop(store);
-        };
-        let (again, ()) = tokio::join!(again, let_go);
-        again.unwrap();
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn t_sto_4_a_commit_that_nobody_waits_for_is_over_when_the_store_opens_again() {
-        let directory = TempDir::new().unwrap();
-        let path = directory.path().join("store");
-        let counter = Key::new(Table::Meta, "", "counter");
-        let (mut done, mut dropped) = (0, 0);
-        for round in 1..=200_u32 {
-            let store = SqliteStore::open(&path).await.unwrap();
-            let mut changes = Changes::default();
-            for row in 0..20 {
-                let value = Zeroizing::new(vec![0; 4000]);
-                changes.put(Key::new(Table::Devices, "", row.to_string()), value);
-            }
-            let value = Zeroizing::new(round.to_string().into_bytes());
-            changes.put(counter.clone(), value);
-            let patience = Duration::from_micros(u64::from(round % 50) * 100);
-            let commit = tokio::time::timeout(patience, store.commit(changes));
-            match commit.await {
-                Ok(result) => {
-                    result.unwrap();
-                    done += 1;
-                }
-                Err(_) => dropped += 1,
-            }
-            drop(store);
-            let store = SqliteStore::open(&path).await.unwrap();
-            let first = store.get(&counter).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            let later = store.get(&counter).await.unwrap();
-            assert_eq!(first, later, "round {round}");
-        }
-        assert!(done > 0 && dropped > 0, "{done} {dropped}");
-    }
-
-    #[tokio::test]
-    async fn a_wrong_key_is_noticed_when_opening() {
-        let directory = TempDir::new().unwrap();
-        let path = directory.path().join("store");
-        let key = SealKey::from_bytes(KEY);
-        drop(SqliteStore::open_sealed(&path, &key).await.unwrap());
-        drop(SqliteStore::open_sealed(&path, &key).await.unwrap());
-        let wrong = SealKey::from_bytes([8; 32]);
-        let error = SqliteStore::open_sealed(&path, &wrong).await.unwrap_err();
-        assert!(matches!(error, StoreError::WrongKey));
-        let error = SqliteStore::open(&path).await.unwrap_err();
-        assert!(matches!(error, StoreError::WrongKey));
-    }
-
-    #[tokio::test]
-    async fn values_survive_reopening() {
-        let directory = TempDir::new().unwrap();
-        let path = directory.path().join("store");
-        let (row, changes) = secret_row();
-        SqliteStore::open(&path)
-            .await
-            .unwrap()
-            .commit(changes)
-            .await
-            .unwrap();
-        let store = SqliteStore::open(&path).await.unwrap();
-        assert_eq!(
-            **store.get(&row).await.unwrap().unwrap(),
-            *br#""the plaintext""#
-        );
-    }
-}
+mod tests;
