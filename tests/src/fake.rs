@@ -1,5 +1,6 @@
 //! A server that is not ours: it has one room, and says about it what a test wants.
 
+mod answers;
 mod membership;
 
 use std::{
@@ -35,7 +36,10 @@ use sotto_federation::{
 };
 use tokio::task::JoinHandle;
 
-use crate::{Draft, Made, Peer, TestServer, tls::Tls};
+use crate::{Draft, Made, Peer, Seat, TestServer, tls::Tls};
+
+/// Where a policy server is asked.
+const SIGN: &str = "/_matrix/policy/v1/sign";
 
 /// What the server does that it should not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,10 +97,17 @@ struct Shared {
     /// What events of the first room versions refer to that state by.
     references: Hashes,
     lie: Mutex<Lie>,
-    /// What it gives to whoever wants to join, leave or knock, in place of what fits.
+    /// What it gives to whoever wants to join, leave or knock, or invites, in place of what fits.
     template: Mutex<Option<Value>>,
     /// What `send_join`, `send_leave` and `send_knock` got.
     joins: Mutex<Vec<Value>>,
+    /// The events with which its users were invited.
+    invites: Mutex<Vec<Value>>,
+    /// What it says where words are in the path, and where it was asked.
+    answers: Mutex<Vec<(String, Value)>>,
+    asked: Mutex<Vec<(String, Value)>>,
+    /// Where its files are.
+    elsewhere: Mutex<String>,
     /// The events and the other units of the transactions that came.
     received: Mutex<Vec<Value>>,
     /// How much of an endless answer was taken.
@@ -130,15 +141,21 @@ impl FakeServer {
             lie: Mutex::new(Lie::None),
             template: Mutex::default(),
             joins: Mutex::default(),
+            invites: Mutex::default(),
+            answers: Mutex::default(),
+            asked: Mutex::default(),
+            elsewhere: Mutex::default(),
             received: Mutex::default(),
             endless: Arc::default(),
         });
         let router = Router::new()
             .route("/_matrix/key/v2/server", get(keys))
             .merge(membership::router())
+            .merge(answers::files())
             .route("/_matrix/federation/v1/send/{txn}", put(transaction))
             .route("/_matrix/federation/v1/user/devices/{user}", get(devices))
-            .route("/_matrix/policy/v1/sign", post(sign))
+            .route(SIGN, post(sign))
+            .fallback(answers::prepared)
             .layer(middleware::from_fn_with_state(shared.clone(), endless))
             .with_state(shared.clone());
         let tls = Tls::bind(
@@ -221,7 +238,7 @@ impl FakeServer {
         *lock(&self.shared.lie) = lie;
     }
 
-    /// Gives this event to whoever wants to join, leave or knock.
+    /// Gives this event to whoever wants to join, leave or knock, or invites one of its users.
     pub fn hand_out(&self, event: Value) {
         *lock(&self.shared.template) = Some(event);
     }
@@ -230,6 +247,27 @@ impl FakeServer {
     #[must_use]
     pub fn joins(&self) -> Vec<Value> {
         lock(&self.shared.joins).clone()
+    }
+
+    /// The events with which its users were invited.
+    #[must_use]
+    pub fn invites(&self) -> Vec<Value> {
+        lock(&self.shared.invites).clone()
+    }
+
+    /// The room as its user sees it.
+    #[must_use]
+    pub fn seat(&self) -> Seat {
+        let shared = &self.shared;
+        let last = shared.state.last().map(|event| event.id.clone());
+        let depth = i64::try_from(shared.state.len()).expect("a depth");
+        let rules = shared.rules.clone();
+        let mut seat = Seat::new(&shared.room_id, rules, last.into_iter().collect(), depth);
+        for event in &shared.state {
+            let text = |name: &str| event.json[name].as_str().expect("a state event");
+            seat.has(text("type"), text("state_key"), &event.id);
+        }
+        seat
     }
 
     /// The events and the other units that came with transactions.
@@ -353,6 +391,7 @@ async fn sign(State(shared): State<Arc<Shared>>, event: String) -> (StatusCode, 
         let error = json!({ "errcode": "M_FORBIDDEN", "error": "This looks like spam" });
         return (StatusCode::BAD_REQUEST, error.to_string());
     }
+    lock(&shared.asked).push((SIGN.to_owned(), Value::Null));
     let event = serde_json::from_str(&event).expect("JSON");
     let mut signed = redact(event, &shared.rules.redaction, None).expect("an event");
     signed.remove("signatures");

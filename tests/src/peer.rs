@@ -378,6 +378,20 @@ impl Seat {
         }
     }
 
+    /// The same place, as of one who knows nothing of what allows anything.
+    #[must_use]
+    pub fn without_state(&self) -> Self {
+        let mut seat = self.clone();
+        seat.state.clear();
+        seat
+    }
+
+    /// The events of the state.
+    #[must_use]
+    pub fn state_ids(&self) -> Vec<OwnedEventId> {
+        self.state.values().cloned().collect()
+    }
+
     /// The room has this in its state now.
     pub fn has(&mut self, kind: &str, state_key: &str, id: &ruma::EventId) {
         let key = (StateEventType::from(kind), state_key.to_owned());

@@ -224,8 +224,15 @@ impl TestServer {
 
     /// Lets anybody register, after a restart.
     pub async fn open_registration(&mut self) {
-        self.config.registration = Registration::Open;
-        self.restart().await;
+        self.reconfigure(|config| config.registration = Registration::Open)
+            .await;
+    }
+
+    /// Changes the configuration, with a restart.
+    pub async fn reconfigure(&mut self, change: impl FnOnce(&mut Config)) {
+        self.stop().await;
+        change(&mut self.config);
+        self.resume().await;
     }
 
     /// Makes an account, logged in.

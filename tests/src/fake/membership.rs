@@ -26,7 +26,12 @@ pub(super) fn router() -> Router<Arc<Shared>> {
 }
 
 /// Nobody here takes an invite.
-async fn invited(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+async fn invited(State(shared): State<Arc<Shared>>, invite: String) -> (StatusCode, String) {
+    let invite: Value = serde_json::from_str(&invite).expect("JSON");
+    lock(&shared.invites).push(invite["event"].clone());
+    if let Some(event) = lock(&shared.template).clone() {
+        return (StatusCode::OK, json!({ "event": event }).to_string());
+    }
     let (status, errcode) = match *lock(&shared.lie) {
         Lie::UnknownVersions => (StatusCode::BAD_REQUEST, "M_INCOMPATIBLE_ROOM_VERSION"),
         _ => (StatusCode::FORBIDDEN, "M_FORBIDDEN"),
