@@ -3,15 +3,18 @@
 
 mod acl;
 mod events;
+mod exchange;
 mod flood;
 mod keys;
 mod nonsense;
 mod numbers;
+mod pairs;
 mod patterns;
 mod poison;
 mod reading;
 mod reprieve;
 mod resets;
+mod restricted;
 mod sizes;
 mod speaking;
 mod templates;

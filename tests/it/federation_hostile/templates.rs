@@ -22,8 +22,14 @@ const KEYS: [&str; 11] = [
     "state_key",
 ];
 
+/// Whether an event has nothing but what we put into one.
+pub(super) fn has_only_our_keys(event: &Value) -> bool {
+    let mut keys = event.as_object().unwrap().keys();
+    keys.all(|key| key == "type" || KEYS.contains(&key.as_str()))
+}
+
 /// The level of Mallory in a room, as a user's server has it.
-async fn level(user: &User, room_id: &str) -> Value {
+pub(super) async fn level(user: &User, room_id: &str) -> Value {
     let path = room(room_id, "state/m.room.power_levels/");
     user.get(&path).await.ok()["users"][MALLORY].clone()
 }
@@ -111,11 +117,7 @@ async fn nobody_gives_us_an_event_to_sign() {
             content.clone().all(|key| known.contains(&key.as_str())),
             "{event}"
         );
-        let mut keys = event.as_object().unwrap().keys();
-        assert!(
-            keys.all(|key| key == "type" || KEYS.contains(&key.as_str())),
-            "{event}"
-        );
+        assert!(has_only_our_keys(event), "{event}");
     }
     let id = wanted.id.as_str();
     is_refused(&servers[0], &fake, (&room_id, id), &template).await;
