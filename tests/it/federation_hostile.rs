@@ -5,6 +5,7 @@ mod acl;
 mod events;
 mod exchange;
 mod flood;
+mod forged;
 mod keys;
 mod nonsense;
 mod numbers;
@@ -18,6 +19,7 @@ mod restricted;
 mod sizes;
 mod speaking;
 mod templates;
+mod units;
 mod watching;
 
 use ruma::RoomVersionId;
