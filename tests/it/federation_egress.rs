@@ -1,5 +1,9 @@
 //! Where the server does not connect to, whoever asks it to.
 
+mod files;
+mod names;
+mod policy;
+
 use std::{
     net::{SocketAddr, TcpListener},
     sync::{
@@ -20,6 +24,7 @@ use axum::{
 };
 use http::Method;
 use serde_json::json;
+use sotto_federation::room::signing::SigningKey;
 use sotto_tests::{Setup, TestServer, User, escape, room};
 
 /// Ways to write this machine, and networks that are not public. What the operator allows, 127.0.0.1, is not
@@ -129,9 +134,11 @@ enum Sink {
     PreviewMoved,
     PreviewImage,
     IdentityServer,
+    Binding,
+    InviteKey,
 }
 
-const SINKS: [Sink; 19] = [
+const SINKS: [Sink; 21] = [
     Sink::Profile,
     Sink::Alias,
     Sink::PublicRooms,
@@ -151,6 +158,8 @@ const SINKS: [Sink; 19] = [
     Sink::PreviewMoved,
     Sink::PreviewImage,
     Sink::IdentityServer,
+    Sink::Binding,
+    Sink::InviteKey,
 ];
 
 struct Scene {
@@ -251,13 +260,49 @@ impl Scene {
             Sink::Preview | Sink::PreviewMoved | Sink::PreviewImage => {
                 self.preview(sink, host).await;
             }
-            Sink::IdentityServer => {
-                let body = json!({
-                    "id_server": host, "id_access_token": "x", "medium": "email", "address": "a@b.test",
-                });
-                alice.post(&room(&self.room_id, "invite"), &body).await;
-            }
+            Sink::IdentityServer | Sink::Binding => self.identity(sink, host).await,
+            Sink::InviteKey => self.invite_key(host).await,
         }
+    }
+
+    async fn identity(&self, sink: Sink, host: &str) {
+        let mut body = json!({ "id_server": host, "id_access_token": "x" });
+        let (path, more) = match sink {
+            Sink::Binding => (
+                "/_matrix/client/v3/account/3pid/bind".to_owned(),
+                ["sid", "client_secret"],
+            ),
+            _ => (room(&self.room_id, "invite"), ["medium", "address"]),
+        };
+        for name in more {
+            body[name] = json!("email");
+        }
+        self.alice.post(&path, &body).await;
+    }
+
+    /// Whoever brings a signature for an invite makes the server ask whether its key still counts.
+    async fn invite_key(&self, host: &str) {
+        let key = SigningKey::generate().unwrap();
+        let content = json!({
+            "display_name": "b...", "public_key": key.public_key_base64(),
+            "key_validity_url": format!("https://{host}/_matrix/identity/v2/pubkey/isvalid"),
+        });
+        let path = format!("state/m.room.third_party_invite/{}", escape(host));
+        self.alice
+            .put(&room(&self.room_id, &path), &content)
+            .await
+            .ok();
+        let (bob, sender) = (&self.bob.user_id, &self.alice.user_id);
+        let signed = json!({ "mxid": bob, "token": host });
+        let mut signed: ruma::CanonicalJsonObject = serde_json::from_value(signed).unwrap();
+        key.sign_json(&mut signed, ruma::server_name!("id.test"))
+            .unwrap();
+        let invite = json!({ "room_id": self.room_id, "sender": sender, "signed": signed });
+        let body = json!({ "mxid": bob, "invites": [invite] });
+        let nobody = User::anonymous(self.server.url());
+        nobody
+            .put("/_matrix/federation/v1/3pid/onbind", &body)
+            .await;
     }
 
     /// Whoever is asked for keys, or signs a request, makes the server fetch the key.
