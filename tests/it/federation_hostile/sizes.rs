@@ -46,6 +46,11 @@ async fn answers_without_end_are_not_read_to_the_end() {
     let all = fake.endless();
     println!("{keys} bytes of keys, {all} of all");
     assert!(all > keys && all < 2 * MOST, "{all} bytes");
+    // The control: whoever reads on gets more than anybody should take.
+    let reading = fake.peer().get(&other, "/_matrix/key/v2/server");
+    let reading = tokio::time::timeout(Duration::from_secs(5), reading).await;
+    assert!(reading.is_err());
+    assert!(fake.endless() - all > MOST_KEYS, "{}", fake.endless());
     // Afterwards it is a server like others.
     fake.lie(Lie::None);
     ours.clock().advance(10 * 60 * 1_000);
@@ -142,4 +147,43 @@ async fn those_who_never_finish_a_request_keep_nobody_waiting() {
     let mut first = [0; 12];
     stream.read_exact(&mut first).await.unwrap();
     assert_eq!(&first[9..], b"400");
+}
+
+/// [`PLAIN`], compressed.
+const COMPRESSED: [u8; 83] = [
+    0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0x03, 0xab, 0x56, 0x2a, 0x2d, 0x4e, 0x2d,
+    0xca, 0x4b, 0xcc, 0x4d, 0x55, 0xb2, 0x52, 0xaa, 0xca, 0x2c, 0x50, 0xd2, 0x51, 0x2a, 0x48, 0x2c,
+    0x2e, 0x2e, 0xcf, 0x2f, 0x4a, 0x01, 0x0a, 0x24, 0x2a, 0xc0, 0x39, 0x3a, 0x4a, 0x89, 0xa5, 0x25,
+    0x19, 0x4a, 0x56, 0xd5, 0x4a, 0x25, 0x95, 0x05, 0x20, 0xc5, 0xb9, 0x7a, 0x39, 0xf9, 0xe9, 0x99,
+    0x79, 0x7a, 0x29, 0xa5, 0xb9, 0xb9, 0x95, 0x4a, 0xb5, 0xb5, 0x00, 0x7b, 0xcd, 0x74, 0x06, 0x4a,
+    0x00, 0x00, 0x00,
+];
+const PLAIN: &str = r#"{"username":"zip","password":"a password","auth":{"type":"m.login.dummy"}}"#;
+
+/// What is small on the way and large afterwards is not made large.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_compressed_is_not_unpacked() {
+    let server = TestServer::start().await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let register = async |encoding: Option<&str>, body: &[u8]| {
+        let url = format!("{}/_matrix/client/v3/register", server.url());
+        let request = http.post(url).header("content-type", "application/json");
+        let request = match encoding {
+            Some(encoding) => request.header("content-encoding", encoding),
+            None => request,
+        };
+        request
+            .body(body.to_vec())
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    for encoding in [None, Some("gzip"), Some("x-gzip"), Some("gzip, gzip")] {
+        let status = register(encoding, &COMPRESSED).await;
+        assert!((400..500).contains(&status), "{encoding:?} {status}");
+    }
+    // The control: unpacked it is a request that is carried out.
+    assert_eq!(register(None, PLAIN.as_bytes()).await, 200);
 }
