@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sotto_tests::{TestServer, User, escape, room};
+use sqlx::{AnyConnection, Connection};
 
 async fn upgrade(user: &User, room_id: &str, version: &str) -> String {
     let body = json!({ "new_version": version });
@@ -374,4 +375,94 @@ async fn upgrades_are_refused_for_good_reasons() {
     let itself = json!({ "replacement_room": old });
     let sent = alice.send_event(&old, "m.room.tombstone", &itself).await;
     assert_eq!(sent.refused(), (400, "M_INVALID_PARAM"));
+}
+
+/// How far whoever follows closed rooms is, as it is written down; and that it was elsewhere.
+async fn place(server: &TestServer, moved_to: Option<i64>) -> i64 {
+    sqlx::any::install_default_drivers();
+    let url = server.database_url();
+    let mut connection = AnyConnection::connect(&url).await.unwrap();
+    if let Some(position) = moved_to {
+        let set = sqlx::query("UPDATE followers SET position = $1 WHERE name = 'succession'");
+        set.bind(position).execute(&mut connection).await.unwrap();
+    }
+    let place = sqlx::query_scalar("SELECT position FROM followers WHERE name = 'succession'");
+    place.fetch_one(&mut connection).await.unwrap()
+}
+
+/// What was closed shortly before the server stopped is followed when it runs again, and what was followed is not
+/// followed once more.
+#[tokio::test]
+async fn closed_rooms_are_followed_once_over_a_restart() {
+    let mut server = TestServer::start().await;
+    let (alice, bob) = (server.register("alice").await, server.register("bob").await);
+    let old = alice.create_room(&json!({ "preset": "public_chat" })).await;
+    bob.join(&old).await.ok();
+    let tags = |room_id: &str| {
+        let room_id = escape(room_id);
+        format!(
+            "/_matrix/client/v3/user/{}/rooms/{room_id}/tags",
+            bob.user_id
+        )
+    };
+    let favourite = |room_id: &str| format!("{}/m.favourite", tags(room_id));
+    bob.put(&favourite(&old), &json!({ "order": 0.5 }))
+        .await
+        .ok();
+    let creation = json!({ "predecessor": { "room_id": old, "event_id": "$end" } });
+    let body = json!({ "preset": "public_chat", "creation_content": creation });
+    let new = alice.create_room(&body).await;
+    bob.join(&new).await.ok();
+    let before = place(&server, None).await;
+    let end = json!({ "body": "over there", "replacement_room": new });
+    set(&alice, &old, "m.room.tombstone", &end).await;
+    let is_tagged = async || {
+        let tags = bob.get(&tags(&new)).await.ok();
+        tags["tags"]["m.favourite"]["order"] == 0.5
+    };
+    let wait = async || {
+        for _ in 0..200 {
+            if is_tagged().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("it did not follow");
+    };
+    wait().await;
+    // The place is written down after that; and Bob wants it otherwise in the new room.
+    for _ in 0..200 {
+        if place(&server, None).await > before {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    bob.delete(&favourite(&new)).await.ok();
+    server.stop().await;
+    let kept = place(&server, None).await;
+    assert!(kept > before, "{kept} after {before}");
+    server.resume().await;
+    // Whoever comes later is told of what is after the place, and so all before it was looked at.
+    follows_another(&server, &alice).await;
+    assert!(!is_tagged().await, "it was followed twice");
+    // As if the server had stopped before the worker came to it.
+    server.stop().await;
+    place(&server, Some(before)).await;
+    server.resume().await;
+    wait().await;
+}
+
+/// Another room is closed and followed.
+async fn follows_another(server: &TestServer, alice: &User) {
+    let before = place(server, None).await;
+    let old = alice.create_room(&json!({})).await;
+    let end = json!({ "body": "over there", "replacement_room": "!nowhere:one.test" });
+    set(alice, &old, "m.room.tombstone", &end).await;
+    for _ in 0..200 {
+        if place(server, None).await > before {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("nobody follows any more");
 }

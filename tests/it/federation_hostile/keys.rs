@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use ruma::RoomVersionId;
 use serde_json::json;
-use sotto_tests::{Crowd, Draft, FakeServer, Lie, Setup, Size, TestServer, escape, room};
+use sotto_tests::{
+    Crowd, Draft, FakeServer, Lie, Peer, Setup, Size, TestServer, User, escape, room,
+};
 
 use super::{MALLORY, Scene};
 
@@ -76,4 +78,53 @@ async fn keys_of_a_notary_do_not_count_beyond_the_join() {
         let path = room(room_id, &format!("event/{}", escape(said.id.as_str())));
         assert_eq!(alice.get(&path).await.status.is_success(), believed);
     }
+}
+
+/// Whoever did not tell its keys is left alone for a while, and then longer each time; but whoever makes a request
+/// may be back, and is asked again soon.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_is_asked_for_its_keys_before_the_pause_is_over() {
+    let (ours, mut other) = TestServer::pair().await;
+    other.stop().await;
+    let peer = Peer::of(&other);
+    let alice = ours.register("alice").await;
+    let who = escape(&alice.user_id);
+    let path = format!("/_matrix/federation/v1/query/profile?user_id={who}");
+    let ask = async || peer.get(&ours, &path).await.status.as_u16();
+    // The third pause is one of twenty seconds.
+    for _ in 0..3 {
+        assert_eq!(ask().await, 401);
+        ours.clock().advance(5_000);
+    }
+    let fake = FakeServer::replace(&other, RoomVersionId::V11).await;
+    // The control: who makes no request is left alone, whoever asks about it.
+    let nobody = User::anonymous(ours.url());
+    let notary = async || {
+        let told = nobody.get("/_matrix/key/v2/query/b.test").await.ok();
+        told["server_keys"].as_array().map_or(0, Vec::len)
+    };
+    assert_eq!(notary().await, 0);
+    assert_eq!(ask().await, 200);
+    assert_eq!(notary().await, 1);
+    drop(fake);
+}
+
+/// One who says that they are back is not asked all the time either.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_seems_to_come_back_is_not_asked_all_the_time() {
+    let (ours, mut other) = TestServer::pair().await;
+    other.stop().await;
+    let peer = Peer::of(&other);
+    let alice = ours.register("alice").await;
+    let who = escape(&alice.user_id);
+    let path = format!("/_matrix/federation/v1/query/profile?user_id={who}");
+    let ask = async || peer.get(&ours, &path).await.status.as_u16();
+    assert_eq!(ask().await, 401);
+    ours.clock().advance(5_000);
+    assert_eq!(ask().await, 401);
+    let _fake = FakeServer::replace(&other, RoomVersionId::V11).await;
+    // It could be asked now, if this were not the same moment.
+    assert_eq!(ask().await, 401);
+    ours.clock().advance(5_000);
+    assert_eq!(ask().await, 200);
 }
