@@ -36,9 +36,6 @@ struct Shared {
     http: reqwest::Client,
     random: Mutex<StdRng>,
     faults: AtomicBool,
-    /// Whether a request waits for the one before it.
-    in_turn: AtomicBool,
-    turn: tokio::sync::Mutex<()>,
     lost: AtomicUsize,
     repeated: AtomicUsize,
     claimed: Mutex<BTreeMap<String, usize>>,
@@ -66,8 +63,6 @@ impl Proxy {
             http,
             random: Mutex::new(StdRng::seed_from_u64(seed)),
             faults: AtomicBool::new(false),
-            in_turn: AtomicBool::new(false),
-            turn: tokio::sync::Mutex::default(),
             lost: AtomicUsize::new(0),
             repeated: AtomicUsize::new(0),
             claimed: Mutex::default(),
@@ -95,11 +90,6 @@ impl Proxy {
     /// Lets requests fail, or not any more.
     pub fn fail(&self, fail: bool) {
         self.shared.faults.store(fail, Ordering::Relaxed);
-    }
-
-    /// Lets every request wait until the one before it is answered, as a server does with one lock for everybody.
-    pub fn in_turn(&self) {
-        self.shared.in_turn.store(true, Ordering::Relaxed);
     }
 
     /// How many answers were lost, and how many requests were repeated.
@@ -192,11 +182,6 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response<B
     let (head, body) = request.into_parts();
     let Ok(body) = axum::body::to_bytes(body, MAX_REQUEST_BYTES).await else {
         return broken();
-    };
-    let _turn = if shared.in_turn.load(Ordering::Relaxed) {
-        Some(shared.turn.lock().await)
-    } else {
-        None
     };
     let fate = shared.fate();
     if fate == Fate::Dropped {

@@ -25,7 +25,7 @@ impl FakeServer {
         answers.push((words.to_owned(), answer));
     }
 
-    /// From now on sends whoever wants a file to this URL.
+    /// From now on sends whoever wants a file to this URL; before, it has no files.
     pub fn send_on(&self, url: &str) {
         url.clone_into(&mut lock(&self.shared.elsewhere));
     }
@@ -65,6 +65,9 @@ async fn file(State(shared): State<Arc<Shared>>, UrlPath(id): UrlPath<String>) -
         return (StatusCode::NOT_FOUND, error.to_string()).into_response();
     }
     let url = lock(&shared.elsewhere).clone();
+    if url.is_empty() {
+        return StatusCode::NOT_FOUND.into_response();
+    }
     let parts = format!(
         "--x\r\nContent-Type: application/json\r\n\r\n{{}}\r\n--x\r\nLocation: {url}\r\n\r\n\r\n--x--"
     );
@@ -73,5 +76,8 @@ async fn file(State(shared): State<Arc<Shared>>, UrlPath(id): UrlPath<String>) -
 
 async fn old_file(State(shared): State<Arc<Shared>>) -> Response {
     let url = lock(&shared.elsewhere).clone();
+    if url.is_empty() {
+        return StatusCode::NOT_FOUND.into_response();
+    }
     (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, url)]).into_response()
 }
