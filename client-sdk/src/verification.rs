@@ -127,12 +127,7 @@ impl Client {
         for (room_id, event) in &update.decrypted_late {
             events.extend(in_room(room_id, event));
         }
-        for (protection, event) in &events {
-            // What is not encrypted where everything else is, the server may have written.
-            let is_clear = matches!(protection, Protection::Clear);
-            if is_clear && machine.is_encrypted(&event.room_id).await? {
-                continue;
-            }
+        for event in &events {
             machine.receive_verification_event(event).await?;
         }
         self.send_verifications().await
@@ -140,22 +135,21 @@ impl Client {
 }
 
 /// An event as the machine wants to see it; `None` if it has nothing to do with a verification.
-fn in_room<'e>(room_id: &RoomId, event: &'e TimelineEvent) -> Option<(&'e Protection, InRoom)> {
+fn in_room(room_id: &RoomId, event: &TimelineEvent) -> Option<InRoom> {
     let undecryptable = matches!(event.protection, Protection::Undecryptable(_));
     let concerned = event.kind.starts_with("m.key.verification.")
         || event.msgtype() == Some("m.key.verification.request");
     if undecryptable || event.state_key.is_some() || !concerned {
         return None;
     }
-    let shown = InRoom {
+    Some(InRoom {
         room_id: room_id.to_owned(),
         event_id: event.event_id.clone(),
         sender: event.sender.clone(),
         timestamp: event.timestamp.0.into(),
         kind: event.kind.clone(),
         content: event.content.clone(),
-    };
-    Some((&event.protection, shown))
+    })
 }
 
 impl Room {

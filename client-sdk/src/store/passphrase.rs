@@ -113,8 +113,10 @@ mod tests {
             assert!(matches!(opened, Err(StoreError::WrongKey)));
         }
         assert!(SqliteStore::open(&path).await.is_err());
+        // As long as it is open, no file of it goes away.
         let store = SqliteStore::open_with_passphrase(&path, &passphrase).await;
-        let value = store.unwrap().get(&key).await.unwrap().unwrap();
+        let store = store.unwrap();
+        let value = store.get(&key).await.unwrap().unwrap();
         assert!(String::from_utf8_lossy(&value).contains(canary));
         for entry in std::fs::read_dir(directory.path()).unwrap() {
             let bytes = std::fs::read(entry.unwrap().path()).unwrap();

@@ -111,61 +111,6 @@ async fn people_verify_each_other_in_their_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t_ver_8_what_was_said_in_the_clear_is_no_verification_of_an_encrypted_room() {
-    let server = TestServer::start().await;
-    let (alice, bob, secret) = alice_and_bob(&server).await;
-    let options = RoomOptions {
-        encrypted: false,
-        invite: vec![bob.user_id().unwrap().to_owned()],
-        ..RoomOptions::default()
-    };
-    let open = alice.create_room(options).await.unwrap().id().to_owned();
-    bob.join((&*open).into(), &[]).await.unwrap();
-    talk(&alice, &bob).await;
-    // The server asks in the name of Bob.
-    let helper = server.log_in("bob").await;
-    let request = json!({
-        "msgtype": "m.key.verification.request",
-        "body": "Is it you?",
-        "from_device": bob.device_id(),
-        "methods": ["m.sas.v1"],
-        "to": alice.user_id(),
-    });
-    for (room_id, shown) in [(&secret, 0), (&open, 1)] {
-        let sent = helper.send_event(room_id.as_str(), "m.room.message", &request);
-        sent.await.ok();
-        talk(&alice, &bob).await;
-        let all = alice.verifications().await.unwrap();
-        assert_eq!(all.len(), shown, "control: where nothing is encrypted");
-    }
-    // Nor does it end one that people have begun.
-    let room = alice.room(&secret);
-    room.send_text("hello").await.unwrap();
-    wait_for(&bob, &secret, "hello").await;
-    let bobs = bob.user_id().unwrap();
-    let id = room.request_verification(bobs).await.unwrap();
-    talk(&alice, &bob).await;
-    let cancel = json!({
-        "code": "m.user",
-        "m.relates_to": { "rel_type": "m.reference", "event_id": id },
-    });
-    let kind = "m.key.verification.cancel";
-    let sent = helper.send_event(secret.as_str(), kind, &cancel);
-    sent.await.ok();
-    talk(&alice, &bob).await;
-    let begun = async |client: &Client| {
-        let all = client.verifications().await.unwrap();
-        let one = all.into_iter().find(|verification| verification.id == id);
-        one.unwrap().phase
-    };
-    assert_eq!(begun(&alice).await, VerificationPhase::Requested);
-    bob.cancel_verification(&id).await.unwrap();
-    talk(&alice, &bob).await;
-    let ended = begun(&alice).await;
-    assert!(matches!(ended, VerificationPhase::Cancelled(_)), "control");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_person_verifies_a_new_device() {
     let server = TestServer::start().await;
     let (alice, bob, room_id) = alice_and_bob(&server).await;

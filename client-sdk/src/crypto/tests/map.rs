@@ -158,7 +158,7 @@ const ROWS: &str = "
 - T-VER-6 | a third person | t_ver_6_somebody_else_cannot_take_part | =
 - T-VER-6 | a third person, another room or relation | t_ver_6_nobody_else_takes_part_in_a_room | =
 - T-VER-7 | both at once, too late, too old | t_ver_7_both_may_start_and_it_takes_ten_minutes_at_most | =
-- T-VER-8 | the server in the name of others | t_ver_8_what_was_said_in_the_clear_is_no_verification_of_an_encrypted_room | =
+- T-VER-8 | a step of somebody else, or of something else | t_ver_6_nobody_else_takes_part_in_a_room | =
 - T-VER-9 | two verifications | t_ver_9_a_device_has_one_verification_at_a_time | =
 - T-VER-9 | two devices answer | t_ver_9_the_devices_that_did_not_answer_are_told | =
 

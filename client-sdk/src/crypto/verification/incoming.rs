@@ -28,7 +28,8 @@ pub struct InRoom {
     pub room_id: OwnedRoomId,
     /// The event.
     pub event_id: OwnedEventId,
-    /// Its sender, authenticated by the encryption.
+    /// Its sender: authenticated by the encryption, or else, as these events may come in the clear, who the
+    /// server says. What a verification proves does not depend on it.
     pub sender: OwnedUserId,
     /// When it was sent, in milliseconds since the epoch, as its server says.
     pub timestamp: u64,
