@@ -167,6 +167,45 @@ async fn a_room_has_no_policy_server_that_is_not_in_it_or_has_no_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_while_a_new_name_is_told_stays_away() {
+    let mut scene = Scene::new().await;
+    let (carol, dave) = (
+        scene.ours.register("carol").await,
+        scene.ours.register("dave").await,
+    );
+    for user in [&carol, &dave] {
+        user.join(scene.room_id()).await.ok();
+    }
+    scene.catches_up().await;
+    let key = scene.fake.policy_key();
+    let policy = json!({ "via": "b.test", "public_keys": { "ed25519": key } });
+    scene.set_policy(&policy).await;
+    scene.fake.lie(Lie::DelayJoins);
+    let rename = async |user: &User| {
+        let user_id = escape(&user.user_id);
+        let path = format!("/_matrix/client/v3/profile/{user_id}/displayname");
+        user.put(&path, &json!({ "displayname": "New" })).await.ok();
+    };
+    let member = async |user: &User| {
+        let path = format!("state/m.room.member/{}", escape(&user.user_id));
+        scene.alice.get(&room(scene.room_id(), &path)).await.ok()
+    };
+    let before = scene.fake.asked().len();
+    rename(&carol).await;
+    while scene.fake.asked().len() == before {
+        tokio::task::yield_now().await;
+    }
+    let leave = room(scene.room_id(), "leave");
+    carol.post(&leave, &json!({})).await.ok();
+    // Names are told one after the other; this one is, when it is certain what became of the other.
+    rename(&dave).await;
+    while member(&dave).await["displayname"] != "New" {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(member(&carol).await["membership"], "leave");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_server_cannot_log_a_user_out() {
     let scene = Scene::new().await;
     scene.fake.lie(Lie::NotLoggedIn);

@@ -70,6 +70,8 @@ pub enum Lie {
     Endless,
     /// As a policy server, recommends nothing.
     RefuseToSign,
+    /// As a policy server, thinks about who joins for a while.
+    DelayJoins,
     /// Says of whoever wants to join that they are not logged in.
     NotLoggedIn,
     /// Knows the versions of no rooms to which its users are invited.
@@ -392,6 +394,10 @@ async fn sign(State(shared): State<Arc<Shared>>, event: String) -> (StatusCode, 
         return (StatusCode::BAD_REQUEST, error.to_string());
     }
     lock(&shared.asked).push((SIGN.to_owned(), Value::Null));
+    let delayed = *lock(&shared.lie) == Lie::DelayJoins;
+    if delayed && event.contains(r#""membership":"join""#) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
     let event = serde_json::from_str(&event).expect("JSON");
     let mut signed = redact(event, &shared.rules.redaction, None).expect("an event");
     signed.remove("signatures");

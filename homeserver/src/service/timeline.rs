@@ -9,7 +9,7 @@ mod read;
 use std::sync::Arc;
 
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, RoomId, UserId,
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, RoomId, UserId,
     api::error::ErrorKind,
     events::{StateEventType, TimelineEventType, room::member::MembershipState},
 };
@@ -93,6 +93,9 @@ pub(crate) enum SendError {
     /// Others appended all the time.
     #[error("the room is too busy")]
     Busy,
+    /// The state is not any more as it was when this was asked for.
+    #[error("somebody else changed the same part of the state")]
+    Overtaken,
     /// The database failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -137,7 +140,7 @@ impl SendError {
                 ErrorKind::Forbidden,
                 "The policy server of the room does not recommend this",
             ),
-            Self::Repeated(_) | Self::Busy | Self::Storage(_) => {
+            Self::Repeated(_) | Self::Busy | Self::Overtaken | Self::Storage(_) => {
                 (ErrorKind::Unknown, "The server could not do this now")
             }
         }
@@ -151,10 +154,12 @@ pub(crate) struct StatePart {
     pub(crate) content: Box<RawValue>,
     /// When it became so, if not now.
     pub(crate) origin_server_ts: Option<MilliSecondsSinceUnixEpoch>,
+    /// The event that said before how it is, if it matters that no other one has done so since.
+    pub(crate) instead_of: Option<OwnedEventId>,
 }
 
 impl StatePart {
-    /// What is so from now on.
+    /// What is so from now on, whatever was so before.
     pub(crate) fn now(
         event_type: StateEventType,
         state_key: impl Into<String>,
@@ -165,6 +170,7 @@ impl StatePart {
             state_key: state_key.into(),
             content,
             origin_server_ts: None,
+            instead_of: None,
         }
     }
 }
@@ -245,6 +251,7 @@ impl Timeline {
             state_key,
             content,
             origin_server_ts,
+            instead_of,
         } = part;
         let room = self.heads.room(room_id).await?;
         if let Some(head) = room.and_then(|room| room.head)
@@ -265,7 +272,8 @@ impl Timeline {
             redacts: None,
             origin_server_ts,
         };
-        self.append(sender, room_id, template, None).await
+        self.append_instead(sender, room_id, template, None, instead_of.as_deref())
+            .await
     }
 
     /// The parts of a local user's profile that a membership event repeats.
@@ -295,10 +303,26 @@ impl Timeline {
         template: Template,
         txn: Option<Txn>,
     ) -> Result<OwnedEventId, SendError> {
+        self.append_instead(sender, room_id, template, txn, None)
+            .await
+    }
+
+    /// [`Timeline::append`], if the state has still this event in the place of the new one.
+    async fn append_instead(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        template: Template,
+        txn: Option<Txn>,
+        before: Option<&EventId>,
+    ) -> Result<OwnedEventId, SendError> {
         for _ in 0..ATTEMPTS {
             let slot = self.heads.hold(room_id).await?;
             let room = slot.room().ok_or(SendError::UnknownRoom)?;
             let mut draft = Draft::of(room).ok_or(SendError::UnknownRoom)?;
+            if before.is_some() && self.replaced(&draft, &template).await?.as_deref() != before {
+                return Err(SendError::Overtaken);
+            }
             let event_id = self
                 .draft_event(&mut draft, sender, copy(&template), txn.clone())
                 .await?;
@@ -310,6 +334,23 @@ impl Timeline {
             }
         }
         Err(SendError::Busy)
+    }
+
+    /// The event of the state that one on top of a draft would replace.
+    async fn replaced(
+        &self,
+        draft: &Draft,
+        template: &Template,
+    ) -> Result<Option<OwnedEventId>, StorageError> {
+        let Some(state_key) = &template.state_key else {
+            return Ok(None);
+        };
+        let event_type = StateEventType::from(template.event_type.to_string());
+        let found = self
+            .events
+            .state_pdu(draft.state(), &event_type, state_key)
+            .await?;
+        Ok(found.map(|(_, pdu)| pdu.event_id().to_owned()))
     }
 
     /// Has the events of a draft signed by the policy server of the room, if that has a say. Nobody waits for the

@@ -99,7 +99,7 @@ impl OneTimeKeys<'_> {
         Ok(())
     }
 
-    /// All one-time keys of a device that nobody claimed.
+    /// All keys of a device that may still be handed out.
     pub(crate) async fn of_device(
         &mut self,
         user_id: &UserId,
@@ -107,7 +107,9 @@ impl OneTimeKeys<'_> {
     ) -> Result<Vec<KeyRow>, StorageError> {
         let rows = sqlx::query(
             "SELECT key_id, algorithm, json FROM one_time_keys
-             WHERE user_id = $1 AND device_id = $2 AND claimed = 0",
+             WHERE user_id = $1 AND device_id = $2 AND claimed = 0
+             UNION ALL SELECT key_id, algorithm, json FROM fallback_keys
+             WHERE user_id = $1 AND device_id = $2",
         )
         .bind(user_id.as_str())
         .bind(device_id.as_str())
@@ -124,20 +126,24 @@ impl OneTimeKeys<'_> {
             .collect()
     }
 
+    /// Forgets a key, be it a one-time key or a fallback key.
     pub(crate) async fn delete(
         &mut self,
         user_id: &UserId,
         device_id: &DeviceId,
         key_id: &str,
     ) -> Result<(), StorageError> {
-        sqlx::query(
+        for statement in [
             "DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND key_id = $3",
-        )
-        .bind(user_id.as_str())
-        .bind(device_id.as_str())
-        .bind(key_id)
-        .execute(&mut *self.0)
-        .await?;
+            "DELETE FROM fallback_keys WHERE user_id = $1 AND device_id = $2 AND key_id = $3",
+        ] {
+            sqlx::query(statement)
+                .bind(user_id.as_str())
+                .bind(device_id.as_str())
+                .bind(key_id)
+                .execute(&mut *self.0)
+                .await?;
+        }
         Ok(())
     }
 

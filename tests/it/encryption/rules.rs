@@ -20,12 +20,21 @@ async fn keys_that_came_before_their_device_are_looked_at_again() {
         "signed_curve25519:A": one_time_key(&alice, &Ed25519SecretKey::new()),
         "signed_curve25519:B": good,
     });
-    let body = json!({ "one_time_keys": keys });
+    let fallback = json!({ "signed_curve25519:C": one_time_key(&alice, &Ed25519SecretKey::new()) });
+    let body = json!({ "one_time_keys": keys, "fallback_keys": fallback });
     let counts = alice.post(UPLOAD, &body).await.ok();
     let count = &counts["one_time_key_counts"]["signed_curve25519"];
     assert_eq!(*count, 2, "control: nobody can tell yet");
+    let before = alice.sync(None, 0).await;
+    let unused = &before["device_unused_fallback_key_types"];
+    assert_eq!(*unused, json!(["signed_curve25519"]));
     let body = json!({ "device_keys": device_keys(&alice, &key) });
-    alice.post(UPLOAD, &body).await.ok();
+    let counts = alice.post(UPLOAD, &body).await.ok();
+    // The device is told, so that it uploads others.
+    assert_eq!(counts["one_time_key_counts"]["signed_curve25519"], 1);
+    let after = alice.sync(before["next_batch"].as_str(), 0).await;
+    assert_eq!(after["device_one_time_keys_count"]["signed_curve25519"], 1);
+    assert_eq!(after["device_unused_fallback_key_types"], json!([]));
     let claimed = claim(&bob, &alice).await.unwrap();
     assert_eq!(claimed, ("signed_curve25519:B".to_owned(), good));
     assert_eq!(claim(&bob, &alice).await, None);

@@ -58,7 +58,7 @@ impl From<SendError> for MatrixError {
             | SendError::ReplacesItself
             | SendError::DuplicateAnnotation => Self::bad_request(kind, message),
             SendError::Policy(error) => error.into(),
-            SendError::Busy | SendError::Repeated(_) => Self::new(
+            SendError::Busy | SendError::Overtaken | SendError::Repeated(_) => Self::new(
                 http::StatusCode::SERVICE_UNAVAILABLE,
                 ErrorKind::Unknown,
                 message,
@@ -119,10 +119,8 @@ async fn send_state_event(
         .check_canonical(&requester.user_id, &room_id, key, &content)
         .await?;
     let part = StatePart {
-        event_type,
-        state_key,
-        content,
         origin_server_ts,
+        ..StatePart::now(event_type, state_key, content)
     };
     let sender = &requester.user_id;
     let event_id = match invited_by(&part) {

@@ -308,14 +308,7 @@ impl CheckedDeviceKeys {
                 .delete_signatures_on(user_id, device_id.as_str())
                 .await?;
         }
-        let key = self.ed25519.as_ref();
-        // Keys that came before the device keys could not be checked then.
-        for row in tx.one_time_keys().of_device(user_id, device_id).await? {
-            if check_signature(&row, user_id, device_id, key).is_err() {
-                let mut keys = tx.one_time_keys();
-                keys.delete(user_id, device_id, &row.key_id).await?;
-            }
-        }
+        drop_forged(tx, user_id, device_id, self.ed25519.as_ref()).await?;
         let json = CanonicalJsonValue::Object(self.object).to_string();
         tx.device_keys().set(user_id, device_id, &json).await?;
         Ok(true)
@@ -387,6 +380,30 @@ fn check_signature(
     }
 }
 
+/// Drops the keys that came before the device keys, when nobody could tell, and are not signed by them.
+async fn drop_forged(
+    tx: &mut Tx,
+    user_id: &UserId,
+    device_id: &DeviceId,
+    key: Option<&Ed25519PublicKey>,
+) -> Result<(), StorageError> {
+    let mut rows = tx.one_time_keys().of_device(user_id, device_id).await?;
+    rows.retain(|row| check_signature(row, user_id, device_id, key).is_err());
+    if rows.is_empty() {
+        return Ok(());
+    }
+    for row in rows {
+        let mut keys = tx.one_time_keys();
+        keys.delete(user_id, device_id, &row.key_id).await?;
+    }
+    // The device learns of it, and uploads others.
+    tx.log(Change::OneTimeKeys {
+        user_id: user_id.to_owned(),
+        device_id: device_id.to_owned(),
+    });
+    Ok(())
+}
+
 async fn store_keys(
     tx: &mut Tx,
     user_id: &UserId,
@@ -432,7 +449,9 @@ async fn store_keys(
         tx.one_time_keys()
             .insert(&user_id, &device_id, &one_time_keys, position)
             .await?;
-        let waiting = tx.one_time_keys().counts(&user_id, &device_id).await?;
+    }
+    if !one_time_keys.is_empty() {
+        let waiting = tx.one_time_keys().counts(user_id, device_id).await?;
         if waiting.len() > MAX_ALGORITHMS || waiting.values().any(|count| *count > MAX_WAITING) {
             return Err(UploadError::TooLarge);
         }

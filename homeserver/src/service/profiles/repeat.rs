@@ -22,7 +22,11 @@ impl Profiles {
             .iter()
             .filter(|(_, place)| place.membership == MembershipState::Join);
         for (room_id, _) in joined {
-            match self.repeat_in(user_id, room_id).await {
+            let mut repeated = self.repeat_in(user_id, room_id).await;
+            while let Err(SendError::Overtaken) = repeated {
+                repeated = self.repeat_in(user_id, room_id).await;
+            }
+            match repeated {
                 Ok(()) => {}
                 Err(SendError::Storage(error)) => return Err(error),
                 Err(error) => {
@@ -64,13 +68,12 @@ impl Profiles {
         }
         let content =
             to_raw_value(&content).map_err(|_| SendError::Malformed(BuildError::NotCanonical))?;
-        self.timeline
-            .set_state(
-                user_id,
-                room_id,
-                StatePart::now(member, user_id.as_str(), content),
-            )
-            .await?;
+        let part = StatePart {
+            // Whoever leaves meanwhile must not come back by this.
+            instead_of: Some(now.event_id().to_owned()),
+            ..StatePart::now(member, user_id.as_str(), content)
+        };
+        self.timeline.set_state(user_id, room_id, part).await?;
         Ok(())
     }
 }
