@@ -21,6 +21,7 @@ mod directory;
 mod doors;
 mod encryption;
 mod endpoints;
+mod fairness;
 mod federation_absence;
 mod federation_backfill;
 mod federation_egress;
