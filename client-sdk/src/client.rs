@@ -146,6 +146,9 @@ impl Client {
         let settings = &self.inner.settings;
         machine.set_share_policy(settings.share_policy).await;
         machine.set_trust_requirement(settings.trust_requirement);
+        if let Some(period) = settings.direct_rotation {
+            machine.set_direct_rotation(period);
+        }
         // Logging in twice at the same moment is refused by whoever stores the session.
         let _ = self.inner.machine.set(Arc::new(machine));
     }

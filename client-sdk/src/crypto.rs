@@ -37,6 +37,7 @@ mod outbox;
 mod payload;
 mod query;
 mod requests;
+mod rotation;
 mod sas;
 mod secret;
 mod secret_sharing;

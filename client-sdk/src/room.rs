@@ -291,6 +291,8 @@ impl Room {
         content: Map<String, Value>,
     ) -> Result<Map<String, Value>, RoomError> {
         let machine = self.client.machine()?;
+        let direct = self.row().await?.direct_with.is_some();
+        machine.set_direct(&self.room_id, direct).await?;
         for _ in 0..SHARE_STEPS {
             let readers = self.readers().await?;
             self.check_roster(&readers).await?;

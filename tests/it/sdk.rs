@@ -6,6 +6,7 @@ mod files;
 mod history;
 mod keys;
 mod relations;
+mod rotation;
 mod soak;
 mod syncs;
 mod trust;

@@ -4,6 +4,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock},
+    time::Duration,
 };
 
 use super::{Client, Inner};
@@ -20,6 +21,7 @@ pub(crate) struct Settings {
     pub(crate) cross_signing: bool,
     pub(super) share_policy: SharePolicy,
     pub(super) trust_requirement: TrustRequirement,
+    pub(super) direct_rotation: Option<Duration>,
 }
 
 /// Where a client keeps its keys and its place in the sync.
@@ -142,6 +144,14 @@ impl ClientBuilder {
         self
     }
 
+    /// Decides how long a key is used at most in a conversation of two: an hour at least, a week at
+    /// most, a day if not called. What such a room says itself counts if it is shorter.
+    #[must_use]
+    pub fn direct_rotation(mut self, period: Duration) -> Self {
+        self.settings.direct_rotation = Some(period);
+        self
+    }
+
     /// Makes no identity for a user who has none. Other people's clients will not give keys to
     /// this device.
     #[must_use]
@@ -199,6 +209,7 @@ impl Client {
                 cross_signing: true,
                 share_policy: SharePolicy::default(),
                 trust_requirement: TrustRequirement::default(),
+                direct_rotation: None,
             },
         }
     }

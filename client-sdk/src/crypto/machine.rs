@@ -21,6 +21,7 @@ use super::{
     keys,
     outbox::Outgoing,
     requests::{Alarm, Failure, OutgoingRequest, Response},
+    rotation::DirectRotation,
     trust::{SharePolicy, TrustRequirement},
     verification::{QrSupport, Verifications},
 };
@@ -58,6 +59,7 @@ pub struct Machine {
 pub(crate) struct Settings {
     share_policy: SharePolicy,
     trust_requirement: TrustRequirement,
+    pub(crate) direct_rotation: DirectRotation,
     pub(crate) qr_support: QrSupport,
 }
 
@@ -285,7 +287,7 @@ impl Machine {
         *stored.unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
-    fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         *self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -15,13 +15,12 @@ use super::{
     machine::Machine,
     megolm::{InboundSession, session_partition},
     outbox,
+    rotation::{HOUR_MS, WEEK_MS},
     to_device::RoomChange,
     trust::{SenderData, SenderTrust},
 };
 use crate::store::{self, Batch, Changes, StoreError, Table};
 
-const HOUR_MS: u64 = 60 * 60 * 1000;
-const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
 const DEFAULT_MESSAGES: u64 = 100;
 /// The lengths that payloads have, in bytes. Longer ones are rare, and have the length they have.
 const LENGTHS: [usize; 8] = [256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768];
@@ -38,6 +37,9 @@ pub(crate) struct RoomEncryption {
     /// State that need not be open is encrypted as well.
     #[serde(default)]
     pub(crate) encrypts_state: bool,
+    /// It is a conversation of two. Not said by the event.
+    #[serde(default)]
+    pub(crate) direct: bool,
 }
 
 /// What a room says that encrypts its state (MSC4362, not stable yet).
@@ -62,6 +64,7 @@ impl RoomEncryption {
                 .unwrap_or(DEFAULT_MESSAGES)
                 .clamp(1, 10_000),
             encrypts_state: content.get(ENCRYPT_STATE) == Some(&Value::Bool(true)),
+            direct: false,
         }
     }
 
@@ -70,6 +73,10 @@ impl RoomEncryption {
         room_id: &RoomId,
     ) -> Result<Option<Self>, StoreError> {
         batch.get(Table::EncryptedRooms, "", room_id.as_str()).await
+    }
+
+    pub(crate) fn save(&self, batch: &mut Batch<'_>, room_id: &RoomId) -> Result<(), StoreError> {
+        batch.put(Table::EncryptedRooms, "", room_id.as_str(), self)
     }
 }
 
@@ -86,12 +93,13 @@ async fn set_encryption(
     if let Some(known) = RoomEncryption::load(batch, room_id).await? {
         new.supported |= known.supported;
         new.encrypts_state |= known.encrypts_state;
+        new.direct = known.direct;
         if new == known {
             return Ok(());
         }
         discard(batch, room_id).await?;
     }
-    batch.put(Table::EncryptedRooms, "", room_id.as_str(), &new)
+    new.save(batch, room_id)
 }
 
 /// The current outbound session of a room.
@@ -271,7 +279,7 @@ impl Machine {
     ) -> Result<Map<String, Value>, EncryptError> {
         let mut volatile = self.lock().await;
         let mut batch = self.batch();
-        let encryption = RoomEncryption::load(&batch, room_id).await?;
+        let encryption = self.encryption_of(&batch, room_id).await?;
         let row = (Table::OutboundSessions, "", room_id.as_str());
         let bytes = batch.bytes(row.0, row.1, row.2).await?;
         let (Some(encryption), Some(bytes)) = (encryption, bytes) else {

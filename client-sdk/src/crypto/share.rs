@@ -70,7 +70,8 @@ impl Machine {
     ) -> Result<Share, ShareError> {
         let mut volatile = self.lock().await;
         let mut batch = self.batch();
-        let encryption = RoomEncryption::load(&batch, room_id)
+        let encryption = self
+            .encryption_of(&batch, room_id)
             .await?
             .ok_or(ShareError::NotEncrypted)?;
         if !encryption.supported {

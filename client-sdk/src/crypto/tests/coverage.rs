@@ -111,7 +111,7 @@ const PROMISES: &[Promise] = &[
     promise(
         "sessions rotate",
         "t_rot",
-        8,
+        9,
         "nothing_happens_without_reason",
     ),
     promise(

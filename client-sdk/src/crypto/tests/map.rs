@@ -24,7 +24,7 @@ const FAMILIES: [(&str, u32); 29] = [
     ("T-SEC", 2),
     ("T-MEG", 5),
     ("T-SHR", 5),
-    ("T-ROT", 8),
+    ("T-ROT", 9),
     ("T-LATCH", 0),
     ("T-WH", 1),
     ("T-GHOST", 2),
@@ -228,6 +228,9 @@ const ROWS: &str = "
 - T-ROT-6 | hostile settings | t_rot_6_hostile_settings_are_bounded | =
 - T-ROT-7 | other settings | t_rot_7_when_the_settings_change | =
 - T-ROT-8 | a departure that nobody tells | t_rot_8_when_somebody_has_the_key_who_is_no_member | =
+- T-ROT-9 | a day in a conversation of two | t_rot_9_after_a_day_in_a_conversation_of_two | =
+- T-ROT-9 | settings that make it longer | t_rot_9_a_room_may_make_the_day_shorter_and_not_longer | =
+- T-ROT-9 | the same between two people | t_rot_9_two_people_get_a_new_key_each_day | =
 - T-LATCH | encryption taken away | t_latch_a_room_that_was_encrypted_stays_encrypted | a_room_that_is_not_encrypted_is_used_as_it_is
 - T-LATCH | an algorithm of tomorrow | t_latch_a_room_with_an_unknown_algorithm_is_not_sent_to | =
 - T-LATCH | before the first sync | nothing_goes_out_in_the_clear_before_the_first_sync_of_a_room | a_room_that_is_not_encrypted_is_used_as_it_is

@@ -58,6 +58,59 @@ async fn t_rot_2_after_a_week() {
     assert!(!wait(7 * 24).await);
 }
 
+/// Whether a session lives so many hours, in a conversation of two or not, with these settings.
+async fn lives(hours: u64, direct: bool, settings: Value, ours: Option<Duration>) -> bool {
+    let (mut server, mut alice, bob) = alice_and_bob().await;
+    let mut content = settings;
+    content["algorithm"] = json!("m.megolm.v1.aes-sha2");
+    alice.encrypt_room(room(), content.clone());
+    alice.sync(&mut server).await;
+    alice.machine.set_direct(room(), direct).await.unwrap();
+    let before = alice.say(&mut server, &[&bob], "before").await;
+    alice.restart().await;
+    ours.map(|period| alice.machine.set_direct_rotation(period));
+    // The same settings once more change nothing.
+    alice.encrypt_room(room(), content);
+    alice.sync(&mut server).await;
+    alice.environment.advance(Duration::from_hours(hours));
+    let after = alice.say(&mut server, &[&bob], "after").await;
+    session_id(&before) == session_id(&after)
+}
+
+#[tokio::test]
+async fn t_rot_9_after_a_day_in_a_conversation_of_two() {
+    assert!(lives(23, true, json!({}), None).await, "control");
+    assert!(!lives(24, true, json!({}), None).await);
+    assert!(lives(24, false, json!({}), None).await, "control");
+    assert!(lives(7 * 24 - 1, false, json!({}), None).await, "control");
+}
+
+#[tokio::test]
+async fn t_rot_9_a_room_may_make_the_day_shorter_and_not_longer() {
+    let of_hours = |hours: u64| json!({ "rotation_period_ms": hours * 60 * 60 * 1000 });
+    assert!(lives(4, true, of_hours(5), None).await, "control");
+    assert!(!lives(5, true, of_hours(5), None).await);
+    assert!(!lives(24, true, of_hours(7 * 24), None).await);
+    assert!(lives(24, false, of_hours(7 * 24), None).await, "control");
+    // Not below an hour, whoever says so.
+    assert!(lives(0, true, of_hours(0), Some(Duration::ZERO)).await);
+    assert!(!lives(1, true, of_hours(0), Some(Duration::ZERO)).await);
+}
+
+#[tokio::test]
+async fn the_day_of_a_conversation_of_two_can_be_set() {
+    let two_days = Some(Duration::from_hours(48));
+    assert!(lives(47, true, json!({}), two_days).await);
+    assert!(!lives(48, true, json!({}), two_days).await);
+    // A week is the most.
+    let ever = Some(Duration::MAX);
+    assert!(lives(7 * 24 - 1, true, json!({}), ever).await);
+    assert!(!lives(7 * 24, true, json!({}), ever).await);
+    // What is no conversation of two has nothing to do with it.
+    let short = Some(Duration::from_hours(2));
+    assert!(lives(24, false, json!({}), short).await, "control");
+}
+
 #[tokio::test]
 async fn t_rot_3_when_a_member_leaves() {
     let kept = keeps_session(async |server, alice, _| {
