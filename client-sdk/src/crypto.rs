@@ -24,6 +24,7 @@ mod decrypt;
 mod devices;
 mod emoji;
 mod error;
+mod exceptions;
 mod history;
 mod identity;
 mod identity_keys;

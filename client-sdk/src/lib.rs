@@ -81,6 +81,7 @@
 //! | know, accept or replace identities | [`encryption`] |
 //! | keep room keys in a file | [`crypto::Machine::export_room_keys`] |
 //! | decide who gets keys and whom to believe | [`crypto::SharePolicy`], [`crypto::TrustRequirement`] |
+//! | talk to bots and bridges that know no cross-signing | [`crypto::Machine::allow_unsigned_devices`] |
 //! | protect the keys on the disk | [`client::StoreConfig`], [`store`] |
 //! | send and keep files that are larger than the memory | [`Room::send_file`], [`Client::download_attachment_to`] |
 //! | encrypt a file without a room | [`attachment`] |

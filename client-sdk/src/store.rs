@@ -55,6 +55,8 @@ pub enum Table {
     Devices,
     /// The identities of users.
     Identities,
+    /// Users whose devices get keys though nothing vouches for them.
+    UnsignedAllowed,
     /// Private keys of the own identity and other secrets.
     Secrets,
     /// Bundles of room keys that users offer, partitioned by room.
@@ -102,6 +104,7 @@ impl Table {
             Self::Withheld => "withheld",
             Self::Devices => "devices",
             Self::Identities => "identities",
+            Self::UnsignedAllowed => "unsigned_allowed",
             Self::Secrets => "secrets",
             Self::KeyBundles => "key_bundles",
             Self::SecretRequests => "secret_requests",

@@ -14,7 +14,7 @@ use super::{
     cache::{Cache, Loaded},
     devices,
     error::{DecryptError, WithheldCode},
-    identity,
+    exceptions, identity,
     keys::MEGOLM,
     machine::Machine,
     megolm::{InboundSession, session_partition, split},
@@ -230,7 +230,9 @@ async fn decrypt(
         cache.keep_sender(owner, sender.clone());
         sender
     };
-    if !machine.trust_requirement().is_met_by(sender.trust) {
+    let requirement = machine.trust_requirement();
+    let trusted = requirement.is_met_by(sender.trust);
+    if !trusted && !exceptions::is_heard(batch, &sender.user_id, sender.trust, requirement).await? {
         let name = session_partition(room_id, session_id);
         batch.put(Table::Held, &sender.curve25519, &name, &true)?;
         let sender = Box::new(sender);

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::{
     devices::{self, Device, TrackedUser},
     error::{MachineError, ShareError},
+    exceptions::Standing,
     history::SharedHistory,
     identity::{self, Identity},
     keys::MEGOLM,
@@ -210,16 +211,14 @@ impl Machine {
             if !members.contains(&user_id) && user_id != self.user_id() {
                 return Ok(true);
             }
-            let identity = Identity::load(batch, &user_id).await?;
+            let standing = Standing::load(batch, &user_id).await?;
             let devices = devices::load_devices(batch, &user_id).await?;
             let may_have = |(device_id, share): &(String, KeyShare)| {
                 let is_it = |device: &&Device| device.device_id == *device_id;
                 devices.iter().find(is_it).is_some_and(|device| {
                     !device.deleted
                         && device.curve25519 == share.curve25519
-                        && self
-                            .refusal_of(device, identity.as_ref(), own.as_ref())
-                            .is_none()
+                        && self.refusal_of(device, &standing, own.as_ref()).is_none()
                 })
             };
             if !shares.iter().all(may_have) {
@@ -245,12 +244,12 @@ impl Machine {
         let mut plan = Plan::default();
         let own = Identity::load(batch, self.user_id()).await?;
         for user_id in self.readers(members) {
-            let identity = Identity::load(batch, user_id).await?;
+            let standing = Standing::load(batch, user_id).await?;
             for device in devices::load_devices(batch, user_id).await? {
                 if device.deleted || !device.understands_encryption() {
                     continue;
                 }
-                let refusal = self.refusal_of(&device, identity.as_ref(), own.as_ref());
+                let refusal = self.refusal_of(&device, &standing, own.as_ref());
                 if let Some(refusal) = refusal {
                     plan.refused.push((device, refusal));
                     continue;

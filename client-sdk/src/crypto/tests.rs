@@ -8,6 +8,7 @@ mod coverage;
 mod crashes;
 mod device_lists;
 mod edits;
+mod exceptions;
 mod fake;
 mod forwarding;
 mod history;

@@ -36,7 +36,8 @@ pub enum SenderTrust {
 #[serde(rename_all = "snake_case")]
 pub enum SharePolicy {
     /// The devices for which the identity of their user vouches. A server cannot add a device to
-    /// these.
+    /// these. For users without an identity exceptions can be made, with
+    /// [`Machine::allow_unsigned_devices`](super::Machine::allow_unsigned_devices).
     ///
     /// <https://spec.matrix.org/v1.19/client-server-api/#cross-signing>
     #[default]

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::{
     devices::{Device, LocalTrust},
     error::{MachineError, RejectedMessage, ShareError, WithheldCode},
+    exceptions::Standing,
     identity::{Identity, IdentityState},
     keys::MEGOLM,
     machine::Machine,
@@ -47,20 +48,20 @@ impl Refusal {
 }
 
 impl Machine {
-    /// Why a device gets no key, if it does not; with the identity of its user and the own one.
+    /// Why a device gets no key, if it does not; with the standing of its user and the own identity.
     pub(crate) fn refusal_of(
         &self,
         device: &Device,
-        identity: Option<&Identity>,
+        standing: &Standing,
         own: Option<&Identity>,
     ) -> Option<Refusal> {
         if device.local_trust == LocalTrust::Blocked {
             return Some(Refusal::Blocked);
         }
-        let vouched = identity.filter(|identity| identity.vouches_for(device));
+        let vouched = standing.vouching_for(device);
         let trusted = match self.share_policy() {
             SharePolicy::AllDevices => true,
-            SharePolicy::SignedDevicesOnly => vouched.is_some(),
+            SharePolicy::SignedDevicesOnly => vouched.is_some() || standing.is_excepted(),
             SharePolicy::VerifiedOnly => {
                 vouched.is_some_and(|identity| identity.state(own) == IdentityState::Verified)
             }

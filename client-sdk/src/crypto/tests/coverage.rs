@@ -73,7 +73,7 @@ const PROMISES: &[Promise] = &[
     promise(
         "only signed devices give and get keys",
         "t_4153",
-        2,
+        4,
         "t_4153_1",
     ),
     promise("verifications follow the rules", "t_ver", 9, "t_ver_1"),

@@ -16,7 +16,7 @@ const FAMILIES: [(&str, u32); 29] = [
     ("T-TD", 1),
     ("T-XS", 6),
     ("T-ID", 5),
-    ("T-4153", 2),
+    ("T-4153", 4),
     ("T-VER", 9),
     ("T-SAS", 4),
     ("T-QR", 4),
@@ -147,6 +147,12 @@ const ROWS: &str = "
 + neither_gives_keys_to_a_device_that_its_user_does_not_vouch_for a_new_device_reads_what_is_new
 - T-4153-1 | a device of the server | t_4153_1_a_device_that_the_server_adds_gets_no_key | =
 - T-4153-2 | it speaks | t_4153_2_what_an_unsigned_device_says_is_not_shown_until_it_is_signed | =
+- T-4153-3 | a program without identity | t_4153_3_a_program_without_identity_gets_keys_by_an_exception_alone | =
+- T-4153-3 | it speaks | t_4153_3_what_an_excepted_program_says_is_shown_and_marked | =
+- T-4153-3 | a device that is not in its list | t_4153_3_a_device_that_is_not_in_the_list_of_the_excepted_is_not_heard | =
+- T-4153-3 | a device of somebody else | t_4153_3_an_exception_for_one_is_none_for_others | =
+- T-4153-4 | a device of the server, for who has an identity now | t_4153_4_an_exception_ends_with_the_first_identity | =
+- T-4153-4 | an exception for who has one already | t_4153_4_no_exception_is_made_for_who_has_an_identity | =
 
 1.14 verification
 + t_ver_8_people_verify_each_other_in_a_room people_verify_each_other_in_their_room a_person_verifies_a_new_device
