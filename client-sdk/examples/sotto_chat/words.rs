@@ -80,10 +80,13 @@ pub(crate) fn trust(event: &TimelineEvent) -> Option<SenderTrust> {
 pub(crate) fn marks(sender: &SenderData) -> String {
     let text = match sender.shield() {
         None => return String::new(),
-        Some(Shield::AuthenticityNotGuaranteed) => match &sender.forwarded_by {
-            Some(giver) => return format!("(if {giver} is right) "),
-            None => "the key came from elsewhere",
-        },
+        Some(Shield::Forwarded) => {
+            let giver = sender.forwarded_by.iter();
+            return giver
+                .map(|giver| format!("(if {giver} is right) "))
+                .collect();
+        }
+        Some(Shield::AuthenticityNotGuaranteed) => "the key came from elsewhere",
         Some(Shield::UnknownDevice) => "UNKNOWN DEVICE",
         Some(Shield::UnsignedDevice) => "DEVICE NOT VERIFIED BY ITS OWNER",
         Some(Shield::VerificationViolation) => "WAS VERIFIED, IS NOT ANY MORE",

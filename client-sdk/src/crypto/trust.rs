@@ -87,6 +87,8 @@ impl TrustRequirement {
 pub enum Shield {
     /// Grey: the key is from a backup or a file, so the sender is not certain.
     AuthenticityNotGuaranteed,
+    /// Grey: the sender is so if whoever gave us the key says the truth: [`SenderData::forwarded_by`].
+    Forwarded,
     /// Red: the sender's list does not have the device.
     UnknownDevice,
     /// Red: the sender's identity does not vouch for the device.
@@ -95,6 +97,9 @@ pub enum Shield {
     VerificationViolation,
     /// Grey: the sender's identity changed.
     ChangedIdentity,
+    /// Red, where [only verified people](SenderData::strict_shield) are believed: nobody has verified
+    /// the sender.
+    UnverifiedIdentity,
 }
 
 impl Shield {
@@ -103,7 +108,7 @@ impl Shield {
     pub fn is_red(self) -> bool {
         !matches!(
             self,
-            Self::AuthenticityNotGuaranteed | Self::ChangedIdentity
+            Self::AuthenticityNotGuaranteed | Self::Forwarded | Self::ChangedIdentity
         )
     }
 }
@@ -136,8 +141,20 @@ impl SenderData {
             SenderTrust::UnsignedDevice => Some(Shield::UnsignedDevice),
             SenderTrust::VerificationViolation => Some(Shield::VerificationViolation),
             SenderTrust::ChangedIdentity => Some(Shield::ChangedIdentity),
+            SenderTrust::Imported if self.forwarded_by.is_some() => Some(Shield::Forwarded),
             SenderTrust::Imported => Some(Shield::AuthenticityNotGuaranteed),
             SenderTrust::SignedDevice | SenderTrust::Verified | SenderTrust::OwnDevice => None,
+        }
+    }
+
+    /// [`SenderData::shield`] where people are not believed until somebody has verified them.
+    #[must_use]
+    pub fn strict_shield(&self) -> Option<Shield> {
+        match self.trust {
+            SenderTrust::SignedDevice | SenderTrust::ChangedIdentity => {
+                Some(Shield::UnverifiedIdentity)
+            }
+            _ => self.shield(),
         }
     }
 }
@@ -177,39 +194,72 @@ mod tests {
         }
     }
 
+    fn sender(trust: SenderTrust) -> SenderData {
+        SenderData {
+            user_id: ruma::user_id!("@alice:example.org").to_owned(),
+            device_id: None,
+            curve25519: String::new(),
+            ed25519: String::new(),
+            trust,
+            forwarded_by: None,
+        }
+    }
+
     #[test]
     fn each_doubt_about_a_sender_has_its_warning() {
         use SenderTrust as Trust;
+        // What is shown, whether it is red, and what is shown where only verified people are believed.
+        let strict = Shield::UnverifiedIdentity;
         let table = [
-            (Trust::UnknownDevice, Some((Shield::UnknownDevice, true))),
-            (Trust::UnsignedDevice, Some((Shield::UnsignedDevice, true))),
+            (
+                Trust::UnknownDevice,
+                Some((Shield::UnknownDevice, true)),
+                None,
+            ),
+            (
+                Trust::UnsignedDevice,
+                Some((Shield::UnsignedDevice, true)),
+                None,
+            ),
             (
                 Trust::VerificationViolation,
                 Some((Shield::VerificationViolation, true)),
+                None,
             ),
             (
                 Trust::ChangedIdentity,
                 Some((Shield::ChangedIdentity, false)),
+                Some(strict),
             ),
             (
                 Trust::Imported,
                 Some((Shield::AuthenticityNotGuaranteed, false)),
+                None,
             ),
-            (Trust::SignedDevice, None),
-            (Trust::Verified, None),
-            (Trust::OwnDevice, None),
+            (Trust::SignedDevice, None, Some(strict)),
+            (Trust::Verified, None, None),
+            (Trust::OwnDevice, None, None),
         ];
-        for (trust, expected) in table {
-            let sender = SenderData {
-                user_id: ruma::user_id!("@alice:example.org").to_owned(),
-                device_id: None,
-                curve25519: String::new(),
-                ed25519: String::new(),
-                trust,
-                forwarded_by: None,
-            };
+        assert!(strict.is_red());
+        for (trust, expected, strict) in table {
+            let sender = sender(trust);
             let shown = sender.shield().map(|shield| (shield, shield.is_red()));
             assert_eq!(shown, expected, "{trust:?}");
+            assert_eq!(
+                sender.strict_shield(),
+                strict.or(sender.shield()),
+                "{trust:?}"
+            );
         }
+    }
+
+    #[test]
+    fn whoever_gave_a_key_is_named() {
+        let mut sender = sender(SenderTrust::Imported);
+        sender.forwarded_by = Some(ruma::user_id!("@bob:example.org").to_owned());
+        for shield in [sender.shield(), sender.strict_shield()] {
+            assert_eq!(shield, Some(Shield::Forwarded));
+        }
+        assert!(!Shield::Forwarded.is_red());
     }
 }

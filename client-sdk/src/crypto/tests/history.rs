@@ -12,7 +12,7 @@ use crate::{
     attachment::{self, EncryptedFile},
     crypto::{
         BundleError, HistorySharing, KeyBundleNotice, RejectedMessage, RoomChange, SenderTrust,
-        Share,
+        Share, Shield,
     },
     environment::{SystemEnvironment, tests::TestEnvironment},
 };
@@ -74,6 +74,7 @@ async fn t_4268_1_who_is_invited_reads_what_was_said_before() {
     let event = bob.decrypt_in(room(), &before).await.unwrap();
     assert_eq!(event.sender.trust, SenderTrust::Imported);
     assert_eq!(event.sender.forwarded_by.as_deref(), Some(alice.user()));
+    assert_eq!(event.sender.shield(), Some(Shield::Forwarded));
     // Bob may pass it on in his turn.
     assert!(!bob.machine.key_bundle(room()).await.unwrap().is_empty());
     let again = bob.machine.offered_key_bundle(room(), alice.user());

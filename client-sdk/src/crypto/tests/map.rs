@@ -318,7 +318,7 @@ const ROWS: &str = "
 - T-TR-2 | a later identity for earlier messages | t_tr_2_what_was_trusted_when_it_came_stays_so_and_nothing_else | =
 
 1.36 warnings
-+ each_doubt_about_a_sender_has_its_warning
++ each_doubt_about_a_sender_has_its_warning whoever_gave_a_key_is_named
 - | speech in the clear where nobody speaks so | a_bot_does_not_answer_what_is_not_encrypted_in_an_encrypted_room | =
 
 1.37 whose session
