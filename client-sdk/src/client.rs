@@ -30,7 +30,7 @@ use crate::{
     },
     environment::Environment,
     room::{RoomError, RoomRow},
-    store::{Batch, Changes, Store, StoreError, Table},
+    store::{Batch, Changes, Store, StoreError, Table, Visit},
     sync::SyncState,
     transport::{RequestError, Transport},
 };
@@ -67,10 +67,16 @@ pub(crate) struct Inner {
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) sync: tokio::sync::Mutex<SyncState>,
     /// Guards the rows of rooms, which are read and written again.
-    pub(crate) rooms: tokio::sync::Mutex<()>,
+    rooms: tokio::sync::Mutex<()>,
     machine: OnceLock<Arc<Machine>>,
     pub(crate) settings: Settings,
     sending: Mutex<HashMap<OwnedRoomId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// Nobody else reads and writes again rows of rooms, here or in another process.
+pub(crate) struct Rooms<'c> {
+    _visit: Visit,
+    _rooms: tokio::sync::MutexGuard<'c, ()>,
 }
 
 /// Nobody has logged in.
@@ -155,6 +161,16 @@ impl Client {
 
     pub(crate) fn batch(&self) -> Batch<'_> {
         Batch::new(&*self.inner.store)
+    }
+
+    /// Begins to read and write again rows of rooms.
+    pub(crate) async fn with_rooms(&self) -> Result<Rooms<'_>, StoreError> {
+        let rooms = self.inner.rooms.lock().await;
+        let visit = self.inner.store.enter().await?;
+        Ok(Rooms {
+            _visit: visit,
+            _rooms: rooms,
+        })
     }
 
     /// A room by its id, whether it is known or not.

@@ -83,6 +83,7 @@
 //! | decide who gets keys and whom to believe | [`crypto::SharePolicy`], [`crypto::TrustRequirement`] |
 //! | talk to bots and bridges that know no cross-signing | [`crypto::Machine::allow_unsigned_devices`] |
 //! | protect the keys on the disk | [`client::StoreConfig`], [`store`] |
+//! | have an app and its extension use one device | [`ClientBuilder::shared_store`] |
 //! | send and keep files that are larger than the memory | [`Room::send_file`], [`Client::download_attachment_to`] |
 //! | encrypt a file without a room | [`attachment`] |
 //! | drive the encryption from another program | [`crypto`] |

@@ -410,7 +410,7 @@ impl Room {
         let machine = self.client.machine()?;
         let request = get_state_events::v3::Request::new(self.room_id.clone());
         let response = self.client.inner.transport.send(request).await?;
-        let _rooms = self.client.inner.rooms.lock().await;
+        let _rooms = self.client.with_rooms().await?;
         let mut batch = self.client.batch();
         let mut room = RoomState::load(&batch, &self.room_id).await?;
         for raw in &response.room_state {

@@ -3,7 +3,8 @@
 //! The contract is small on purpose. A store maps (table, partition, id) to bytes, lists a
 //! partition, and applies a set of [`Changes`] completely or not at all. Everything that the SDK
 //! promises about crashes follows from that last sentence: a decrypted message, the ratchet that
-//! decrypted it and the sync token that brought it are one commit.
+//! decrypted it and the sync token that brought it are one commit. What has to be alone between what it
+//! reads and what it writes begins with [`Store::enter`].
 
 mod batch;
 mod memory;
@@ -13,14 +14,21 @@ mod seal;
 mod sqlite;
 #[cfg(test)]
 mod suite;
+mod turns;
+mod visit;
 
 use std::{collections::BTreeMap, fmt};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use zeroize::Zeroizing;
 
 pub(crate) use self::batch::{Batch, decode};
-pub use self::{memory::MemoryStore, seal::SealKey, sqlite::SqliteStore};
+pub use self::{
+    memory::MemoryStore,
+    seal::SealKey,
+    sqlite::{SqliteOptions, SqliteStore},
+    visit::Visit,
+};
 
 /// The kinds of things that are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -226,6 +234,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Applies all changes or none. When it returns `Ok`, they are durable.
     fn commit(&self, changes: Changes) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Comes in for an operation that reads and then writes. A store that several processes use at the
+    /// same time lets one in at a time; one that is used alone has nothing to do.
+    fn enter(&self) -> BoxFuture<'_, Result<Visit, StoreError>> {
+        Box::pin(ready(Ok(Visit::alone())))
+    }
 }
 
 /// Why a store could not answer.
@@ -253,7 +267,8 @@ pub enum StoreError {
     #[error("the key does not open this store, or the store is not sealed with a key")]
     WrongKey,
     /// Another program, or another client of this one, has the store open. Two that used it at once
-    /// would encrypt two messages with one key.
+    /// would encrypt two messages with one key. Or all of them [share](SqliteOptions::shared) it, and
+    /// one does not come to an end.
     #[error("the store is in use by another program")]
     InUse,
     /// The lock of the store cannot be taken.

@@ -170,7 +170,12 @@ impl Client {
         let last = waiting.as_ref().map(|pending| pending.number);
         let pending = match waiting {
             Some(pending) if state.delivered != Some(pending.number) => pending,
-            _ => self.fetch(&machine, &mut state, last, timeout).await?,
+            _ => loop {
+                let fetched = self.fetch(&machine, &mut state, last, timeout).await?;
+                if let Some(pending) = fetched {
+                    break pending;
+                }
+            },
         };
         let number = pending.number;
         match self.send_outgoing().await {
@@ -243,20 +248,22 @@ impl Client {
         }
     }
 
+    /// Takes the next response; none if another process has taken one meanwhile, after which this is no
+    /// news.
     async fn fetch(
         &self,
         machine: &Machine,
         state: &mut SyncState,
         last: Option<u64>,
         timeout: Duration,
-    ) -> Result<Pending, SyncError> {
+    ) -> Result<Option<Pending>, SyncError> {
         if !self.inner.transport.has_token() {
             return Err(SyncError::LoggedOut);
         }
         let mut request = sync_events::v3::Request::new();
-        request.since = machine.sync_token().await?;
+        let since = machine.sync_token().await?;
+        request.since.clone_from(&since);
         request.timeout = Some(timeout);
-        let initial = request.since.is_none();
         let transport = &self.inner.transport;
         let response = tokio::select! {
             response = transport.send(request.clone()) => response?,
@@ -267,14 +274,17 @@ impl Client {
             }
         };
 
-        let _rooms = self.inner.rooms.lock().await;
+        let _rooms = self.with_rooms().await?;
+        if machine.sync_token().await? != since {
+            return Ok(None);
+        }
         let mut batch = self.batch();
         let (rooms, invites, changes) =
             apply::apply(&mut batch, machine.user_id(), &response.rooms).await?;
         let pending = Pending {
             // The store may be that of another session than the last time.
             number: 1 + last.max(state.delivered).unwrap_or(0),
-            initial,
+            initial: since.is_none(),
             rooms,
             invites,
         };
@@ -299,7 +309,7 @@ impl Client {
         state.after = Changes::default();
         state.consumed.clear();
         state.rejected.extend(outcome.rejected);
-        Ok(pending)
+        Ok(Some(pending))
     }
 
     async fn deliver(
@@ -317,7 +327,7 @@ impl Client {
         };
         let mut after = self.batch();
         let mut unread = self.batch();
-        let _rooms = self.inner.rooms.lock().await;
+        let _rooms = self.with_rooms().await?;
         state.consumed.clear();
         for (id, item) in machine.inbox().await? {
             match item {

@@ -11,7 +11,7 @@ use super::{Client, Inner};
 use crate::{
     crypto::{Secret, SharePolicy, TrustRequirement},
     environment::{Environment, SystemEnvironment},
-    store::{MemoryStore, SealKey, SqliteStore, Store, StoreError},
+    store::{MemoryStore, SealKey, SqliteOptions, Store, StoreError},
     transport::{Transport, TransportConfig, TransportError},
 };
 
@@ -75,6 +75,7 @@ impl From<PathBuf> for StoreConfig {
 pub struct ClientBuilder {
     transport: TransportConfig,
     store: StoreConfig,
+    shared: bool,
     environment: Arc<dyn Environment>,
     settings: Settings,
 }
@@ -113,6 +114,17 @@ impl ClientBuilder {
     #[must_use]
     pub fn store(mut self, store: impl Into<StoreConfig>) -> Self {
         self.store = store.into();
+        self
+    }
+
+    /// Lets other processes have the SQLite file open at the same time, as an app and the extension that
+    /// shows its notifications: see [`SqliteOptions::shared`]. All have to call this.
+    ///
+    /// Each may send and decrypt. One of them follows the server with [`Client::sync_once`] or
+    /// [`Client::sync_stream`]: what such a sync brings is told to one process only.
+    #[must_use]
+    pub fn shared_store(mut self) -> Self {
+        self.shared = true;
         self
     }
 
@@ -172,12 +184,13 @@ impl ClientBuilder {
         let transport = Transport::new(&self.transport)?;
         let store: Arc<dyn Store> = match self.store {
             StoreConfig::Memory => Arc::new(MemoryStore::new()),
-            StoreConfig::Sqlite(path) => Arc::new(SqliteStore::open(path).await?),
+            StoreConfig::Sqlite(path) => open(SqliteOptions::new(path), self.shared).await?,
             StoreConfig::SealedSqlite(path, key) => {
-                Arc::new(SqliteStore::open_sealed(path, &key).await?)
+                open(SqliteOptions::new(path).sealed(&key), self.shared).await?
             }
             StoreConfig::Passphrase(path, passphrase) => {
-                Arc::new(SqliteStore::open_with_passphrase(path, &passphrase).await?)
+                let options = SqliteOptions::new(path).passphrase(&passphrase);
+                open(options, self.shared).await?
             }
             StoreConfig::Custom(store) => store,
         };
@@ -197,6 +210,11 @@ impl ClientBuilder {
     }
 }
 
+async fn open(options: SqliteOptions, shared: bool) -> Result<Arc<dyn Store>, StoreError> {
+    let options = if shared { options.shared() } else { options };
+    Ok(Arc::new(options.open().await?))
+}
+
 impl Client {
     /// Starts to set up a client.
     #[must_use]
@@ -204,6 +222,7 @@ impl Client {
         ClientBuilder {
             transport: TransportConfig::default(),
             store: StoreConfig::default(),
+            shared: false,
             environment: Arc::new(SystemEnvironment),
             settings: Settings {
                 cross_signing: true,

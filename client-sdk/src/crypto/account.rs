@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::{
-    DeviceId, OneTimeKeyAlgorithm, OwnedDeviceId, OwnedOneTimeKeyId, OwnedUserId, UserId,
-    api::client::keys::upload_keys, encryption::OneTimeKey, serde::Raw,
+    DeviceId, OneTimeKeyAlgorithm, OwnedDeviceId, OwnedOneTimeKeyId, OwnedTransactionId,
+    OwnedUserId, TransactionId, UserId, api::client::keys::upload_keys, encryption::OneTimeKey,
+    serde::Raw,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::to_raw_value};
@@ -18,7 +19,7 @@ use vodozemac::{
 use super::{
     error::{MachineError, OpenError},
     keys,
-    machine::{Asked, InFlight, Machine, Volatile},
+    machine::{Asked, IN_FLIGHT_MS, InFlight, Machine, Volatile},
     requests::{OutgoingRequest, Request},
 };
 use crate::{
@@ -33,6 +34,9 @@ const FALLBACK_AGE_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 const FALLBACK_GRACE_MS: u64 = 5 * 60 * 1000;
 /// Messages to the replaced fallback key may still be on their way for this long.
 const FALLBACK_FORGET_MS: u64 = 60 * 60 * 1000;
+
+/// The row of the [`UnderWay`].
+const UPLOAD: &str = "upload_under_way";
 
 /// The account as it is stored, with what is known about the server's side of it.
 pub(crate) struct StoredAccount {
@@ -216,6 +220,14 @@ impl StoredAccount {
     }
 }
 
+/// Which request has the upload, and since when: another process waits for its end, as keys that come
+/// twice may be handed out twice.
+#[derive(Serialize, Deserialize)]
+struct UnderWay {
+    id: OwnedTransactionId,
+    since: u64,
+}
+
 /// Whether messages to this device may wait on the server.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Inbox {
@@ -251,14 +263,23 @@ impl Machine {
             return Ok(None);
         }
         let mut batch = self.batch();
+        if self.is_uploaded_elsewhere(volatile, &batch).await? {
+            return Ok(None);
+        }
         let mut account = StoredAccount::load(&batch).await?;
         if account.replenish(self.now()) {
             account.save(&mut batch)?;
-            batch.commit().await?;
         }
         if account.nothing_unpublished() && account.state.uploaded {
             return Ok(None);
         }
+        let id = environment::transaction_id(self.environment())?;
+        if volatile.generation > 0 {
+            let (id, since) = (id.clone(), self.now());
+            batch.put(Table::Meta, "", UPLOAD, &UnderWay { id, since })?;
+        }
+        batch.commit().await?;
+        volatile.uploading = Some(id.clone());
         let mut request = upload_keys::v3::Request::new();
         if !account.state.uploaded {
             request.device_keys = Some(raw(&self.device_keys())?);
@@ -267,7 +288,6 @@ impl Machine {
             account.signed_keys(account.olm.one_time_keys(), KeyKind::OneTime)?;
         request.fallback_keys =
             account.signed_keys(account.olm.fallback_key(), KeyKind::Fallback)?;
-        let id = environment::transaction_id(self.environment())?;
         let what = Asked::Upload {
             key_ids: account.unpublished_key_ids(),
         };
@@ -284,8 +304,25 @@ impl Machine {
         }))
     }
 
+    /// Whether another process has given out an upload that may still have an answer.
+    async fn is_uploaded_elsewhere(
+        &self,
+        volatile: &Volatile,
+        batch: &Batch<'_>,
+    ) -> Result<bool, StoreError> {
+        if volatile.generation == 0 {
+            return Ok(false);
+        }
+        let known: Option<UnderWay> = batch.get(Table::Meta, "", UPLOAD).await?;
+        Ok(known.is_some_and(|known| {
+            let waits = known.since.saturating_add(IN_FLIGHT_MS) > self.now();
+            waits && volatile.uploading.as_ref() != Some(&known.id)
+        }))
+    }
+
     pub(crate) async fn take_upload(
         &self,
+        id: &TransactionId,
         response: &upload_keys::v3::Response,
         key_ids: &BTreeSet<String>,
     ) -> Result<(), MachineError> {
@@ -300,6 +337,10 @@ impl Machine {
             account.olm.mark_keys_as_published();
         }
         account.save(&mut batch)?;
+        let under_way: Option<UnderWay> = batch.get(Table::Meta, "", UPLOAD).await?;
+        if under_way.is_some_and(|upload| upload.id == id) {
+            batch.delete(Table::Meta, "", UPLOAD);
+        }
         Ok(batch.commit().await?)
     }
 

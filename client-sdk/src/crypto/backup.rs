@@ -71,7 +71,7 @@ impl Machine {
     /// Makes the private key of a new backup, and what the server is told about it: the body of a
     /// request for a new version.
     pub async fn new_backup(&self) -> Result<(Secret, Value), MachineError> {
-        let _guard = self.lock().await;
+        let _guard = self.lock().await?;
         let batch = self.batch();
         let key = Curve25519SecretKey::new();
         let bytes = Zeroizing::new(*key.to_bytes());
@@ -115,7 +115,7 @@ impl Machine {
         if served.and_then(keys::curve25519).map(|key| key.to_base64()) != Some(public.clone()) {
             return Err(BackupError::WrongKey);
         }
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         volatile.backup_idle = false;
         let mut batch = self.batch();
         let backup = Backup {
@@ -168,7 +168,7 @@ impl Machine {
     /// Stops to use a backup, and forgets its key: somebody has made another version, or deleted
     /// it.
     pub async fn forget_backup(&self) -> Result<(), MachineError> {
-        let _guard = self.lock().await;
+        let _guard = self.lock().await?;
         let mut batch = self.batch();
         batch.delete(Table::Meta, "", BACKUP);
         batch.delete(Table::Secrets, "", SECRET_NAME);
@@ -177,7 +177,7 @@ impl Machine {
 
     /// The next keys that the backup lacks. Report them with [`Machine::backed_up`].
     pub async fn backup_upload(&self) -> Result<Option<BackupUpload>, MachineError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         if volatile.backup_idle {
             return Ok(None);
         }
@@ -206,7 +206,7 @@ impl Machine {
 
     /// Takes note that keys are in the backup.
     pub async fn backed_up(&self, upload: &BackupUpload) -> Result<(), MachineError> {
-        let _guard = self.lock().await;
+        let _guard = self.lock().await?;
         let mut batch = self.batch();
         for (room_id, sessions) in &upload.rooms {
             for session_id in sessions.keys() {
@@ -220,7 +220,7 @@ impl Machine {
     ///
     /// `rooms` is the `rooms` of a `GET /room_keys/keys`.
     pub async fn take_backup(&self, rooms: &Value) -> Result<usize, BackupError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let secret = backup_secret(&batch).await?;
         let key = secret.as_ref().and_then(private_key);

@@ -117,7 +117,7 @@ impl Machine {
         &self,
         how: Bootstrap,
     ) -> Result<Option<OutgoingRequest>, MachineError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let tracked = TrackedUser::load(&batch, self.user_id()).await?;
         let known = Identity::load(&batch, self.user_id()).await?;
@@ -215,7 +215,7 @@ impl Machine {
 
     /// Vouches for a device of the user. The person has to have made sure that it is theirs.
     pub async fn sign_own_device(&self, device: &Device) -> Result<(), SigningError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         volatile.devices_changed();
         let mut batch = self.batch();
         self.sign_device_in(&mut batch, device).await?;
@@ -245,7 +245,7 @@ impl Machine {
     /// Vouches for another user's identity, whose master key has to be `master`: what the person
     /// has compared, not what the server shows by now.
     pub async fn sign_user(&self, user_id: &UserId, master: &str) -> Result<(), SigningError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         volatile.devices_changed();
         let mut batch = self.batch();
         self.sign_user_in(&mut batch, user_id, master).await?;
@@ -283,7 +283,7 @@ impl Machine {
         &self,
         seeds: &BTreeMap<String, Secret>,
     ) -> Result<usize, MachineError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         volatile.devices_changed();
         let mut batch = self.batch();
         let taken = self.take_private_keys_in(&mut batch, seeds).await?;

@@ -128,7 +128,7 @@ impl Machine {
         room_id: &RoomId,
         events: impl IntoIterator<Item = &'e Raw<AnySyncTimelineEvent>>,
     ) -> Result<Vec<Result<DecryptedEvent, DecryptError>>, StoreError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let mut results = Vec::new();
         for event in events {

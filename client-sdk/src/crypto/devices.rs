@@ -279,7 +279,7 @@ impl Machine {
         device_id: &DeviceId,
         trust: LocalTrust,
     ) -> Result<bool, MachineError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         volatile.devices_changed();
         let mut batch = self.batch();
         let Some(mut device) = load_device(&batch, user_id, device_id).await? else {

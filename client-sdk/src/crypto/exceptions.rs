@@ -79,7 +79,7 @@ impl Machine {
     ///
     /// Returns whether the exception was made: not for the own user, nor for one who has an identity.
     pub async fn allow_unsigned_devices(&self, user_id: &UserId) -> Result<bool, MachineError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let identity = Identity::load(&batch, user_id).await?;
         if user_id == self.user_id() || identity.is_some() {
@@ -97,7 +97,7 @@ impl Machine {
 
     /// Takes an exception back. Keys that these devices have are replaced before the next message.
     pub async fn forbid_unsigned_devices(&self, user_id: &UserId) -> Result<(), MachineError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         volatile.devices_changed();
         let mut batch = self.batch();
         batch.delete(Table::UnsignedAllowed, "", user_id.as_str());

@@ -154,7 +154,7 @@ pub(crate) fn take_notice(
 impl Machine {
     /// The keys of a room that somebody who is invited may have; the others are named as withheld.
     pub async fn key_bundle(&self, room_id: &RoomId) -> Result<KeyBundle, MachineError> {
-        let _guard = self.lock().await;
+        let _guard = self.lock().await?;
         let batch = self.batch();
         let mut bundle = KeyBundle {
             room_keys: Vec::new(),
@@ -187,7 +187,7 @@ impl Machine {
     /// Makes sure that the devices of a user who will be invited can be reached. Send what is
     /// returned, report the answers, and call again until it is [`Share::Ready`].
     pub async fn reach_invited(&self, user_id: &UserId) -> Result<Share, ShareError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let users = BTreeSet::from([user_id.to_owned()]);
         let lists = self.lists_of(&mut batch, &users).await?;
@@ -236,7 +236,7 @@ impl Machine {
         kind: &str,
         content: Map<String, Value>,
     ) -> Result<usize, MachineError> {
-        let _guard = self.lock().await;
+        let _guard = self.lock().await?;
         let mut batch = self.batch();
         let mut messages = Messages::new();
         let mut told = 0;
@@ -293,7 +293,7 @@ impl Machine {
         room_id: &RoomId,
         from: &UserId,
     ) -> Result<(), MachineError> {
-        let _guard = self.lock().await;
+        let _guard = self.lock().await?;
         let mut batch = self.batch();
         batch.delete(Table::KeyBundles, room_id.as_str(), from.as_str());
         Ok(batch.commit().await?)
@@ -309,7 +309,7 @@ impl Machine {
     ) -> Result<usize, BundleError> {
         let bundle: KeyBundle =
             serde_json::from_slice(bundle).map_err(|_| BundleError::Malformed)?;
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let from = &notice.sender.user_id;
         let device =

@@ -188,7 +188,7 @@ impl Machine {
     /// For the own user this forgets the identity that was known, and its private keys: the one
     /// that the server shows takes its place, and nothing vouches for it.
     pub async fn accept_identity(&self, user_id: &UserId) -> Result<(), MachineError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         volatile.devices_changed();
         let mut batch = self.batch();
         if user_id == self.user_id() {

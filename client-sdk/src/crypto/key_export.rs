@@ -200,13 +200,15 @@ impl Machine {
         passphrase: &Secret,
         rounds: u32,
     ) -> Result<String, KeyFileError> {
-        let _guard = self.lock().await;
+        let guard = self.lock().await?;
         let batch = self.batch();
         let mut keys = Vec::new();
         for (room_id, session_id) in InboundSession::names(&batch).await? {
             let best = InboundSession::best(&batch, &room_id, &session_id).await?;
             keys.extend(best.map(|mut session| ExportedRoomKey::of(&room_id, &mut session)));
         }
+        // It takes a moment, for which nobody has to wait.
+        drop(guard);
         encrypt(&keys, passphrase, rounds, self.environment())
     }
 
@@ -226,7 +228,7 @@ impl Machine {
         &self,
         keys: Vec<ExportedRoomKey>,
     ) -> Result<usize, MachineError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let taken = take_keys(&mut batch, keys, None).await?;
         batch.commit().await?;

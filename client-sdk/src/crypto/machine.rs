@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
+    ops::{Deref, DerefMut},
     sync::{Arc, Mutex as SyncMutex, PoisonError, RwLock},
 };
 
@@ -27,18 +28,21 @@ use super::{
 };
 use crate::{
     environment::{self, Environment},
-    store::{Batch, Store, StoreError, Table},
+    store::{Batch, Store, StoreError, Table, Visit},
 };
 
 /// Requests that were given out longer ago than this count as lost.
-const IN_FLIGHT_MS: u64 = 60_000;
+pub(crate) const IN_FLIGHT_MS: u64 = 60_000;
 /// The row that says that the server serves wrong keys for this device.
 const OWN_DEVICE_MISMATCH: &str = "own_device_mismatch";
 
 /// The encryption of one device of one user.
 ///
 /// Calls are serialized inside; share one machine between tasks, but open no second one over the
-/// same store.
+/// same store. Only a machine in another process may have the same store, if that
+/// [is shared](crate::store::SqliteOptions::shared): each begins its operations with what the other has
+/// written. What is in memory alone is in one of them: verifications go on where they began, and the
+/// answer to a request is for the one that asked.
 pub struct Machine {
     store: Arc<dyn Store>,
     environment: Arc<dyn Environment>,
@@ -63,6 +67,27 @@ pub(crate) struct Settings {
     pub(crate) qr_support: QrSupport,
 }
 
+/// What an operation works with: what is in memory, and the store, in which no other process is meanwhile.
+pub(crate) struct Working<'m> {
+    /// Goes first: whoever comes next has the memory when it asks for its turn.
+    _visit: Visit,
+    volatile: MutexGuard<'m, Volatile>,
+}
+
+impl Deref for Working<'_> {
+    type Target = Volatile;
+
+    fn deref(&self) -> &Volatile {
+        &self.volatile
+    }
+}
+
+impl DerefMut for Working<'_> {
+    fn deref_mut(&mut self) -> &mut Volatile {
+        &mut self.volatile
+    }
+}
+
 /// What may be forgotten: the requests under way. If the process dies, so do their answers.
 #[derive(Default)]
 pub(crate) struct Volatile {
@@ -78,6 +103,12 @@ pub(crate) struct Volatile {
     pub(crate) backup_idle: bool,
     /// The newest query whose answer was taken, for each user.
     pub(crate) answered: HashMap<OwnedUserId, u64>,
+    /// The generation of the store; zero if no other process uses it.
+    pub(crate) generation: u64,
+    /// The last upload that was given out.
+    pub(crate) uploading: Option<OwnedTransactionId>,
+    /// The last query that was asked before another process wrote.
+    pub(crate) overtaken: u64,
 }
 
 pub(crate) struct InFlight {
@@ -107,6 +138,15 @@ impl Volatile {
         self.cache.forget_senders();
     }
 
+    /// Forgets what may be otherwise since another process has written. Requests stay: their answers come here.
+    fn forget(&mut self, generation: u64) {
+        self.generation = generation;
+        self.devices_changed();
+        self.cache = Cache::default();
+        self.backup_idle = false;
+        self.overtaken = self.queries;
+    }
+
     /// Forgets the requests that nobody will answer any more.
     pub(crate) fn expire(&mut self, now: u64) {
         self.in_flight
@@ -124,6 +164,8 @@ impl Machine {
         user_id: &UserId,
         device_id: &DeviceId,
     ) -> Result<Self, OpenError> {
+        let visit = store.enter().await?;
+        let generation = visit.generation();
         let mut batch = Batch::new(&*store);
         let account = StoredAccount::load_or_create(&mut batch, user_id, device_id).await?;
         devices::track(&mut batch, user_id).await?;
@@ -134,6 +176,11 @@ impl Machine {
             Some(keys) => keys,
             None => keys::own_device_keys(&account.olm, user_id, device_id)?,
         };
+        drop(visit);
+        let volatile = Volatile {
+            generation,
+            ..Volatile::default()
+        };
         Ok(Self {
             store,
             environment,
@@ -143,7 +190,7 @@ impl Machine {
             curve25519,
             device_keys: RwLock::new(device_keys),
             settings: RwLock::default(),
-            volatile: Mutex::default(),
+            volatile: Mutex::new(volatile),
             given_up: SyncMutex::default(),
             imported: Notify::new(),
         })
@@ -175,7 +222,7 @@ impl Machine {
 
     /// The requests that should be sent now. Repeats those whose success was not reported.
     pub async fn outgoing_requests(&self) -> Result<Vec<OutgoingRequest>, MachineError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         volatile.expire(self.now());
         let mut requests = Vec::new();
         requests.extend(self.upload_request(&mut volatile).await?);
@@ -196,7 +243,7 @@ impl Machine {
         id: &TransactionId,
         response: &Response,
     ) -> Result<Vec<Alarm>, MarkError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         if let Response::ToDevice(_) = response {
             self.remove_from_outbox(id).await?;
             return Ok(Vec::new());
@@ -215,7 +262,7 @@ impl Machine {
         volatile.devices_changed();
         Ok(match (response, request.what) {
             (Response::KeysUpload(response), Asked::Upload { key_ids }) => {
-                self.take_upload(response, &key_ids).await?;
+                self.take_upload(id, response, &key_ids).await?;
                 Vec::new()
             }
             (Response::KeysQuery(response), Asked::Query { order, generations }) => {
@@ -245,7 +292,7 @@ impl Machine {
         id: &TransactionId,
         failure: Failure,
     ) -> Result<Vec<Alarm>, MachineError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         match volatile.in_flight.remove(id).map(|request| request.what) {
             Some(Asked::Upload { .. }) if failure == Failure::OneTimeKeyExists => {
                 self.abandon_upload().await?;
@@ -308,7 +355,7 @@ impl Machine {
 
     /// Decides which devices get keys from the next message on. Not stored.
     pub async fn set_share_policy(&self, policy: SharePolicy) {
-        self.lock().await.devices_changed();
+        self.memory().await.devices_changed();
         self.with_settings(|settings| settings.share_policy = policy);
     }
 
@@ -345,7 +392,25 @@ impl Machine {
         environment::now_ms(&*self.environment)
     }
 
-    pub(crate) async fn lock(&self) -> MutexGuard<'_, Volatile> {
+    /// Begins an operation: nobody else is in one, neither here nor in another process. What another has
+    /// written since the last one makes us forget what we know.
+    pub(crate) async fn lock(&self) -> Result<Working<'_>, StoreError> {
+        let mut volatile = self.memory().await;
+        let visit = self.store.enter().await?;
+        if volatile.generation != visit.generation() {
+            if let Some(keys) = cross_signing::stored_device_keys(&self.batch()).await? {
+                self.set_device_keys(keys);
+            }
+            volatile.forget(visit.generation());
+        }
+        Ok(Working {
+            _visit: visit,
+            volatile,
+        })
+    }
+
+    /// What is in memory alone.
+    pub(crate) async fn memory(&self) -> MutexGuard<'_, Volatile> {
         let mut volatile = self.volatile.lock().await;
         let given_up = self.given_up.lock();
         for id in given_up.unwrap_or_else(PoisonError::into_inner).drain(..) {

@@ -277,7 +277,7 @@ impl Machine {
         state_key: Option<&str>,
         mut content: Map<String, Value>,
     ) -> Result<Map<String, Value>, EncryptError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let encryption = self.encryption_of(&batch, room_id).await?;
         let row = (Table::OutboundSessions, "", room_id.as_str());
@@ -325,7 +325,7 @@ impl Machine {
         rooms: &[RoomChange],
         also: Changes,
     ) -> Result<(), MachineError> {
-        let _guard = self.lock().await;
+        let _guard = self.lock().await?;
         let mut batch = self.batch();
         take_room_changes(&mut batch, rooms).await?;
         batch.extend(also);
@@ -334,7 +334,7 @@ impl Machine {
 
     /// Makes sure that the next message of a room uses a new session.
     pub async fn discard_room_key(&self, room_id: &RoomId) -> Result<(), MachineError> {
-        let _guard = self.lock().await;
+        let _guard = self.lock().await?;
         let mut batch = self.batch();
         discard(&mut batch, room_id).await?;
         Ok(batch.commit().await?)

@@ -122,6 +122,12 @@ impl Machine {
             {
                 continue;
             }
+            let tracked = TrackedUser::load(&batch, user_id).await?;
+            let changed = |tracked: &TrackedUser| tracked.generation != *generation;
+            // Another process may have taken the answer to a newer question.
+            if order <= volatile.overtaken && tracked.as_ref().is_some_and(changed) {
+                continue;
+            }
             let devices = response.device_keys.get(user_id);
             let failed = response
                 .failures

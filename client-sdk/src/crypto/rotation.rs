@@ -50,7 +50,7 @@ impl Machine {
     /// Takes note whether an encrypted room is a conversation of two. Stored; nothing, if the room
     /// is not encrypted.
     pub async fn set_direct(&self, room_id: &RoomId, direct: bool) -> Result<(), MachineError> {
-        let _guard = self.lock().await;
+        let _guard = self.lock().await?;
         let mut batch = self.batch();
         if let Some(mut known) = RoomEncryption::load(&batch, room_id).await?
             && known.direct != direct

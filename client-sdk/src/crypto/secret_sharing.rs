@@ -119,7 +119,7 @@ impl Machine {
         room_id: &RoomId,
         session_id: &str,
     ) -> Result<bool, MachineError> {
-        let _guard = self.lock().await;
+        let _guard = self.lock().await?;
         let mut batch = self.batch();
         let name = session_partition(room_id, session_id);
         let asked: Option<u64> = batch.get(Table::SecretRequests, "keys", &name).await?;

@@ -69,7 +69,7 @@ impl Machine {
         room_id: &RoomId,
         members: &BTreeSet<OwnedUserId>,
     ) -> Result<Share, ShareError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let encryption = self
             .encryption_of(&batch, room_id)
@@ -342,7 +342,7 @@ impl Machine {
         kind: &str,
         content: Map<String, Value>,
     ) -> Result<bool, MachineError> {
-        let _guard = self.lock().await;
+        let _guard = self.lock().await?;
         let mut batch = self.batch();
         let encrypted = self.encrypt_for(&mut batch, device, kind, &content).await?;
         let Some(encrypted) = encrypted else {

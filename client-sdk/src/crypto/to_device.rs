@@ -154,7 +154,7 @@ impl Machine {
         &self,
         changes: SyncChanges<'_>,
     ) -> Result<SyncOutcome, MachineError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         // Without a token to start from, all lists become outdated below.
         if !changes.is_quiet() || self.sync_token().await?.is_none() {
             volatile.devices_changed();

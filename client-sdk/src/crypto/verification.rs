@@ -107,7 +107,7 @@ impl Machine {
 
     /// All verifications since the machine was opened.
     pub async fn verifications(&self) -> Result<Vec<Verification>, MachineError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         self.expire_verifications(&mut volatile, &mut batch).await?;
         batch.commit().await?;
@@ -123,7 +123,7 @@ impl Machine {
         &self,
         user_id: &UserId,
     ) -> Result<String, VerificationError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let id = environment::transaction_id(self.environment())
             .map_err(MachineError::from)?
@@ -177,12 +177,12 @@ impl Machine {
     ) {
         let transport = Transport::InRoom(room_id.to_owned());
         let flow = Flow::new(event_id.to_string(), transport, user_id, self.now());
-        self.lock().await.verifications.add(flow);
+        self.memory().await.verifications.add(flow);
     }
 
     /// Agrees to a verification that the other side asked for.
     pub async fn accept_verification(&self, id: &str) -> Result<(), VerificationError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let flow = volatile.verifications.flow(id)?;
         if !matches!(flow.state, State::Asked) {
@@ -199,7 +199,7 @@ impl Machine {
 
     /// Begins to compare short strings.
     pub async fn start_sas(&self, id: &str) -> Result<(), VerificationError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let flow = volatile.verifications.flow(id)?;
         if !matches!(flow.state, State::Ready) {
@@ -218,7 +218,7 @@ impl Machine {
 
     /// The person says that both devices show the same.
     pub async fn confirm_sas(&self, id: &str) -> Result<(), VerificationError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let flow = volatile.verifications.flow(id)?;
         let State::Sas(parties, protocol) = &mut flow.state else {
@@ -248,7 +248,7 @@ impl Machine {
         id: &str,
         reason: CancelReason,
     ) -> Result<(), VerificationError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         if volatile.verifications.flow(id)?.is_over() {
             return Err(VerificationError::WrongPhase);
@@ -259,7 +259,7 @@ impl Machine {
 
     /// The messages of verifications that have to be sent to rooms now. They are given once.
     pub async fn take_verification_messages(&self) -> Vec<RoomVerificationMessage> {
-        std::mem::take(&mut self.lock().await.verifications.room_messages)
+        std::mem::take(&mut self.memory().await.verifications.room_messages)
     }
 
     /// Both sides with their keys as they are now; `None` if the other side's are not known.

@@ -96,7 +96,7 @@ impl Room {
 
     /// Notes that this device came into the room because somebody invited the user.
     pub(crate) async fn note_accepted(&self) -> Result<(), RoomError> {
-        let _rooms = self.client.inner.rooms.lock().await;
+        let _rooms = self.client.with_rooms().await?;
         let mut row = self.row().await?;
         let Some(inviter) = row.invited_by.take() else {
             return Ok(());
@@ -160,7 +160,7 @@ impl Client {
             let room = Room::new(self.clone(), room_id);
             let late = at.saturating_add(ACCEPTED_LATELY_MS) < room.now();
             if late || room.take_key_bundle(&inviter).await? {
-                let _rooms = self.inner.rooms.lock().await;
+                let _rooms = self.with_rooms().await?;
                 let mut row = room.row().await?;
                 row.accepted = None;
                 room.save(&row).await?;

@@ -44,7 +44,7 @@ impl Room {
 
     /// Whether nothing is sent while there are [unconfirmed members](Room::unconfirmed_members).
     pub async fn require_confirmed_members(&self, require: bool) -> Result<(), StoreError> {
-        let _rooms = self.client.inner.rooms.lock().await;
+        let _rooms = self.client.with_rooms().await?;
         let mut row = self.row().await?;
         row.strict = require;
         self.save(&row).await
@@ -72,7 +72,7 @@ impl Room {
         &self,
         other: Option<OwnedUserId>,
     ) -> Result<(), StoreError> {
-        let _rooms = self.client.inner.rooms.lock().await;
+        let _rooms = self.client.with_rooms().await?;
         let mut row = self.row().await?;
         row.direct_with = other;
         self.save(&row).await

@@ -1,6 +1,7 @@
 //! Small partitions that were read or written last, so that they need not be read again.
 //!
-//! What is here is what the database holds: whoever has a store open is alone with it, and what a commit
+//! What is here is what the database holds: whoever has a store open is alone with it, or forgets this
+//! whenever another had [a turn](super::turns), and what a commit
 //! touches is not remembered before the commit has succeeded. A commit that fails, or that nobody waits
 //! for any more, leaves nothing behind.
 

@@ -1,5 +1,7 @@
 //! The store for programs that are started more than once.
 
+mod options;
+
 use std::{
     fmt,
     fs::{File, TryLockError},
@@ -16,10 +18,13 @@ use sqlx::{
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
+pub use self::options::SqliteOptions;
+use self::options::{Opening, Sharing};
 use super::{
-    Changes, Key, SealKey, Store, StoreError, Table, Value, passphrase,
+    Changes, Key, SealKey, Store, StoreError, Table, Value, Visit, passphrase,
     remembered::{self, Known, Remembered, Rows},
     seal::Seal,
+    turns::Turns,
 };
 use crate::{
     crypto::Secret,
@@ -47,11 +52,14 @@ const SEAL_CHECK: &str = "seal";
 /// Keeps everything in one SQLite file.
 ///
 /// Commits are synced to disk before they return: a ratchet that goes back in time after a power
-/// cut would encrypt two messages with one key.
+/// cut would encrypt two messages with one key. For the same reason one process has it open at a time,
+/// or all [take turns](SqliteOptions::shared).
 pub struct SqliteStore {
     database: Mutex<Database>,
     seal: Option<Seal>,
     environment: Arc<dyn Environment>,
+    /// Other processes may have the store open.
+    turns: Option<Arc<Turns>>,
     /// Held as long as the store is open; ends with the process, however that ends.
     _lock: File,
 }
@@ -63,24 +71,17 @@ struct Database {
     remembered: Remembered,
 }
 
-/// How a store is opened.
-enum Opening<'a> {
-    Plain,
-    Key(&'a SealKey),
-    Passphrase(&'a Secret),
-}
-
 impl SqliteStore {
     /// Opens or creates the file, without sealing its rows.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
-        Self::open_with(path.as_ref(), Opening::Plain).await
+        SqliteOptions::new(path.as_ref()).open().await
     }
 
     /// Opens or creates the file; every row is sealed with `key`.
     ///
     /// A store that was made with another key, or without one, is refused.
     pub async fn open_sealed(path: impl AsRef<Path>, key: &SealKey) -> Result<Self, StoreError> {
-        Self::open_with(path.as_ref(), Opening::Key(key)).await
+        SqliteOptions::new(path.as_ref()).sealed(key).open().await
     }
 
     /// Opens or creates the file; every row is sealed with a random key, which is kept in the file
@@ -89,11 +90,27 @@ impl SqliteStore {
         path: impl AsRef<Path>,
         passphrase: &Secret,
     ) -> Result<Self, StoreError> {
-        Self::open_with(path.as_ref(), Opening::Passphrase(passphrase)).await
+        let options = SqliteOptions::new(path.as_ref());
+        options.passphrase(passphrase).open().await
     }
 
-    async fn open_with(path: &Path, opening: Opening<'_>) -> Result<Self, StoreError> {
-        let lock = lock(path).await?;
+    async fn open_with(options: SqliteOptions) -> Result<Self, StoreError> {
+        let SqliteOptions {
+            path,
+            opening,
+            sharing,
+        } = options;
+        let environment = Arc::new(SystemEnvironment);
+        let lock = lock(&path, sharing).await?;
+        let turns = if sharing == Sharing::Turns {
+            Some(Turns::open(&path, &*environment)?)
+        } else {
+            None
+        };
+        let held = match &turns {
+            Some(turns) => Some(turns.hold().await?),
+            None => None,
+        };
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -107,15 +124,19 @@ impl SqliteStore {
         sqlx::raw_sql("BEGIN IMMEDIATE; COMMIT")
             .execute(&mut connection)
             .await?;
-        let environment = Arc::new(SystemEnvironment);
         let seal = match opening {
             Opening::Plain => None,
-            Opening::Key(key) => Some(Seal::new(key)),
+            Opening::Key(key) => Some(Seal::new(&key)),
             Opening::Passphrase(passphrase) => {
-                let key = passphrase::store_key(&mut connection, passphrase, &*environment).await?;
+                let key =
+                    passphrase::store_key(&mut connection, &passphrase, &*environment).await?;
                 Some(Seal::new(&key))
             }
         };
+        if let Some(turns) = &turns {
+            turns.fence(&mut connection).await?;
+        }
+        drop(held);
         let store = Self {
             database: Mutex::new(Database {
                 connection,
@@ -123,9 +144,12 @@ impl SqliteStore {
             }),
             seal,
             environment,
+            turns,
             _lock: lock,
         };
+        let visit = store.enter().await?;
         store.check_seal().await?;
+        drop(visit);
         Ok(store)
     }
 
@@ -206,6 +230,11 @@ impl SqliteStore {
         Ok(Some(value))
     }
 
+    /// Whether no other process can have written since what is remembered was read.
+    fn is_fresh(&self) -> bool {
+        self.turns.as_ref().is_none_or(|turns| turns.is_fresh())
+    }
+
     async fn write(
         &self,
         connection: &mut SqliteConnection,
@@ -277,6 +306,9 @@ impl Store for SqliteStore {
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Value>, StoreError>> {
         Box::pin(async move {
             let mut database = self.database.lock().await;
+            if !self.is_fresh() {
+                return self.read_one(&mut database, key).await;
+            }
             match database.remembered.find(key.table, &key.partition) {
                 Known::Rows(rows) => return Ok(rows.get(&key.id).cloned()),
                 Known::Big => return self.read_one(&mut database, key).await,
@@ -309,6 +341,12 @@ impl Store for SqliteStore {
     ) -> BoxFuture<'a, Result<Vec<(String, Value)>, StoreError>> {
         Box::pin(async move {
             let mut database = self.database.lock().await;
+            if !self.is_fresh() {
+                let rows = self
+                    .read(&mut database, (table, partition), usize::MAX)
+                    .await?;
+                return Ok(rows.into_iter().collect());
+            }
             if let Known::Rows(rows) = database.remembered.find(table, partition) {
                 let copy = |(id, value): (&String, &Value)| (id.clone(), value.clone());
                 return Ok(rows.iter().map(copy).collect());
@@ -327,6 +365,7 @@ impl Store for SqliteStore {
             if changes.is_empty() {
                 return Ok(());
             }
+            let _visit = self.enter().await?;
             let mut database = self.database.lock().await;
             let touched = database.remembered.touch(&changes);
             self.write(&mut database.connection, &changes).await?;
@@ -334,11 +373,33 @@ impl Store for SqliteStore {
             Ok(())
         })
     }
+
+    fn enter(&self) -> BoxFuture<'_, Result<Visit, StoreError>> {
+        Box::pin(async move {
+            let Some(turns) = &self.turns else {
+                return Ok(Visit::alone());
+            };
+            if let Some(visit) = turns.join() {
+                return Ok(visit);
+            }
+            let _queue = turns.queue().await;
+            if let Some(visit) = turns.join() {
+                return Ok(visit);
+            }
+            let held = turns.hold().await?;
+            if !turns.is_ours() {
+                let mut database = self.database.lock().await;
+                database.remembered = Remembered::default();
+                turns.claim(&mut database.connection).await?;
+            }
+            Ok(Turns::begin(held))
+        })
+    }
 }
 
 /// Takes the lock of a store, a file beside it. Whoever has it may be about to end, or be a copy of this
 /// process that is about to become another program: that is waited for.
-async fn lock(path: &Path) -> Result<File, StoreError> {
+async fn lock(path: &Path, sharing: Sharing) -> Result<File, StoreError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let file = File::options()
@@ -348,7 +409,12 @@ async fn lock(path: &Path) -> Result<File, StoreError> {
         .open(name)
         .map_err(StoreError::Lock)?;
     for _ in 0..LOCK_ATTEMPTS {
-        match file.try_lock() {
+        let result = if sharing == Sharing::Alone {
+            file.try_lock()
+        } else {
+            file.try_lock_shared()
+        };
+        match result {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_PAUSE).await,
             Err(TryLockError::Error(error)) => return Err(StoreError::Lock(error)),
@@ -357,5 +423,7 @@ async fn lock(path: &Path) -> Result<File, StoreError> {
     Err(StoreError::InUse)
 }
 
+#[cfg(test)]
+mod shared;
 #[cfg(test)]
 mod tests;

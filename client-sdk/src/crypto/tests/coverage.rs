@@ -170,6 +170,12 @@ const PROMISES: &[Promise] = &[
         "keeps_the_contract_when_sealed",
     ),
     promise(
+        "several processes use one store, one after the other",
+        "t_mp",
+        3,
+        "t_mp_3_one_turn_ends_before_the_next_begins",
+    ),
+    promise(
         "the length of a message tells little",
         "t_pad",
         1,

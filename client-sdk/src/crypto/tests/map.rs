@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::coverage;
 
 /// How many tests there are of each family; a family with none has one test without a number.
-const FAMILIES: [(&str, u32); 29] = [
+const FAMILIES: [(&str, u32); 30] = [
     ("T-DEV", 2),
     ("T-DL", 5),
     ("T-OTK", 4),
@@ -36,6 +36,7 @@ const FAMILIES: [(&str, u32); 29] = [
     ("T-EDIT", 2),
     ("T-ST", 2),
     ("T-STO", 4),
+    ("T-MP", 3),
     ("T-TR", 2),
     ("T-UTD", 0),
 ];
@@ -310,6 +311,17 @@ const ROWS: &str = "
 - T-STO-2 | swapped rows | t_sto_2_a_swapped_row_is_refused | =
 
 1.34 several processes
++ keeps_the_contract_when_shared two_that_open_a_new_store_at_once_have_one_key t_mp_3_the_generation_changes_when_another_had_a_turn
+- T-MP-1 | ratchets in two memories | t_mp_1_two_machines_use_no_ratchet_twice | =
+- T-MP-1 | what the other has decrypted | t_mp_1_what_one_machine_has_decrypted_the_other_knows | =
+- T-MP-1 | one-time keys of both | t_mp_1_two_machines_offer_no_one_time_key_twice | =
+- T-MP-1 | anything in any order | t_mp_1_two_machines_do_anything_in_any_order | t_mp_1_two_machines_use_no_ratchet_twice
+- T-MP-2 | two processes, killed | t_mp_2_two_processes_use_one_device_whoever_is_killed | t_mp_2_without_turns_two_processes_use_keys_twice
+- T-MP-3 | what is remembered is outdated | t_mp_3_what_another_has_written_is_seen_at_once | =
+- T-MP-3 | two at once | t_mp_3_one_turn_ends_before_the_next_begins | =
+- T-MP-3 | a turn that has not begun | t_mp_3_nobody_joins_a_turn_that_has_not_begun | =
+- T-MP-3 | a commit that comes late | t_mp_3_what_comes_after_the_end_of_a_turn_is_not_written | =
+- T-MP-3 | one that knows nothing of the others | t_mp_3_nobody_is_alone_where_others_are | =
 - T-STO-3 | opened twice | t_sto_3_a_store_is_opened_once_at_a_time | =
 - T-STO-4 | a commit of a process that is gone | t_sto_4_a_commit_that_nobody_waits_for_is_over_when_the_store_opens_again | =
 

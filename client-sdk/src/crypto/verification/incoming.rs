@@ -85,7 +85,7 @@ impl Machine {
         if step.is_none() && !is_request {
             return Ok(false);
         }
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         if is_request {
             let for_us = text(&event.content, "to") == Some(self.user_id().as_str())

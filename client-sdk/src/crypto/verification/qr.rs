@@ -60,7 +60,7 @@ impl Machine {
     /// Once the other side has scanned it the phase is
     /// [`VerificationPhase::Scanned`](super::VerificationPhase::Scanned).
     pub async fn show_qr(&self, id: &str) -> Result<Vec<u8>, VerificationError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let batch = self.batch();
         let flow = volatile.verifications.flow(id)?;
         if !matches!(flow.state, State::Ready) {
@@ -89,7 +89,7 @@ impl Machine {
     /// Takes the bytes of a QR code that the other side of a verification shows. If they are not
     /// what they should be, the verification ends.
     pub async fn scan_qr(&self, id: &str, bytes: &[u8]) -> Result<(), VerificationError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let flow = volatile.verifications.flow(id)?;
         if !matches!(flow.state, State::Ready) {
@@ -122,7 +122,7 @@ impl Machine {
 
     /// The person says that the other device has accepted the code that this one shows.
     pub async fn confirm_qr(&self, id: &str) -> Result<(), VerificationError> {
-        let mut volatile = self.lock().await;
+        let mut volatile = self.lock().await?;
         let mut batch = self.batch();
         let flow = volatile.verifications.flow(id)?;
         let State::Qr(_, _, step @ QrStep::TheyScanned) = &mut flow.state else {

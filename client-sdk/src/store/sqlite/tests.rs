@@ -37,9 +37,12 @@ fn secret_row() -> (Key, Changes) {
 }
 
 async fn file_bytes(path: &Path, key: Option<&SealKey>) -> Vec<u8> {
-    let store = SqliteStore::open_with(path, key.map_or(Opening::Plain, Opening::Key))
-        .await
-        .unwrap();
+    let options = SqliteOptions::new(path);
+    let options = match key {
+        Some(key) => options.sealed(key),
+        None => options,
+    };
+    let store = options.open().await.unwrap();
     let (row, changes) = secret_row();
     store.commit(changes).await.unwrap();
     assert!(store.get(&row).await.unwrap().is_some());

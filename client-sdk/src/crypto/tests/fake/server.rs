@@ -12,13 +12,14 @@ use ruma::{
     },
     to_device::DeviceIdOrAllDevices,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{DeviceName, Peer, json, raw};
 use crate::crypto::{Request, Response};
 
 /// What the server keeps of one device.
-#[derive(Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub(crate) struct ServerDevice {
     pub(crate) keys: Option<Value>,
     pub(crate) one_time_keys: Vec<(String, Value)>,
@@ -29,7 +30,7 @@ pub(crate) struct ServerDevice {
 }
 
 /// A server that does what it is told, also evil things.
-#[derive(Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Server {
     pub(crate) devices: BTreeMap<DeviceName, ServerDevice>,
     /// Positions at which the list of a user changed.
@@ -40,7 +41,12 @@ pub(crate) struct Server {
     transactions: BTreeSet<(DeviceName, String)>,
     events: u64,
     pub(crate) claims: u64,
+    /// One-time keys that were handed out; none comes back.
+    pub(crate) claimed: Vec<(DeviceName, String)>,
+    /// What devices sent to devices.
+    pub(crate) sent: Vec<Value>,
     /// Cross-signing keys by usage and user.
+    #[serde(skip)]
     pub(crate) identities: BTreeMap<(&'static str, OwnedUserId), Value>,
 }
 
@@ -112,6 +118,9 @@ impl Server {
         let device = self.devices.entry(name.clone()).or_default();
         for (id, key) in &request.one_time_keys {
             let (id, key) = (id.to_string(), json(key.json().get()));
+            if self.claimed.contains(&(name.clone(), id.clone())) {
+                continue;
+            }
             match device.one_time_keys.iter().find(|(known, _)| *known == id) {
                 Some((_, known)) => assert_eq!(*known, key, "one-time key replaced"),
                 None => device.one_time_keys.push((id, key)),
@@ -198,7 +207,10 @@ impl Server {
                     device.fallback_used = true;
                     device.fallback.clone()
                 } else {
-                    Some(device.one_time_keys.remove(0))
+                    let key = device.one_time_keys.remove(0);
+                    let name = (user.clone(), device_id.clone());
+                    self.claimed.push((name, key.0.clone()));
+                    Some(key)
                 };
                 let Some((id, key)) = key else { continue };
                 let user = response.one_time_keys.entry(user.clone()).or_default();
@@ -223,6 +235,7 @@ impl Server {
                     };
                     let kind = request.event_type.to_string();
                     let content = json(content.json().get());
+                    self.sent.push(content.clone());
                     self.deliver_to(user, device, &name.0, &kind, &content);
                 }
             }
