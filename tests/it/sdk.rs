@@ -7,6 +7,7 @@ mod history;
 mod keys;
 mod relations;
 mod rotation;
+mod sharers;
 mod soak;
 mod syncs;
 mod trust;

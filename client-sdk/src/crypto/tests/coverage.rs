@@ -172,7 +172,7 @@ const PROMISES: &[Promise] = &[
     promise(
         "several processes use one store, one after the other",
         "t_mp",
-        3,
+        4,
         "t_mp_3_one_turn_ends_before_the_next_begins",
     ),
     promise(

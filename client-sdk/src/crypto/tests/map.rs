@@ -36,7 +36,7 @@ const FAMILIES: [(&str, u32); 30] = [
     ("T-EDIT", 2),
     ("T-ST", 2),
     ("T-STO", 4),
-    ("T-MP", 3),
+    ("T-MP", 4),
     ("T-TR", 2),
     ("T-UTD", 0),
 ];
@@ -314,6 +314,7 @@ const ROWS: &str = "
 + keeps_the_contract_when_shared two_that_open_a_new_store_at_once_have_one_key t_mp_3_the_generation_changes_when_another_had_a_turn
 - T-MP-1 | ratchets in two memories | t_mp_1_two_machines_use_no_ratchet_twice | =
 - T-MP-1 | what the other has decrypted | t_mp_1_what_one_machine_has_decrypted_the_other_knows | =
+- T-MP-1 | a list that the other has in a newer state | t_mp_1_an_old_list_does_not_replace_the_newer_one_of_the_other | =
 - T-MP-1 | one-time keys of both | t_mp_1_two_machines_offer_no_one_time_key_twice | =
 - T-MP-1 | anything in any order | t_mp_1_two_machines_do_anything_in_any_order | t_mp_1_two_machines_use_no_ratchet_twice
 - T-MP-2 | two processes, killed | t_mp_2_two_processes_use_one_device_whoever_is_killed | t_mp_2_without_turns_two_processes_use_keys_twice
@@ -322,6 +323,7 @@ const ROWS: &str = "
 - T-MP-3 | a turn that has not begun | t_mp_3_nobody_joins_a_turn_that_has_not_begun | =
 - T-MP-3 | a commit that comes late | t_mp_3_what_comes_after_the_end_of_a_turn_is_not_written | =
 - T-MP-3 | one that knows nothing of the others | t_mp_3_nobody_is_alone_where_others_are | =
+- T-MP-4 | whole clients | t_mp_4_an_app_and_its_extension_use_one_device | =
 - T-STO-3 | opened twice | t_sto_3_a_store_is_opened_once_at_a_time | =
 - T-STO-4 | a commit of a process that is gone | t_sto_4_a_commit_that_nobody_waits_for_is_over_when_the_store_opens_again | =
 

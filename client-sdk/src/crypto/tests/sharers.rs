@@ -67,7 +67,7 @@ pub(super) async fn alice(path: &Path, open: Open, environment: &Arc<TestEnviron
 }
 
 struct World {
-    _directory: TempDir,
+    directory: TempDir,
     server: Server,
     /// One device of Alice, twice.
     alice: [Peer; 2],
@@ -90,7 +90,7 @@ impl World {
         bob.sync(&mut server).await;
         let members = users(&[&first, &bob]);
         Self {
-            _directory: directory,
+            directory,
             server,
             alice: [first, second],
             bob,
@@ -182,6 +182,42 @@ async fn t_mp_1_what_one_machine_has_decrypted_the_other_knows() {
             assert_eq!(again, vec![RejectedMessage::Replay; messages.len()]);
             assert_eq!(world.alice[0].read(&hello).await.unwrap(), "hello");
         }
+    }
+}
+
+#[tokio::test]
+async fn t_mp_1_an_old_list_does_not_replace_the_newer_one_of_the_other() {
+    for (open, alone) in [
+        (SqliteOptions::shared as Open, true),
+        (SqliteOptions::careless, false),
+    ] {
+        let mut world = World::new(open).await;
+        let environment = world.bob.environment.clone();
+        let phone = another(&mut world.server, "@bob:example.org", "PHONE", &environment).await;
+        for who in [0, 1] {
+            world.say(who, "hello").await;
+            world.alice[who].sync(&mut world.server).await;
+        }
+        // One asks, and has to wait for the answer.
+        world.server.note_change(phone.user());
+        world.alice[0].receive(&mut world.server).await;
+        let asked = world.alice[0].machine.outgoing_requests().await.unwrap();
+        let mut asked = asked.into_iter();
+        let asked = asked.find(|asked| matches!(asked.request, Request::KeysQuery(_)));
+        let asked = asked.unwrap();
+        let name = world.alice[0].name();
+        let old = world.server.handle(&name, &asked.request);
+        // Meanwhile Bob throws a device away, of which the other hears.
+        world.server.delete_device(phone.user(), phone.device());
+        world.alice[1].receive(&mut world.server).await;
+        world.alice[1].send_outgoing(&mut world.server).await;
+        let known = async |peer: &Peer| peer.machine.devices(phone.user()).await.unwrap().len();
+        assert_eq!(known(&world.alice[1]).await, 1, "control");
+        let machine = &world.alice[0].machine;
+        machine.mark_request_as_sent(&asked.id, &old).await.unwrap();
+        let path = world.directory.path().join("store");
+        let third = alice(&path, open, &environment).await;
+        assert_eq!(known(&third).await == 1, alone, "control");
     }
 }
 

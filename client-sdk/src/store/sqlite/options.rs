@@ -69,7 +69,8 @@ impl SqliteOptions {
     ///
     /// Each operation that reads and then writes is alone in the store, and begins with a look at
     /// whose turn was the last: a few microseconds. Whenever it was another's, what this process
-    /// remembers is forgotten. A process that dies in its turn takes nothing from the others.
+    /// remembers is forgotten. A process that dies in its turn takes nothing from the others; where one
+    /// does not come to an end, the others get [`StoreError::InUse`] after ten seconds.
     #[must_use]
     pub fn shared(mut self) -> Self {
         self.sharing = Sharing::Turns;
