@@ -81,10 +81,9 @@ pub(crate) fn marks(sender: &SenderData) -> String {
     let text = match sender.shield() {
         None => return String::new(),
         Some(Shield::Forwarded) => {
-            let giver = sender.forwarded_by.iter();
-            return giver
-                .map(|giver| format!("(if {giver} is right) "))
-                .collect();
+            let giver = sender.forwarded_by.as_deref();
+            let giver = giver.map_or("whoever gave its key", |id| id.as_str());
+            return format!("(if {giver} is right) ");
         }
         Some(Shield::AuthenticityNotGuaranteed) => "the key came from elsewhere",
         Some(Shield::UnknownDevice) => "UNKNOWN DEVICE",

@@ -230,9 +230,7 @@ async fn decrypt(
         cache.keep_sender(owner, sender.clone());
         sender
     };
-    let requirement = machine.trust_requirement();
-    let trusted = requirement.is_met_by(sender.trust);
-    if !trusted && !exceptions::is_heard(batch, &sender.user_id, sender.trust, requirement).await? {
+    if !exceptions::is_heard(batch, &sender, machine.trust_requirement()).await? {
         let name = session_partition(room_id, session_id);
         batch.put(Table::Held, &sender.curve25519, &name, &true)?;
         let sender = Box::new(sender);

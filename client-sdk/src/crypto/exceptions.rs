@@ -9,7 +9,7 @@ use super::{
     error::MachineError,
     identity::Identity,
     machine::Machine,
-    trust::{SenderTrust, TrustRequirement},
+    trust::{SenderData, SenderTrust, TrustRequirement},
 };
 use crate::store::{Batch, StoreError, Table};
 
@@ -45,18 +45,21 @@ async fn is_listed(batch: &Batch<'_>, user_id: &UserId) -> Result<bool, StoreErr
     Ok(row.await?.is_some())
 }
 
-/// Whether an event counts though its sender is not trusted enough: the sender's list has the device, and
-/// the user is excepted. Where only verified people count there are no exceptions.
+/// Whether what somebody sent is shown: the sender is trusted enough, or is excepted and has the device in
+/// the list. Where only verified people count there are no exceptions.
 pub(crate) async fn is_heard(
     batch: &Batch<'_>,
-    user_id: &UserId,
-    trust: SenderTrust,
+    sender: &SenderData,
     requirement: TrustRequirement,
 ) -> Result<bool, StoreError> {
-    if trust != SenderTrust::UnsignedDevice || requirement == TrustRequirement::Verified {
+    if requirement.is_met_by(sender.trust) {
+        return Ok(true);
+    }
+    if sender.trust != SenderTrust::UnsignedDevice || requirement == TrustRequirement::Verified {
         return Ok(false);
     }
-    Ok(Standing::load(batch, user_id).await?.is_excepted())
+    let standing = Standing::load(batch, &sender.user_id).await?;
+    Ok(standing.is_excepted())
 }
 
 impl Machine {
@@ -71,7 +74,7 @@ impl Machine {
     /// What it does not give up:
     /// - It counts only while no identity of the user has ever been seen. From the first on, devices
     ///   that it does not vouch for get nothing, also if the server hides it again.
-    /// - [`SenderData`](super::SenderData) tells the truth: the devices stay unsigned, with their
+    /// - [`SenderData`] tells the truth: the devices stay unsigned, with their
     ///   [`Shield`](super::Shield).
     /// - Devices that were blocked stay so. Neither does it count with
     ///   [`SharePolicy::VerifiedOnly`](super::SharePolicy::VerifiedOnly) or

@@ -68,7 +68,9 @@ async fn lives(hours: u64, direct: bool, settings: Value, ours: Option<Duration>
     alice.machine.set_direct(room(), direct).await.unwrap();
     let before = alice.say(&mut server, &[&bob], "before").await;
     alice.restart().await;
-    ours.map(|period| alice.machine.set_direct_rotation(period));
+    if let Some(period) = ours {
+        alice.machine.set_direct_rotation(period);
+    }
     // The same settings once more change nothing.
     alice.encrypt_room(room(), content);
     alice.sync(&mut server).await;
