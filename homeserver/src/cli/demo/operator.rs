@@ -102,21 +102,7 @@ fn spellings(needle: &[u8]) -> Vec<Vec<u8>> {
 }
 
 fn contains(hay: &[u8], needle: &[u8]) -> bool {
-    let Some(first) = needle.first() else {
-        return false;
-    };
-    let mut from = 0;
-    while let Some(at) = hay
-        .get(from..)
-        .and_then(|rest| rest.iter().position(|b| b == first))
-    {
-        from += at;
-        if hay.get(from..).is_some_and(|rest| rest.starts_with(needle)) {
-            return true;
-        }
-        from += 1;
-    }
-    false
+    memchr::memmem::find(hay, needle).is_some()
 }
 
 /// Reads every file below a directory.
