@@ -67,8 +67,8 @@ impl SqliteOptions {
     /// Lets several processes have the store open, as an app and the extension that shows its
     /// notifications. All have to open it so; while one has, nobody can open it for itself alone.
     ///
-    /// Each operation that reads and then writes is alone in the store, and begins with a look at
-    /// whose turn was the last: a few microseconds. Whenever it was another's, what this process
+    /// Each operation that reads and then writes is alone in the store, and begins with a lock on a
+    /// file and a look at whose turn was the last. Whenever it was another's, what this process
     /// remembers is forgotten. A process that dies in its turn takes nothing from the others; where one
     /// does not come to an end, the others get [`StoreError::InUse`] after ten seconds.
     #[must_use]
